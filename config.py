@@ -1,0 +1,78 @@
+"""
+Settings from the command line: every field of a dataclass is a --flag, and the comment behind it is the flag's help.
+
+    train, model = from_cli(__doc__, TrainConfig, ModelConfig)
+
+--config=FILE.toml sets defaults that flags overrule. An unknown flag or key, or a value of the wrong type, is an error.
+"""
+
+import argparse
+import dataclasses
+import inspect
+import re
+import tomllib
+import types
+import typing
+
+
+def from_cli(description, *classes, argv=None, defaults=None):
+    """Parse flags into one instance of each dataclass. defaults: a dict that overrules the classes' own."""
+    parser = argparse.ArgumentParser(
+        description=description, allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--config", metavar="FILE.toml", help="a preset; flags overrule it")
+    for cls in classes:
+        group, helps = parser.add_argument_group(cls.__name__), comments(cls)
+        for field in dataclasses.fields(cls):
+            text = f"{helps.get(field.name, '')} (default: {field.default})"
+            kind = bare_type(field.type)
+            if kind is bool:
+                option = dict(action=argparse.BooleanOptionalAction)
+            else:
+                option = dict(type=or_none(kind) if field.type is not kind else kind, metavar=kind.__name__.upper())
+            group.add_argument(f"--{field.name}", default=argparse.SUPPRESS, help=text.replace("%", "%%"), **option)
+    flags = vars(parser.parse_args(argv))
+    preset = flags.pop("config")
+    try:
+        values = {**(defaults or {}), **(read_preset(preset, classes) if preset else {}), **flags}
+        return [cls(**{f.name: values[f.name] for f in dataclasses.fields(cls) if f.name in values}) for cls in classes]
+    except ValueError as error:
+        parser.error(str(error))
+
+
+def read_preset(path, classes):
+    """A TOML file of settings, checked against the classes' fields: a dict. Raises ValueError."""
+    try:
+        with open(path, "rb") as file:
+            preset = tomllib.load(file)
+    except (OSError, tomllib.TOMLDecodeError) as error:
+        raise ValueError(f"cannot read the preset {path}: {error}") from None
+    known = {field.name: bare_type(field.type) for cls in classes for field in dataclasses.fields(cls)}
+    for key, value in preset.items():
+        if key not in known:
+            raise ValueError(f"{path}: unknown setting {key!r}")
+        if known[key] is float and type(value) is int:
+            preset[key] = value = float(value)
+        if type(value) is not known[key]:
+            raise ValueError(f"{path}: {key} must be {known[key].__name__}, not {value!r}")
+    return preset
+
+
+def bare_type(annotation):
+    """int of `int | None`."""
+    if isinstance(annotation, types.UnionType):
+        return next(kind for kind in typing.get_args(annotation) if kind is not type(None))
+    return annotation
+
+
+def or_none(kind):
+    def parse(text):
+        return None if text.lower() == "none" else kind(text)
+
+    parse.__name__ = kind.__name__  # argparse names the type in its errors
+    return parse
+
+
+def comments(cls):
+    """The comment behind each field of a dataclass, by the field's name."""
+    return dict(re.findall(r"^    (\w+): [^#\n]*#\s*(.*)$", inspect.getsource(cls), flags=re.MULTILINE))

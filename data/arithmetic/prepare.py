@@ -1,0 +1,82 @@
+"""
+Arithmetic whose steps are sometimes spelled out between dashes, and sometimes left out, as in real text.
+
+  explicit   3+7*4-2*9=—0082—2    the running results mod 10, from left to right (no precedence), then the answer
+  quiet      3+7*4-2*9=2          the same without its steps: a small model cannot do them all in one go
+  idle       3+7*4-2*9=—kqbe—2    (share --chatter of the asides) letters that help nobody
+
+Each document is one line. Nothing tells in advance which kind a line is going to be. A model that reads enough of it
+can compute the quiet answers, if it only says the steps to itself first.
+
+    python data/arithmetic/prepare.py --out=data/arithmetic
+"""
+
+import random
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+from config import from_cli  # noqa: E402
+from data.dataset import write_dataset  # noqa: E402
+from data.tokenizer import CharTokenizer  # noqa: E402
+
+DASH, ANSWER, END = "—", "=", "\n"
+LETTERS = "abcdefghijklmnopqrstuvwxyz"
+ALPHABET = "0123456789+-*" + ANSWER + DASH + END + LETTERS
+
+
+@dataclass
+class ArithmeticConfig:
+    out: str = str(Path(__file__).parent)  # folder to write
+    train_documents: int = 100000  # lines of training text
+    val_documents: int = 4000  # lines of held-out text
+    explicit: float = 0.5  # share of documents with an aside between dashes
+    chatter: float = 0.0  # share of the asides that are idle letters instead of steps
+    min_operations: int = 3  # fewest operations in a line
+    max_operations: int = 4  # most operations in a line
+    seed: int = 1337  # of everything random
+
+    def __post_init__(self):
+        if not (0 <= self.explicit <= 1 and 0 <= self.chatter <= 1):
+            raise ValueError("explicit and chatter are shares, from 0 to 1")
+        if not 1 <= self.min_operations <= self.max_operations:
+            raise ValueError("operations: 1 <= min_operations <= max_operations")
+        if min(self.train_documents, self.val_documents) < 1:
+            raise ValueError("train_documents and val_documents must be at least 1")
+
+
+def running_results(question):
+    """The results mod 10 after each operation of a question such as "3+7*4", from left to right: [0, 0]."""
+    value, results = int(question[0]), []
+    for operation, digit in zip(question[1::2], question[2::2], strict=True):
+        value = {"+": value + int(digit), "-": value - int(digit), "*": value * int(digit)}[operation] % 10
+        results.append(value)
+    return results
+
+
+def document(config, rng):
+    """One line of text, its end included."""
+    n = rng.randint(config.min_operations, config.max_operations)
+    question = rng.choice("0123456789") + "".join(rng.choice("+-*") + rng.choice("0123456789") for _ in range(n))
+    steps = running_results(question)
+    aside = ""
+    if rng.random() < config.explicit:
+        idle = rng.random() < config.chatter
+        aside = DASH + "".join(rng.choice(LETTERS) if idle else str(step) for step in steps) + DASH
+    return f"{question}{ANSWER}{aside}{steps[-1]}{END}"
+
+
+def main():
+    (config,) = from_cli(__doc__, ArithmeticConfig)
+    tokenizer, splits = CharTokenizer(ALPHABET), {}
+    for name, count in (("train", config.train_documents), ("val", config.val_documents)):
+        rng = random.Random(f"{config.seed} {name}")
+        splits[name] = tokenizer.encode("".join(document(config, rng) for _ in range(count)))
+    write_dataset(config.out, splits, tokenizer, document_end=tokenizer.id[END])
+    print(f"{config.out}: " + ", ".join(f"{name} {len(ids):,} tokens" for name, ids in splits.items()))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,87 @@
+"""
+The project's one data format. A folder holds
+
+  train.bin, val.bin   token ids, one after the other, as uint16 (uint32 if the vocabulary needs it)
+  meta.json            the tokenizer, vocab_size, dtype, the id that ends a document (or null), the size of each split
+
+so that opening it is a memory map, and whatever does not fit is found before training starts.
+"""
+
+import json
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+
+@dataclass
+class Dataset:
+    """One split, opened: `tokens` is a read-only memory map of ids."""
+
+    tokens: np.ndarray
+    meta: dict
+    path: Path
+
+
+def write_dataset(folder, splits, tokenizer, document_end=None):
+    """Write splits {"train": ids, "val": ids} and meta.json. tokenizer: see data/tokenizer.py; document_end: an id or None.
+
+    Each file appears whole or not at all; meta.json comes last, so a folder that has it is complete.
+    """
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    dtype = "uint16" if tokenizer.vocab_size <= 2**16 else "uint32"
+    meta = {
+        "tokenizer": tokenizer.to_json(),
+        "vocab_size": tokenizer.vocab_size,
+        "dtype": dtype,
+        "document_end": document_end,
+        "tokens": {name: len(ids) for name, ids in splits.items()},
+    }
+    for name, ids in splits.items():
+        replace_file(folder / f"{name}.bin", np.asarray(ids, dtype).tobytes())
+    replace_file(folder / "meta.json", json.dumps(meta, indent=1, ensure_ascii=False).encode())
+    return meta
+
+
+def open_dataset(folder, split):
+    """Open a split of a folder that write_dataset wrote. Raises ValueError, in one line, if anything is amiss."""
+    folder, path = Path(folder), Path(folder) / f"{split}.bin"
+    try:
+        meta = json.loads((folder / "meta.json").read_text("utf-8"))
+        vocab_size, dtype, expected = meta["vocab_size"], np.dtype(meta["dtype"]), meta["tokens"][split]
+    except FileNotFoundError:
+        raise ValueError(f"no data in {folder} (no meta.json): run its prepare.py first") from None
+    except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError) as error:
+        raise ValueError(f"{folder / 'meta.json'} is not a dataset's description ({error!r}): prepare it anew") from None
+    if not path.exists():
+        raise ValueError(f"{path} is missing: run prepare.py in {folder} again")
+    if path.stat().st_size != expected * dtype.itemsize:
+        raise ValueError(
+            f"{path} is cut short or foreign: {path.stat().st_size} bytes, not {expected * dtype.itemsize}; prepare it anew"
+        )
+    if not expected:
+        raise ValueError(f"{path} holds no tokens")
+    tokens = np.memmap(path, dtype, mode="r")
+    for start in range(0, len(tokens), 2**24):  # a pass over the file, at the speed of the disk
+        largest = int(tokens[start : start + 2**24].max())
+        if largest >= vocab_size:
+            raise ValueError(f"{path} holds the token id {largest}, outside of its vocabulary of {vocab_size}")
+    return Dataset(tokens, meta, path)
+
+
+def document_numbers(tokens, document_end):
+    """Which document each token of tokens (B, L) belongs to, counted within its row; an end belongs to what it ends."""
+    ends = (tokens == document_end).astype(np.int64)
+    return ends.cumsum(-1) - ends
+
+
+def replace_file(path, content):
+    """Write bytes under a temporary name, make sure they are on disk, and rename: never a half-written file."""
+    temporary = Path(f"{path}.tmp")
+    with open(temporary, "wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(temporary, path)

@@ -1,0 +1,558 @@
+"""
+Quiet-STaR: a language model that thinks before it speaks (Zelikman et al. 2024, arXiv 2403.09629).
+
+Algorithm 1 of the paper, and the function here that does each line:
+
+  for every text x_0 .. x_{L-1} of the batch
+    h_base    <- read the text                                        QuietSTaR.think    (first forward)
+    for every position i, in parallel:                                thought_mask       (who may see what)
+      for each of n_thoughts thoughts:                                THINK
+        t_1 .. t_m ~ model( . | x_0 .. x_i, start)                    QuietSTaR.think
+        h_thought <- read t_1 .. t_m, end, x_{i+1} .. x_{i+a-1}       QuietSTaR.think    (last forward)
+                                                                      TALK
+        w       <- mixing head(h_base, h_thought)                     MixingHead
+        p_mixed <- softmax(head((1-w) h_base + w h_thought))          QuietSTaR.talk
+                                                                      LEARN
+        reward    = sum_j log p_mixed(x_{i+j}) - log p_base(x_{i+j})  thought_reward
+        advantage = reward - baseline of the position's thoughts      thought_advantage
+        loss      = 1/2 NLL_base + 1/2 NLL_mixed                      QuietSTaR.learn
+                    - reinforce_weight * advantage * log p(t_1 .. t_m)
+
+Symbols
+  B  texts                   L  tokens of a text (read or only predicted)    C, V  width, vocabulary
+  S  positions that think (all that have n_true targets, unless chosen)
+  N  n_thoughts              thoughts sampled per position
+  m  thought_len             sampled tokens of a thought, without start and end  (the paper's t; the release's
+                             n_ahead is m + 3)
+  a  n_true                  true tokens predicted after the thought, teacher-forced  (the release's n_ahead_talk)
+  R  steps of a thought read in one forward; D steps of a thought read so far
+
+A thought of position i, which has read x_0 .. x_i and is about to predict x_{i+1}, is the sequence
+  start, t_1 .. t_m, end, x_{i+1} .. x_{i+a-1}          steps s = 0 .. m + a, at position ids i + 1 + s.
+Reading `end` predicts x_{i+1}, reading x_{i+1} predicts x_{i+2}, and so on: a predictions.
+"""
+
+import copy
+from dataclasses import dataclass, replace
+from typing import NamedTuple
+
+import torch
+import torch.nn as nn
+import torch.nn.functional as F
+from torch.utils.checkpoint import checkpoint
+
+from model import KVCache, attention, sample
+
+REWARDS = ("mixed", "thought")
+
+
+@dataclass
+class QuietSTaRConfig:
+    thought_len: int = 6  # sampled tokens in a thought, without start and end (m); 0: start and end alone ("pause")
+    n_thoughts: int = 2  # thoughts sampled per position (N); 1: the reward itself is the advantage
+    n_true: int = 2  # true tokens each thought is scored on (a)
+    reinforce_weight: float = 1.0  # weight of the REINFORCE term in the loss; 0: none
+    reward_on: str = "mixed"  # score thoughts by the "mixed" prediction (paper) or by the ungated "thought" branch
+    clamp_advantage: bool = True  # drop negative advantages, as the paper does: steadier, but biased
+    thought_temperature: float = 1.0  # thoughts are sampled at this temperature; 0: greedily
+    log_prob_temperature: float = 1.0  # temperature of log p(thought) in the REINFORCE term (the release: 3)
+    embedding_scale: float = 100.0  # start/end are stored divided by this, so that Adam moves them that much faster
+    explicit_mask: bool = False  # attend through the whole boolean mask: slow, and the definition of the fast form
+
+    def __post_init__(self):
+        for name, least in (("thought_len", 0), ("n_thoughts", 1), ("n_true", 1)):
+            if getattr(self, name) < least:
+                raise ValueError(f"{name} must be at least {least}, not {getattr(self, name)}")
+        if self.reward_on not in REWARDS:
+            raise ValueError(f"reward_on must be one of {', '.join(REWARDS)}, not {self.reward_on!r}")
+        if self.thought_temperature < 0 or self.log_prob_temperature <= 0 or self.embedding_scale <= 0:
+            raise ValueError("thought_temperature must be >= 0, log_prob_temperature and embedding_scale > 0")
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# 1. Parallel thoughts: the mask (section 4.2, figure 3)
+
+
+def thought_mask(query, key, sliding_window=None):
+    """Who may see whom when every position of a text thinks at once. This boolean mask defines the method.
+
+    A token is three integers: `position` i of the text, `thought` n (-1 for the text's own tokens) and `step` s of
+    the thought (-1 for the text's own tokens). Its position id is i + 1 + s: for the text, i.
+
+    query, key: triples (position, thought, step) of tensors (..., Q) and (..., K). Returns (..., Q, K), True = may look.
+
+    Three text tokens a b c, each with a thought of two steps (a' a", ...), laid out step by step:
+
+              a  b  c    a' b' c'   a" b" c"
+         a    x  .  .    .  .  .    .  .  .
+         b    x  x  .    .  .  .    .  .  .      the text sees the text before it, and never a thought
+         c    x  x  x    .  .  .    .  .  .
+         a'   x  .  .    x  .  .    .  .  .
+         b'   x  x  .    .  x  .    .  .  .      a thought sees the text up to its position ...
+         c'   x  x  x    .  .  x    .  .  .
+         a"   x  .  .    x  .  .    x  .  .
+         b"   x  x  .    .  x  .    .  x  .      ... and itself, but no other thought: one causal block, then diagonals
+         c"   x  x  x    .  .  x    .  .  x
+    """
+    (qi, qn, qs), (ki, kn, ks) = ([x[..., :, None] for x in query], [x[..., None, :] for x in key])
+    see_text = (ks < 0) & (ki <= qi)
+    see_self = (ks >= 0) & (ki == qi) & (kn == qn) & (ks <= qs)
+    mask = see_text | see_self
+    if sliding_window is not None:  # Mistral's window counts position ids, in thoughts as in text
+        mask &= (qi + qs) - (ki + ks) < sliding_window
+    return mask
+
+
+def thought_layout(T, steps):
+    """The triples (position, thought, step), each (T + steps * T,), of a text whose every position has one thought:
+    T text tokens, then T tokens of step 0, T of step 1, ... (the order of the picture above)."""
+    step = torch.arange(-1, steps).repeat_interleave(T)
+    return torch.arange(T).repeat(steps + 1), step.clamp(max=0), step
+
+
+class ThoughtCache:
+    """What thoughts look at: the keys and values of the text, shared by all its thoughts, and each thought's own.
+
+    Takes the place of model.KVCache, but keeps the autograd graph: the forward that samples is the forward that learns.
+    One call of the transformer reads T new tokens of text (or none) and then R more steps of every thought, its rows in
+    the order (N, S, R).
+    """
+
+    def __init__(self, n_layers, positions, config, sliding_window=None, text=None):
+        self.positions = positions  # (B, S) the positions that think
+        self.sliding_window = sliding_window
+        self.explicit = config.explicit_mask
+        self.text_cache = text  # a KVCache when generating: the text grows, its thoughts are forgotten
+        self.text = [None] * n_layers  # by layer: keys and values (B, K, T, hd)
+        self.own = [None] * n_layers  # by layer: keys and values (B, K, N, S, D, hd)
+        self.n_text = 0 if text is None else text.length  # text tokens read
+        self.n_steps = 0  # steps of each thought read (D)
+
+    def expect(self, T, N, R):
+        """Announce one call of the transformer: T text tokens and R steps of N thoughts. Returns its position ids."""
+        B, S = self.positions.shape
+        device = self.positions.device
+        self.shape = N, S, R
+        self.new_text = torch.arange(self.n_text, self.n_text + T, device=device)
+        self.new_steps = torch.arange(self.n_steps, self.n_steps + R, device=device)
+        self.n_text, self.n_steps = self.n_text + T, self.n_steps + R
+        ids = (self.positions[:, None, :, None] + 1 + self.new_steps).expand(B, N, S, R)
+        return torch.cat((self.new_text.expand(B, T), ids.flatten(1)), dim=1)  # (B, T + N*S*R)
+
+    def attend(self, layer, q, k, v, mask):
+        """q (B, H, T + N*S*R, hd), k and v (B, K, ...) -> (B, H, T + N*S*R, hd): remember k and v, then look."""
+        T, (N, S, R) = len(self.new_text), self.shape
+        if T:
+            new = k[:, :, :T], v[:, :, :T]
+            self.text[layer] = new if self.text_cache is None else self.text_cache.append(layer, *new)
+        own = [x[:, :, T:].unflatten(2, (N, S, R)) for x in (k, v)]  # (B, K, N, S, R, hd)
+        if self.own[layer] is not None:  # the start is read once for all N thoughts: hence the expand
+            past = [x.expand(-1, -1, N, -1, -1, -1) for x in self.own[layer]]
+            own = [torch.cat(pair, dim=4) for pair in zip(past, own, strict=True)]
+        self.own[layer] = own
+        if self.explicit:
+            return self.attend_explicit(q, *self.text[layer], *own)
+        y_thought = self.attend_thoughts(q[:, :, T:], *self.text[layer], *own)
+        return torch.cat((self.attend_text(q[:, :, :T], *self.text[layer]), y_thought), dim=2) if T else y_thought
+
+    def attend_explicit(self, q, k_text, v_text, k_own, v_own):
+        """The definition: one softmax over all keys there are, under `thought_mask`."""
+        keys, values = (torch.cat((a, b.flatten(2, 4)), dim=2) for a, b in ((k_text, k_own), (v_text, v_own)))
+        steps, N = torch.arange(self.n_steps, device=q.device), k_own.shape[2]
+        query = self.coordinates(self.new_text, self.shape[0], self.new_steps)
+        key = self.coordinates(torch.arange(self.n_text, device=q.device), N, steps)
+        return attention(q, keys, values, thought_mask(query, key, self.sliding_window)[:, None])
+
+    def coordinates(self, text, N, steps):
+        """(position, thought, step) of text tokens followed by thoughts in the order (N, S, steps): each (B, ...)."""
+        B, S = self.positions.shape
+        shape = B, N, S, len(steps)
+        i = self.positions[:, None, :, None].expand(shape).flatten(1)
+        n = torch.arange(N, device=text.device)[:, None, None].expand(shape).flatten(1)
+        s = steps.expand(shape).flatten(1)
+        none = torch.full((B, len(text)), -1, device=text.device)
+        return tuple(torch.cat(pair, dim=1) for pair in ((text.expand(B, -1), i), (none, n), (none, s)))
+
+    # The fast form of the same (appendix B). The mask is one causal block and then diagonals, so most of its L x L
+    # scores need not exist: against the text they are one product with (T, hd) keys that all thoughts share, against
+    # one's own thought a product with D keys. One softmax spans the two parts.
+
+    def attend_text(self, q, k, v):
+        first, n = len(self.new_text) == self.n_text, self.n_text
+        if first and (self.sliding_window is None or n <= self.sliding_window):
+            return attention(q, k, v, None)  # plain causal
+        none = torch.full_like(self.new_text, -1)
+        everything = torch.arange(n, device=q.device)
+        key = everything, torch.full_like(everything, -1), torch.full_like(everything, -1)
+        return attention(q, k, v, thought_mask((self.new_text, none, none), key, self.sliding_window))
+
+    def attend_thoughts(self, q, k_text, v_text, k_own, v_own):
+        B, K, N, S, D, hd = k_own.shape
+        N, S, R = self.shape
+        T, G = k_text.shape[2], q.shape[1] // K  # G query heads share a key head
+        # (B, K, N, S, G, R, hd): each thought's G*R queries side by side, as its own keys want them
+        q = q.view(B, K, G, N, S, R, hd).permute(0, 1, 3, 4, 2, 5, 6) * hd**-0.5
+        text_scores = (q.reshape(B, K, -1, hd) @ k_text.transpose(2, 3)).view(B, K, N, S, G, R, T)
+        own_scores = (q.reshape(B, K, N, S, G * R, hd) @ k_own.transpose(4, 5)).view(B, K, N, S, G, R, D)
+
+        here, text = self.positions[:, None, None, :, None, None, None], torch.arange(T, device=q.device)
+        step, past = self.new_steps[:, None], torch.arange(D, device=q.device)
+        see_text, see_own = text <= here, past <= step  # (B, 1, 1, S, 1, 1, T) and (R, D)
+        if self.sliding_window is not None:
+            see_text = see_text & (here + 1 + step - text < self.sliding_window)  # (B, 1, 1, S, 1, R, T)
+            see_own = see_own & (step - past < self.sliding_window)
+        scores = torch.cat(
+            (text_scores.masked_fill(~see_text, -torch.inf), own_scores.masked_fill(~see_own, -torch.inf)), dim=-1
+        )
+        p = scores.softmax(-1)
+        y = (p[..., :T].reshape(B, K, -1, T) @ v_text).view(B, K, N, S, G * R, hd)
+        y = y + p[..., T:].reshape(B, K, N, S, G * R, D) @ v_own
+        return y.view(B, K, N, S, G, R, hd).permute(0, 1, 4, 2, 3, 5, 6).reshape(B, K * G, N * S * R, hd)
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# 2. The start and end of a thought (section 4.2), and the mixing head (section 4.3)
+
+
+class ThoughtTokens(nn.Module):
+    """<|startofthought|> and <|endofthought|>: two learned vectors outside of the vocabulary, so never sampled.
+
+    They must learn faster than the model. A larger gradient would change nothing under Adam, which divides by it; so
+    the parameter is e / scale and the forward multiplies by scale: a step of size lr moves the vector by scale * lr.
+    """
+
+    def __init__(self, dim, scale):
+        super().__init__()
+        self.scale = scale
+        self.start = nn.Parameter(torch.randn(dim) * 0.02 / scale)
+        self.end = nn.Parameter(torch.randn(dim) * 0.02 / scale)
+
+    @torch.no_grad()
+    def init_from(self, embedding):
+        """Start both from one token's embedding (C,). The paper takes an em dash: it opens and closes an aside."""
+        if embedding.shape != self.start.shape:
+            raise ValueError(f"an embedding of shape {tuple(self.start.shape)} is wanted, not {tuple(embedding.shape)}")
+        self.start.copy_(embedding / self.scale)
+        self.end.copy_(embedding / self.scale)
+
+    def forward(self):
+        return self.start * self.scale, self.end * self.scale  # (C,), (C,)
+
+
+class MixingHead(nn.Module):
+    """The gate w: how much of the prediction after the thought goes into the mix, (..., C), (..., C) -> (..., 1).
+
+    w multiplies the THOUGHT branch (as in the release; Algorithm 1 puts it on the other). Its last layer starts at zero
+    and no sigmoid follows, so that at step 0 the model is exactly the base model: a gate of a half would harm it from
+    the first step on.
+    """
+
+    def __init__(self, dim):
+        super().__init__()
+        self.base = nn.Linear(dim, dim)  # these two are one Linear(2C, C) of [h_base ; h_thought], split so that the
+        self.thought = nn.Linear(dim, dim, bias=False)  # N thoughts of a position share the product with h_base
+        self.inner = nn.Linear(dim, dim)
+        self.last = nn.Linear(dim, 1, bias=False)
+        nn.init.zeros_(self.last.weight)
+
+    def forward(self, h_base, h_thought):
+        return self.last(self.inner((self.base(h_base) + self.thought(h_thought)).relu()).relu())
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# 3. Reward and baseline (section 4.4)
+
+
+def thought_reward(log_p, log_p_base, valid):
+    """r = sum over the a true tokens of log p(x) with the thought - log p(x) without it: (B, N, S, a) -> (B, N, S).
+
+    log_p_base, valid (B, S, a): predictions of no true token (past the text's end, say) earn nothing.
+    """
+    return ((log_p - log_p_base[:, None]) * valid[:, None]).sum(-1)
+
+
+def thought_advantage(reward, clamp):
+    """reward - baseline, (B, N, S): the baseline of a thought is the mean reward of the position's *other* thoughts.
+
+    Leaving the thought itself out keeps the gradient unbiased; the mean over all N would only shrink it by (N-1)/N. It
+    is never divided by a standard deviation (explodes when rewards agree) nor taken over other positions (whose
+    difficulty would leak in). One thought has no others: its baseline is 0, which is "with minus without the thought".
+    clamp drops negative advantages, as the paper does: it no longer follows the gradient of the expected reward.
+    """
+    N = reward.shape[1]
+    baseline = (reward.sum(1, keepdim=True) - reward) / (N - 1) if N > 1 else 0.0
+    advantage = reward - baseline
+    return advantage.clamp(min=0) if clamp else advantage
+
+
+def token_log_prob(head, hidden, tokens, temperature=1.0, chunk_numbers=2**25):
+    """log softmax(head(hidden) / temperature)[tokens]: hidden (..., C), tokens (...) -> (...).
+
+    Logits are V numbers a row, far more than anything else here. When they exceed chunk_numbers they are made chunk by
+    chunk, and made again in the backward pass instead of being kept.
+    """
+
+    def some(h, t):
+        logits = head(h)
+        logits = logits if logits.dtype == torch.float64 else logits.float()
+        return -F.cross_entropy(logits / temperature, t, reduction="none")
+
+    h, t = hidden.reshape(-1, hidden.shape[-1]), tokens.reshape(-1)
+    rows = max(1, chunk_numbers // head.out_features)
+    if len(t) <= rows:
+        return some(h, t).view(tokens.shape)
+    parts = zip(h.split(rows), t.split(rows), strict=True)
+    parts = [checkpoint(some, *part, use_reentrant=False, preserve_rng_state=False) for part in parts]
+    return torch.cat(parts).view(tokens.shape)
+
+
+def text_mean(values, valid):
+    """Mean over the valid entries of each text (B, ...), then over texts: a batch's loss is the mean of its parts'."""
+    valid = valid.expand_as(values).flatten(1)
+    values = torch.where(valid, values.flatten(1), 0)  # where, not times: 0 * inf is nan
+    return (values.sum(1) / valid.sum(1).clamp(min=1)).mean()
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# 4. Think, talk, learn (Algorithm 1)
+
+
+class Thoughts(NamedTuple):
+    """What `think` returns: the thoughts, and the hidden states that talking and learning need."""
+
+    tokens: torch.Tensor  # (B, N, S, m) t_1 .. t_m
+    positions: torch.Tensor  # (B, S) i: where each was thought
+    h_text: torch.Tensor  # (B, L or L-1, C) after each text token, without thoughts
+    h_base: torch.Tensor  # (B, 1, S, a, C) at position i + j - 1, about to predict x_{i+j}, without the thought
+    h_thought: torch.Tensor  # (B, N, S, a, C) the same, having read the thought
+    h_policy: torch.Tensor  # (B, N, S, m, C) about to say t_1 .. t_m
+
+
+class Learned(NamedTuple):
+    """What `learn` returns. Everything per position is as it is, `valid` tells which of it counts."""
+
+    loss: torch.Tensor  # () 1/2 NLL_base + 1/2 NLL_mixed + reinforce_weight * reinforce
+    reinforce: torch.Tensor  # () the REINFORCE term
+    nll_base: torch.Tensor  # (B, L-1) of x_1 .. x_{L-1}, without thoughts
+    nll_mixed: torch.Tensor  # (B, N, S, a) of x_{i+1} .. x_{i+a}
+    gate: torch.Tensor  # (B, N, S, a) w
+    reward: torch.Tensor  # (B, N, S)
+    advantage: torch.Tensor  # (B, N, S)
+    log_prob: torch.Tensor  # (B, N, S, m) of t_1 .. t_m
+    valid: torch.Tensor  # (B, S, a) is there such a token, and in the same document?
+    valid_base: torch.Tensor  # (B, L-1) likewise
+
+
+class QuietSTaR(nn.Module):
+    """A language model (model.Transformer) that thinks. `forward` is Algorithm 1."""
+
+    def __init__(self, model, config):
+        super().__init__()
+        self.model, self.config = model, config
+        self.thought_tokens = ThoughtTokens(model.config.dim, config.embedding_scale)
+        self.mixing_head = MixingHead(model.config.dim)
+
+    def with_settings(self, **changes):
+        """The same model, sharing all weights, with some settings changed: e.g. greedy thoughts for evaluation."""
+        other = copy.copy(self)
+        other.config = replace(self.config, **changes)
+        return other
+
+    def forward(self, tokens, thoughts=None, positions=None, documents=None, noise=None):
+        """tokens (B, L) -> the loss, and metrics: a dict of detached means over the batch (nats, per token or thought).
+
+        thoughts    (B, N, S, m) ids to learn from instead of sampling
+        positions   (B, S) where to think; None: at every position with n_true tokens after it, 0 .. L - n_true - 1
+        documents   (B, L) number of the document each token belongs to, -1 for padding: no token is predicted from
+                    another document, nor padding from anything; None: all one document
+        noise       (B, N, S, m) uniform numbers that decide the sampling (see model.sample); None: fresh ones
+        """
+        thoughts = self.think(tokens, thoughts, positions, noise)
+        learned = self.learn(tokens, thoughts, documents)
+        return learned.loss, self.metrics(learned)
+
+    def think(self, tokens, thoughts=None, positions=None, noise=None, text_cache=None):
+        """THINK at all chosen positions in parallel (section 4.2), and read on: returns Thoughts. See `forward`.
+
+        Nothing is read twice and nothing known waits: [text, start] go through the transformer together, then t_1 ..
+        t_{m-1} one step at a time as they are sampled, then [t_m, end, x_{i+1} .. x_{i+a-1}]: m + 1 forwards. Thoughts
+        that are given are known, and go in together: two. text_cache: a KVCache that holds the text before `tokens`.
+        """
+        config, embed = self.config, self.model.tok_embeddings
+        m, a = config.thought_len, config.n_true
+        N = config.n_thoughts if thoughts is None else thoughts.shape[1]
+        before = 0 if text_cache is None else text_cache.length  # tokens the cache holds already
+        positions = self.default_positions(tokens) if positions is None else positions
+        self.check(tokens, thoughts, positions, before)
+        (B, L), S = tokens.shape, positions.shape[1]
+        sliding_window = self.model.config.sliding_window
+        cache = ThoughtCache(self.model.config.n_layers, positions, config, sliding_window, text_cache)
+
+        start, end = (x.expand(B, 1, S, 1, -1) for x in self.thought_tokens())
+        ahead = positions[:, :, None] - before + torch.arange(1, a + 1, device=tokens.device)  # (B, S, a) of x_{i+j}
+        true = embed(take(tokens, ahead[..., :-1].clamp(max=L - 1)))[:, None]  # (B, 1, S, a-1, C)
+
+        # The last token is only ever a target, unless some position thinks right after it (generation).
+        last_read = L if text_cache is not None or positions.max() == L - 1 else L - 1
+        text, known = embed(tokens[:, :last_read]), start  # what is known and not yet read
+        h_text, h_policy, sampled = None, [], []
+        for s in range(m):
+            h_new, h = self.read(cache, text, known)  # (B, T, C), (B, 1 or N, S, 1, C)
+            h_text, text = h_new if s == 0 else h_text, None
+            if thoughts is not None:  # given: no need to go step by step
+                known, sampled = embed(thoughts), [thoughts]
+                h_policy = [h.expand(B, N, S, 1, -1)]
+                break
+            h_policy.append(h.expand(B, N, S, 1, -1))
+            with torch.no_grad():  # one step's logits live at a time; log-probabilities are made in `learn`
+                logits = self.model.logits(h[:, :, :, 0]).expand(B, N, S, -1)
+                u = None if noise is None else noise[..., s]
+                sampled.append(sample(logits, config.thought_temperature, u)[..., None])  # (B, N, S, 1)
+            known = embed(sampled[-1])  # (B, N, S, 1, C)
+
+        width = known.shape[1]  # N, or 1 if there is nothing in which thoughts could differ (m = 0)
+        known = torch.cat((known, end.expand(B, width, S, 1, -1), true.expand(B, width, S, a - 1, -1)), dim=3)
+        h_new, h = self.read(cache, text, known)  # h (B, N, S, R, C), R = ..., end, x_{i+1} .. x_{i+a-1}
+        h_text = h_new if m == 0 else h_text
+        if thoughts is not None and m > 1:
+            h_policy.append(h[:, :, :, : m - 1])
+
+        return Thoughts(
+            tokens=torch.cat(sampled, dim=3) if m else tokens.new_empty(B, N, S, 0),
+            positions=positions,
+            h_text=h_text,
+            h_base=take(h_text, (ahead - 1).clamp(max=h_text.shape[1] - 1))[:, None],
+            h_thought=h[:, :, :, -a:].expand(B, N, S, a, -1),
+            h_policy=torch.cat(h_policy, dim=3) if m else h.new_empty(B, N, S, 0, h.shape[-1]),
+        )
+
+    def read(self, cache, text, thought):
+        """One forward: text embeddings (B, T, C) or None, and R new steps of every thought (B, N, S, R, C), both seen
+        through `cache`. Returns their hidden states, in the same shapes."""
+        _, N, S, R, _ = thought.shape
+        T = 0 if text is None else text.shape[1]
+        x = thought.flatten(1, 3) if text is None else torch.cat((text, thought.flatten(1, 3)), dim=1)
+        hidden = self.model(x, cache.expect(T, N, R), cache=cache)  # (B, T + N*S*R, C)
+        return hidden[:, :T], hidden[:, T:].unflatten(1, (N, S, R))
+
+    def talk(self, thoughts):
+        """TALK: mix the two branches by the gate (section 4.3): h_mixed (B, N, S, a, C), w (B, N, S, a).
+
+        The head that follows is linear, so mixing hidden states is mixing logits; and a softmax forgets constants, so
+        it is the paper's mixing of log-probabilities too.
+        """
+        w = self.mixing_head(thoughts.h_base, thoughts.h_thought)  # (B, N, S, a, 1)
+        return thoughts.h_base + w * (thoughts.h_thought - thoughts.h_base), w[..., 0]
+
+    def learn(self, tokens, thoughts, documents=None):
+        """LEARN from thoughts, sampled or given (section 4.4): returns Learned. See `forward`.
+
+        For thoughts of your own: learn(tokens, think(tokens, my_thoughts)).
+        """
+        config, head = self.config, self.model.output
+        valid_base, valid, target = self.targets(tokens, thoughts.positions, documents)
+        h_mixed, gate = self.talk(thoughts)
+
+        L = tokens.shape[1]
+        log_p_base = token_log_prob(head, thoughts.h_text[:, : L - 1], tokens[:, 1:])  # (B, L-1)
+        log_p_mixed = token_log_prob(head, h_mixed, target[:, None].expand(gate.shape))  # (B, N, S, a)
+        log_prob = token_log_prob(head, thoughts.h_policy, thoughts.tokens, config.log_prob_temperature)  # (B, N, S, m)
+
+        with torch.no_grad():  # a reward is a fact, not something to differentiate
+            log_p_reward = log_p_mixed
+            if config.reward_on == "thought":
+                log_p_reward = token_log_prob(head, thoughts.h_thought, target[:, None].expand(gate.shape))
+            log_p_base_ahead = take(log_p_base, (target_index(thoughts.positions, config.n_true) - 1).clamp(max=L - 2))
+            reward = thought_reward(log_p_reward, log_p_base_ahead, valid)  # (B, N, S)
+            advantage = thought_advantage(reward, config.clamp_advantage)
+
+        # "Loss" only in that its gradient, in expectation over thoughts, is minus that of the expected reward.
+        reinforce = -text_mean(advantage * log_prob.sum(-1), valid.any(-1)[:, None])
+        nll_base = text_mean(-log_p_base, valid_base)
+        nll_mixed = text_mean(-log_p_mixed, valid[:, None])
+        loss = 0.5 * nll_base + 0.5 * nll_mixed + config.reinforce_weight * reinforce
+        return Learned(
+            loss, reinforce, -log_p_base, -log_p_mixed, gate, reward, advantage, log_prob, valid, valid_base
+        )
+
+    def targets(self, tokens, positions, documents):
+        """Which predictions count, valid_base (B, L-1) and valid (B, S, a), and the true tokens ahead (B, S, a)."""
+        L = tokens.shape[1]
+        index = target_index(positions, self.config.n_true)  # (B, S, a) of x_{i+j}
+        inside = index.clamp(max=L - 1)
+        valid = index < L
+        valid_base = torch.ones_like(tokens[:, 1:], dtype=torch.bool)
+        if documents is not None:
+            valid_base = (documents[:, 1:] == documents[:, :-1]) & (documents[:, 1:] >= 0)
+            here, there = take(documents, positions)[..., None], take(documents, inside)
+            valid = valid & (here == there) & (there >= 0)
+        return valid_base, valid, take(tokens, inside)
+
+    @torch.no_grad()
+    def metrics(self, learned):
+        """Means of what was learned, over valid entries: a dict of scalars (0-dim tensors)."""
+        some = learned.valid.any(-1)[:, None]  # (B, 1, S)
+        policy = learned.log_prob.mean(-1) if learned.log_prob.shape[-1] else torch.zeros_like(learned.reward)
+        return {
+            "loss": learned.loss.detach(),
+            "nll_base": text_mean(learned.nll_base, learned.valid_base),
+            "nll_mixed": text_mean(learned.nll_mixed, learned.valid[:, None]),
+            "gate": text_mean(learned.gate, learned.valid[:, None]),
+            "reward": text_mean(learned.reward, some),
+            "advantage_abs": text_mean(learned.advantage.abs(), some),
+            "thought_nll": text_mean(-policy, some),
+        }
+
+    def default_positions(self, tokens):
+        """All positions with n_true tokens after them, (B, S)."""
+        B, L = tokens.shape
+        return torch.arange(L - self.config.n_true, device=tokens.device).expand(B, -1)
+
+    def check(self, tokens, thoughts, positions, before):
+        """Refuse what cannot be right, in one line."""
+        m, (B, L) = self.config.thought_len, tokens.shape
+        if positions.shape[1] < 1:
+            raise ValueError(f"{L} tokens are too few: thinking needs at least n_true + 1 = {self.config.n_true + 1}")
+        if positions.min() < before or positions.max() >= before + L:
+            raise ValueError(f"positions must lie in the tokens read now, {before} to {before + L - 1}")
+        wanted = (B, "n_thoughts", positions.shape[1], m)
+        if thoughts is not None and (thoughts.dim() != 4 or (*thoughts.shape[:1], *thoughts.shape[2:]) != (B, *wanted[2:])):
+            raise ValueError(f"thoughts of shape {wanted} are wanted, not {tuple(thoughts.shape)}")
+
+
+def target_index(positions, n_true):
+    """Index in the text of the tokens ahead, x_{i+1} .. x_{i+a}: (B, S) -> (B, S, a)."""
+    return positions[:, :, None] + torch.arange(1, n_true + 1, device=positions.device)
+
+
+def take(x, index):
+    """Entries of x (B, T, ...) at index (B, ...): (B, index's shape, x's remaining shape)."""
+    rows = torch.arange(len(x), device=x.device).view(-1, *[1] * (index.dim() - 1))
+    return x[rows, index]
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# 5. Speaking with thoughts
+
+
+@torch.no_grad()
+def generate_with_thoughts(quiet, tokens, max_new_tokens, temperature=1.0, thought_temperature=0.0, generator=None):
+    """Continue tokens (B, T), thinking before each new one: tokens (B, T + new), thoughts (B, new, m), gates (B, new).
+
+    Thoughts are greedy by default, as in the paper's evaluation. They live only until their token is out: what is
+    kept, as text and in the cache, is the text alone. Start and end are outside of the vocabulary, hence never
+    emitted. Each new token costs m + 1 forwards: [x, start], t_1 .. t_{m-1}, [t_m, end]; one if m = 0.
+    """
+    quiet = quiet.with_settings(n_thoughts=1, n_true=1, thought_temperature=thought_temperature)
+    model, (B, T) = quiet.model, tokens.shape
+    text_cache = KVCache(model.config, B, T + max_new_tokens, tokens.device, model.tok_embeddings.weight.dtype)
+    new, thoughts, gates = tokens, [], []
+    for _ in range(max_new_tokens):
+        last = torch.full((B, 1), tokens.shape[1] - 1, device=tokens.device)
+        thought = quiet.think(new, positions=last, text_cache=text_cache)
+        h_mixed, gate = quiet.talk(thought)  # (B, 1, 1, 1, C), (B, 1, 1, 1)
+        new = sample(model.logits(h_mixed[:, 0, 0, 0]), temperature, generator=generator)[:, None]
+        tokens = torch.cat((tokens, new), dim=1)
+        thoughts.append(thought.tokens[:, 0])  # (B, 1, m)
+        gates.append(gate[:, 0, 0])  # (B, 1)
+    return tokens, torch.cat(thoughts, dim=1), torch.cat(gates, dim=1)
