@@ -1,7 +1,7 @@
 """
 Settings from the command line: every field of a dataclass is a --flag, and the comment behind it is the flag's help.
 
-    train, model = from_cli(__doc__, TrainConfig, ModelConfig)
+    train, model, given = from_cli(__doc__, TrainConfig, ModelConfig)
 
 --config=FILE.toml sets defaults that flags overrule. An unknown flag or key, or a value of the wrong type, is an error.
 """
@@ -15,9 +15,14 @@ import types
 import typing
 
 
-def from_cli(description, *classes, argv=None, defaults=None):
-    """Parse flags into one instance of each dataclass. defaults: a dict that overrules the classes' own."""
-    parser = argparse.ArgumentParser(
+class OneLineErrors(argparse.ArgumentParser):
+    def error(self, message):
+        self.exit(2, f"{self.prog}: error: {message} (--help lists all settings)\n")
+
+
+def from_cli(description, *classes, argv=None):
+    """Parse flags into one instance of each dataclass, and a dict of what was given by flag or preset."""
+    parser = OneLineErrors(
         description=description, allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--config", metavar="FILE.toml", help="a preset; flags overrule it")
@@ -34,8 +39,8 @@ def from_cli(description, *classes, argv=None, defaults=None):
     flags = vars(parser.parse_args(argv))
     preset = flags.pop("config")
     try:
-        values = {**(defaults or {}), **(read_preset(preset, classes) if preset else {}), **flags}
-        return [cls(**{f.name: values[f.name] for f in dataclasses.fields(cls) if f.name in values}) for cls in classes]
+        given = {**(read_preset(preset, classes) if preset else {}), **flags}
+        return *[cls(**{f.name: given[f.name] for f in dataclasses.fields(cls) if f.name in given}) for cls in classes], given
     except ValueError as error:
         parser.error(str(error))
 

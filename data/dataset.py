@@ -24,8 +24,12 @@ class Dataset:
     path: Path
 
 
-def write_dataset(folder, splits, tokenizer, document_end=None):
-    """Write splits {"train": ids, "val": ids} and meta.json. tokenizer: see data/tokenizer.py; document_end: an id or None.
+def write_dataset(folder, splits, tokenizer, document_end=None, answers=None):
+    """Write splits {"train": ids, "val": ids} and meta.json, and return its content.
+
+    tokenizer     see data/tokenizer.py
+    document_end  the id that ends a document, or None
+    answers       {"after": id, "among": [ids]}: where the text answers a question, for eval.py to count; or None
 
     Each file appears whole or not at all; meta.json comes last, so a folder that has it is complete.
     """
@@ -37,6 +41,7 @@ def write_dataset(folder, splits, tokenizer, document_end=None):
         "vocab_size": tokenizer.vocab_size,
         "dtype": dtype,
         "document_end": document_end,
+        "answers": answers,
         "tokens": {name: len(ids) for name, ids in splits.items()},
     }
     for name, ids in splits.items():

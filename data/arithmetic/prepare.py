@@ -3,7 +3,7 @@ Arithmetic whose steps are sometimes spelled out between dashes, and sometimes l
 
   explicit   3+7*4-2*9=—0082—2    the running results mod 10, from left to right (no precedence), then the answer
   quiet      3+7*4-2*9=2          the same without its steps: a small model cannot do them all in one go
-  idle       3+7*4-2*9=—kqbe—2    (share --chatter of the asides) letters that help nobody
+  idle       3+7*4-2*9=—kqbe—2    (--chatter of the asides) letters that help nobody
 
 Each document is one line. Nothing tells in advance which kind a line is going to be. A model that reads enough of it
 can compute the quiet answers, if it only says the steps to itself first.
@@ -34,7 +34,7 @@ class ArithmeticConfig:
     val_documents: int = 4000  # lines of held-out text
     explicit: float = 0.5  # share of documents with an aside between dashes
     chatter: float = 0.0  # share of the asides that are idle letters instead of steps
-    min_operations: int = 3  # fewest operations in a line
+    min_operations: int = 4  # fewest operations in a line
     max_operations: int = 4  # most operations in a line
     seed: int = 1337  # of everything random
 
@@ -69,12 +69,13 @@ def document(config, rng):
 
 
 def main():
-    (config,) = from_cli(__doc__, ArithmeticConfig)
+    config, _ = from_cli(__doc__, ArithmeticConfig)
     tokenizer, splits = CharTokenizer(ALPHABET), {}
     for name, count in (("train", config.train_documents), ("val", config.val_documents)):
         rng = random.Random(f"{config.seed} {name}")
         splits[name] = tokenizer.encode("".join(document(config, rng) for _ in range(count)))
-    write_dataset(config.out, splits, tokenizer, document_end=tokenizer.id[END])
+    answers = {"after": tokenizer.id[ANSWER], "among": tokenizer.encode("0123456789")}  # the quiet ones
+    write_dataset(config.out, splits, tokenizer, tokenizer.id[END], answers)
     print(f"{config.out}: " + ", ".join(f"{name} {len(ids):,} tokens" for name, ids in splits.items()))
 
 

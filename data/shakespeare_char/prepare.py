@@ -51,7 +51,7 @@ def read_source(config):
 
 
 def main():
-    (config,) = from_cli(__doc__, ShakespeareConfig)
+    config, _ = from_cli(__doc__, ShakespeareConfig)
     try:
         text = read_source(config).decode("utf-8")
     except ValueError as error:

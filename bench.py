@@ -1,0 +1,170 @@
+"""
+What does thinking cost? All figures are ratios within one run, so that they mean something on any machine.
+
+    python bench.py                                    the miniature's shape
+    python bench.py --threads=1 --dim=512 --n_layers=8 --head_dim=64 --n_heads=8 --n_kv_heads=4 --hidden_dim=1408 \\
+        --vocab_size=8192 --span=128 --texts=2 --thought_len=9 --n_true=4 --n_thoughts=2 --json
+
+  train step / floor    a Quiet-STaR training step over a plain language-model forward and backward of as many token
+                        positions, in texts of the same length: 1.0 is the floor
+  peak memory / floor   what the two need at most above the weights and gradients they start with
+  generation / plain    seconds per emitted token, thinking before each, over plain generation
+"""
+
+import json
+import multiprocessing
+import platform
+import resource
+import sys
+import time
+from dataclasses import asdict, dataclass
+
+import torch
+
+from config import from_cli
+from model import ModelConfig, Transformer
+from quiet_star import QuietSTaR, QuietSTaRConfig, generate_with_thoughts, token_log_prob
+
+
+@dataclass
+class BenchConfig:
+    texts: int = 16  # texts in a training step
+    span: int = 64  # positions that think in each
+    repeats: int = 5  # timed runs; the fastest counts
+    new_tokens: int = 32  # tokens generated
+    threads: int = 0  # CPU threads; 0: as torch chooses
+    device: str = "auto"  # "cpu", "cuda", or "auto": cuda where there is one
+    json: bool = False  # print one JSON object instead of the table
+    seed: int = 1337  # of weights and tokens
+
+    def __post_init__(self):
+        if min(self.texts, self.span, self.repeats, self.new_tokens) < 1:
+            raise ValueError("texts, span, repeats and new_tokens must be at least 1")
+
+
+def seconds(function, device):
+    if device == "cuda":
+        torch.cuda.synchronize()
+    start = time.perf_counter()
+    function()
+    if device == "cuda":
+        torch.cuda.synchronize()
+    return time.perf_counter() - start
+
+
+def fastest(functions, repeats, device):
+    """The least seconds of each function, run in turn so that a slow moment of the machine hits all alike."""
+    times = [[seconds(f, device) for f in functions] for _ in range(repeats)]
+    return [min(column) for column in zip(*times, strict=True)]
+
+
+def peak_memory(function, device):
+    """Bytes in use at most while function runs, above those before. On a CPU call it in a fresh process: it compares
+    with the most the process ever used, and memory that the allocator kept from earlier work would not count."""
+    if device == "cuda":
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        function()
+        return torch.cuda.max_memory_allocated() - before
+    unit = 1 if sys.platform == "darwin" else 1024
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    function()
+    return (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * unit
+
+
+class Work:
+    """The model, and the two things that are compared in training."""
+
+    def __init__(self, bench, model_config, quiet_config, device):
+        if bench.threads:
+            torch.set_num_threads(bench.threads)
+        torch.manual_seed(bench.seed)
+        self.quiet = QuietSTaR(Transformer(model_config), quiet_config).to(device)
+        self.bench, self.device = bench, device
+        m, a, N, V = quiet_config.thought_len, quiet_config.n_true, quiet_config.n_thoughts, model_config.vocab_size
+        # As many token positions: every text's own, and for each of them N thoughts of m + 2 and a - 1 true tokens.
+        self.copies = 1 + N * (m + 2 + a - 1)
+        self.texts = torch.randint(V, (bench.texts, bench.span + a), device=device)
+        self.plain_texts = torch.randint(V, (bench.texts * self.copies, bench.span + 1), device=device)
+        for p in self.quiet.parameters():
+            p.grad = torch.zeros_like(p)
+
+    def autocast(self):
+        return torch.autocast(self.device, torch.bfloat16, enabled=self.device == "cuda")
+
+    def think(self):
+        with self.autocast():
+            loss, _ = self.quiet(self.texts)
+        loss.backward()
+
+    def plain(self):
+        """Forward and backward, in chunks that use no more memory than they must to be fast: 2,048 tokens."""
+        model = self.quiet.model
+        for tokens in self.plain_texts.split(max(1, 2048 // self.bench.span)):
+            with self.autocast():
+                loss = -token_log_prob(model.output, model(tokens[:, :-1]), tokens[:, 1:]).sum()
+            loss.backward()
+
+
+def memory_of(which, *settings):
+    """Peak memory of one training step, measured where nothing ran before."""
+    work = Work(*settings)
+    return peak_memory(getattr(work, which), work.device)
+
+
+def main():
+    defaults = ["--vocab_size=42", *sys.argv[1:]]
+    bench, model_config, quiet_config, _ = from_cli(__doc__, BenchConfig, ModelConfig, QuietSTaRConfig, argv=defaults)
+    device = bench.device if bench.device != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
+    settings = bench, model_config, quiet_config, device
+
+    memory = []
+    for which in ("think", "plain"):
+        if device == "cuda":
+            memory.append(memory_of(which, *settings))
+        else:
+            with multiprocessing.get_context("spawn").Pool(1) as pool:
+                memory.append(pool.apply(memory_of, (which, *settings)))
+
+    work = Work(*settings)
+    work.think(), work.plain()  # warm up
+    think, plain = fastest([work.think, work.plain], bench.repeats, device)
+
+    prompt, quiet = work.texts[:1, : min(16, bench.span)], work.quiet.eval()
+    generation = fastest(
+        [
+            lambda: generate_with_thoughts(quiet, prompt, bench.new_tokens, temperature=0),
+            lambda: quiet.model.generate(prompt, bench.new_tokens, temperature=0),
+        ],
+        bench.repeats,
+        device,
+    )
+
+    results = {
+        "train_step_over_floor": think / plain,
+        "train_peak_memory_over_floor": memory[0] / memory[1],
+        "generate_over_plain": generation[0] / generation[1],
+        "train_step_seconds": think,
+        "train_floor_seconds": plain,
+        "train_peak_bytes": memory[0],
+        "train_floor_peak_bytes": memory[1],
+        "generate_seconds_per_token": generation[0] / bench.new_tokens,
+        "plain_seconds_per_token": generation[1] / bench.new_tokens,
+        "threads": torch.get_num_threads(),
+        "device": torch.cuda.get_device_name() if device == "cuda" else f"cpu ({platform.machine()})",
+        "shape": {"texts": bench.texts, "span": bench.span, **asdict(model_config), **asdict(quiet_config)},
+    }
+    if bench.json:
+        return print(json.dumps(results))
+    mib = 2**20
+    print(f"{results['device']}, {results['threads']} threads; {bench.texts} texts of {bench.span} tokens, {work.copies} token")
+    print(f"positions for each: {bench.texts * bench.span * work.copies:,} in a training step\n")
+    print(f"{'':24}{'thinking':>14}{'plain':>14}{'ratio':>9}")
+    print(f"{'training step':24}{think:>12.3f} s{plain:>12.3f} s{think / plain:>9.2f}")
+    print(f"{'peak memory of a step':24}{memory[0] / mib:>10.0f} MiB{memory[1] / mib:>10.0f} MiB{memory[0] / memory[1]:>9.2f}")
+    per_token = [1000 * x / bench.new_tokens for x in generation]
+    print(f"{'a generated token':24}{per_token[0]:>11.1f} ms{per_token[1]:>11.1f} ms{per_token[0] / per_token[1]:>9.2f}")
+
+
+if __name__ == "__main__":
+    main()

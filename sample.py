@@ -1,0 +1,69 @@
+"""
+Give a model a prompt and see it continue.
+
+    python sample.py --prompt="3+7*4-2*9=" --show_thoughts          the last run in out/
+    python sample.py --run=out/mine --prompt="ROMEO:" --max_new_tokens=200
+
+With --show_thoughts, each new token comes with the hidden thought before it and the gate: how much the thought counted.
+"""
+
+import sys
+from dataclasses import dataclass
+
+import torch
+
+from checkpoint import load_run
+from config import from_cli
+from eval import last_run
+from quiet_star import QuietSTaR, generate_with_thoughts
+
+
+@dataclass
+class SampleConfig:
+    run: str = ""  # run folder; empty: the last thinking one in out/
+    prompt: str = "\n"  # text to continue
+    max_new_tokens: int = 20  # tokens to add
+    temperature: float = 0.0  # of the tokens that are emitted; 0: always the likeliest
+    thought_temperature: float = 0.0  # of the thoughts; 0: always the likeliest
+    show_thoughts: bool = False  # print the thought before each token
+    without_thoughts: bool = False  # let the same model continue without thinking
+    seed: int = 1337  # of the sampling
+    device: str = "auto"  # "cpu", "cuda", or "auto": cuda where there is one
+
+    def __post_init__(self):
+        if self.max_new_tokens < 1 or self.temperature < 0 or self.thought_temperature < 0:
+            raise ValueError("max_new_tokens must be at least 1, temperatures at least 0")
+        if not self.prompt:
+            raise ValueError("the prompt must not be empty: a model continues something")
+
+
+def main():
+    config, _ = from_cli(__doc__, SampleConfig)
+    device = config.device if config.device != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        model, tokenizer, _, _ = load_run(config.run or last_run(), device)
+        tokens = torch.tensor([tokenizer.encode(config.prompt)], device=device)
+    except (ValueError, OSError) as error:
+        sys.exit(f"sample.py: error: {error}")
+
+    # The generator serves the tokens and the global seed the thoughts, so that both can be had again.
+    torch.manual_seed(config.seed)
+    generator = torch.Generator(device).manual_seed(config.seed)
+    thinking = isinstance(model, QuietSTaR) and not config.without_thoughts
+    if not thinking:
+        plain = model.model if isinstance(model, QuietSTaR) else model
+        tokens = plain.generate(tokens, config.max_new_tokens, config.temperature, generator)
+        return print(tokenizer.decode(tokens[0].tolist()))
+
+    options = config.max_new_tokens, config.temperature, config.thought_temperature, generator
+    tokens, thoughts, gates = generate_with_thoughts(model, tokens, *options)
+    print(tokenizer.decode(tokens[0].tolist()))
+    if config.show_thoughts:
+        print("\n token   gate   thought before it")
+        new = tokens[0, -config.max_new_tokens :].tolist()
+        for token, thought, gate in zip(new, thoughts[0].tolist(), gates[0].tolist(), strict=True):
+            print(f"{tokenizer.decode([token])!r:>6}  {gate:5.2f}   {tokenizer.decode(thought)!r}")
+
+
+if __name__ == "__main__":
+    main()
