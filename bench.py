@@ -14,10 +14,12 @@ What does thinking cost? All figures are ratios within one run, so that they mea
 import json
 import multiprocessing
 import platform
+import re
 import resource
 import sys
 import time
 from dataclasses import asdict, dataclass
+from pathlib import Path
 
 import torch
 
@@ -59,17 +61,26 @@ def fastest(functions, repeats, device):
 
 
 def peak_memory(function, device):
-    """Bytes in use at most while function runs, above those before. On a CPU call it in a fresh process: it compares
-    with the most the process ever used, and memory that the allocator kept from earlier work would not count."""
+    """Bytes in use at most while function runs, above those before. On a CPU call it in a fresh process: memory
+    that the allocator kept from earlier work would not count."""
     if device == "cuda":
         torch.cuda.reset_peak_memory_stats()
         before = torch.cuda.memory_allocated()
         function()
         return torch.cuda.max_memory_allocated() - before
-    unit = 1 if sys.platform == "darwin" else 1024
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    before = most_memory(forget=True)
     function()
-    return (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * unit
+    return most_memory() - before
+
+
+def most_memory(forget=False):
+    """The most resident memory this process ever had, in bytes; forget: from now on."""
+    status = Path("/proc/self/status")
+    if not status.exists():  # no Linux: since the process began
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+    if forget:
+        Path("/proc/self/clear_refs").write_text("5")
+    return int(re.search(r"VmHWM:\s*(\d+) kB", status.read_text())[1]) * 1024
 
 
 class Work:
@@ -157,13 +168,19 @@ def main():
     if bench.json:
         return print(json.dumps(results))
     mib = 2**20
-    print(f"{results['device']}, {results['threads']} threads; {bench.texts} texts of {bench.span} tokens, {work.copies} token")
+    print(
+        f"{results['device']}, {results['threads']} threads; {bench.texts} texts of {bench.span} tokens, {work.copies} token"
+    )
     print(f"positions for each: {bench.texts * bench.span * work.copies:,} in a training step\n")
     print(f"{'':24}{'thinking':>14}{'plain':>14}{'ratio':>9}")
     print(f"{'training step':24}{think:>12.3f} s{plain:>12.3f} s{think / plain:>9.2f}")
-    print(f"{'peak memory of a step':24}{memory[0] / mib:>10.0f} MiB{memory[1] / mib:>10.0f} MiB{memory[0] / memory[1]:>9.2f}")
+    print(
+        f"{'peak memory of a step':24}{memory[0] / mib:>10.0f} MiB{memory[1] / mib:>10.0f} MiB{memory[0] / memory[1]:>9.2f}"
+    )
     per_token = [1000 * x / bench.new_tokens for x in generation]
-    print(f"{'a generated token':24}{per_token[0]:>11.1f} ms{per_token[1]:>11.1f} ms{per_token[0] / per_token[1]:>9.2f}")
+    print(
+        f"{'a generated token':24}{per_token[0]:>11.1f} ms{per_token[1]:>11.1f} ms{per_token[0] / per_token[1]:>9.2f}"
+    )
 
 
 if __name__ == "__main__":

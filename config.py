@@ -40,7 +40,9 @@ def from_cli(description, *classes, argv=None):
     preset = flags.pop("config")
     try:
         given = {**(read_preset(preset, classes) if preset else {}), **flags}
-        return *[cls(**{f.name: given[f.name] for f in dataclasses.fields(cls) if f.name in given}) for cls in classes], given
+        return *[
+            cls(**{f.name: given[f.name] for f in dataclasses.fields(cls) if f.name in given}) for cls in classes
+        ], given
     except ValueError as error:
         parser.error(str(error))
 

@@ -178,7 +178,9 @@ def draw_text(words, gains, path, title):
             left = (n // height) * (longest + 2) + x
             axes.add_patch(plt.Rectangle((left, -(n % height) - 1), len(word), 0.9, color=colours(scale(gain)), lw=0))
             for k, char in enumerate(word):
-                axes.text(left + k + 0.5, -(n % height) - 0.55, char, family="monospace", size=9, ha="center", va="center")
+                axes.text(
+                    left + k + 0.5, -(n % height) - 0.55, char, family="monospace", size=9, ha="center", va="center"
+                )
     axes.set(xlim=(0, columns * (longest + 2)), ylim=(-height - 0.2, 0.2), title=title)
     axes.axis("off")
     figure.colorbar(plt.cm.ScalarMappable(scale, colours), ax=axes, label="nats the thought saved", pad=0.01)
@@ -207,7 +209,10 @@ def draw_mask(path, T=5, steps=3):
     mask = thought_mask(layout, layout).numpy()
     figure, axes = plt.subplots(figsize=(6, 6))
     axes.imshow(mask, cmap="Greens", vmin=0, vmax=1.4)
-    names = [f"x{i}" if s < 0 else f"{'start' if s == 0 else f't{s}'} of x{i}" for i, _, s in zip(*(x.tolist() for x in layout), strict=True)]
+    names = [
+        f"x{i}" if s < 0 else f"{'start' if s == 0 else f't{s}'} of x{i}"
+        for i, _, s in zip(*(x.tolist() for x in layout), strict=True)
+    ]
     axes.set_xticks(range(len(names)), names, rotation=90, size=7)
     axes.set_yticks(range(len(names)), names, size=7)
     for edge in range(1, steps + 1):
@@ -279,13 +284,20 @@ def gains(config, device):
     W = next(w for w in range(len(spans)) if not answers.any() or answers[w].any())
     shown = slice(W, W + max(1, 640 // spans.shape[1]))
     words = [tokenizer.decode([t]) for t in spans[shown, 1:].flatten().tolist()]
-    draw_text(words, gain[shown].flatten(), out / "gains_text.png", "Held-out text: what each token gained from its thought")
+    draw_text(
+        words, gain[shown].flatten(), out / "gains_text.png", "Held-out text: what each token gained from its thought"
+    )
     deciles = draw_difficulty(trained.nll_base, gain, out / "gains_by_difficulty.png")
     draw_mask(out / "mask.png")
     draw_curves(read_log(run), out / "curves.png")
     results = {
         **rows,
-        "gain": {"nats_per_token": mean, "error": error, "perplexity_ratio": float(np.exp(-mean)), "by_difficulty": deciles},
+        "gain": {
+            "nats_per_token": mean,
+            "error": error,
+            "perplexity_ratio": float(np.exp(-mean)),
+            "by_difficulty": deciles,
+        },
         "gate": {"everywhere": float(trained.gate.mean())},
         "tokens": int(gain.size),
         "answers": int(answers.sum()),
@@ -295,7 +307,10 @@ def gains(config, device):
         "base_run": base_folder,
     }
     if answers.any():
-        results["gate"] |= {"at_answers": float(trained.gate[answers].mean()), "elsewhere": float(trained.gate[~answers].mean())}
+        results["gate"] |= {
+            "at_answers": float(trained.gate[answers].mean()),
+            "elsewhere": float(trained.gate[~answers].mean()),
+        }
     write_results(out / "results.json", results)
 
     print(f"{run}, step {step}: {gain.size:,} held-out tokens, {answers.sum():,} answers; mean ± standard error")
@@ -316,7 +331,9 @@ def demo(config, device):
     """One table of base, LM control, Quiet-STaR and thought lengths; results.json with seconds by phase."""
     out, start = Path(config.out), time.perf_counter()
     names = ["base", "lm_control", "quiet_star"]
-    lengths = {int(p.name.rsplit("_", 1)[1]): p.name for p in out.glob("thought_len_*") if (p / "checkpoint.pt").exists()}
+    lengths = {
+        int(p.name.rsplit("_", 1)[1]): p.name for p in out.glob("thought_len_*") if (p / "checkpoint.pt").exists()
+    }
     measured, seconds, settings = {}, {}, {}
     dataset = answers = spans = None
     for name in names + [lengths[m] for m in sorted(lengths)]:
@@ -350,7 +367,9 @@ def demo(config, device):
         "tokens": int(answers.size),
     }
     write_results(out / "results.json", results)
-    print(f"\n{answers.sum():,} quiet answers among {answers.size:,} held-out tokens; mean ± standard error; NLL in nats")
+    print(
+        f"\n{answers.sum():,} quiet answers among {answers.size:,} held-out tokens; mean ± standard error; NLL in nats"
+    )
     print_table(rows)
     print(f"table: {out / 'results.json'}   picture: {out / 'thought_len_sweep.png'}   {seconds['total']:.0f} s in all")
 
@@ -361,7 +380,12 @@ def draw_sweep(sweep, base_accuracy, path):
     figure, axes = plt.subplots(figsize=(5, 3.2))
     axes.plot(sorted(sweep), [sweep[m] for m in sorted(sweep)], marker="o", color="#5b8c5a", label="Quiet-STaR")
     axes.axhline(base_accuracy, ls="--", color="gray", label="base")
-    axes.set(xlabel="thought_len", ylabel="accuracy on quiet answers", ylim=(0, 1.02), title="Longer thoughts, better answers")
+    axes.set(
+        xlabel="thought_len",
+        ylabel="accuracy on quiet answers",
+        ylim=(0, 1.02),
+        title="Longer thoughts, better answers",
+    )
     axes.set_xticks(sorted(sweep))
     axes.legend()
     save_picture(figure, path)

@@ -48,7 +48,7 @@ REWARDS = ("mixed", "thought")
 
 @dataclass
 class QuietSTaRConfig:
-    thought_len: int = 6  # sampled tokens in a thought, without start and end (m); 0: start and end alone ("pause")
+    thought_len: int = 4  # sampled tokens in a thought, without start and end (m); 0: start and end alone ("pause")
     n_thoughts: int = 2  # thoughts sampled per position (N); 1: the reward itself is the advantage
     n_true: int = 2  # true tokens each thought is scored on (a)
     reinforce_weight: float = 1.0  # weight of the REINFORCE term in the loss; 0: none
@@ -56,7 +56,7 @@ class QuietSTaRConfig:
     clamp_advantage: bool = True  # drop negative advantages, as the paper does: steadier, but biased
     thought_temperature: float = 1.0  # thoughts are sampled at this temperature; 0: greedily
     log_prob_temperature: float = 1.0  # temperature of log p(thought) in the REINFORCE term (the release: 3)
-    embedding_scale: float = 100.0  # start/end are stored divided by this, so that Adam moves them that much faster
+    embedding_scale: float = 10.0  # start/end are stored divided by this, so that Adam moves them that much faster
     explicit_mask: bool = False  # attend through the whole boolean mask: slow, and the definition of the fast form
 
     def __post_init__(self):
@@ -471,9 +471,7 @@ class QuietSTaR(nn.Module):
         nll_base = text_mean(-log_p_base, valid_base)
         nll_mixed = text_mean(-log_p_mixed, valid[:, None])
         loss = 0.5 * nll_base + 0.5 * nll_mixed + config.reinforce_weight * reinforce
-        return Learned(
-            loss, reinforce, -log_p_base, -log_p_mixed, gate, reward, advantage, log_prob, valid, valid_base
-        )
+        return Learned(loss, reinforce, -log_p_base, -log_p_mixed, gate, reward, advantage, log_prob, valid, valid_base)
 
     def targets(self, tokens, positions, documents):
         """Which predictions count, valid_base (B, L-1) and valid (B, S, a), and the true tokens ahead (B, S, a)."""
@@ -516,7 +514,9 @@ class QuietSTaR(nn.Module):
         if positions.min() < before or positions.max() >= before + L:
             raise ValueError(f"positions must lie in the tokens read now, {before} to {before + L - 1}")
         wanted = (B, "n_thoughts", positions.shape[1], m)
-        if thoughts is not None and (thoughts.dim() != 4 or (*thoughts.shape[:1], *thoughts.shape[2:]) != (B, *wanted[2:])):
+        if thoughts is not None and (
+            thoughts.dim() != 4 or (*thoughts.shape[:1], *thoughts.shape[2:]) != (B, *wanted[2:])
+        ):
             raise ValueError(f"thoughts of shape {wanted} are wanted, not {tuple(thoughts.shape)}")
 
 

@@ -50,24 +50,24 @@ class TrainConfig:
     out: str = "out/arithmetic"  # folder of this run; a run that was interrupted there goes on
     data: str = "data/arithmetic"  # folder of a dataset; prepared first if it only has a prepare.py
     init_from: str = "out/arithmetic_base"  # run folder whose model training starts from; empty: random weights
-    base_preset: str = "config/arithmetic_base.toml"  # trains init_from first, if there is no such run; empty: never
+    base_preset: str = "config/arithmetic_base.toml"  # preset that makes init_from, if it is that preset's `out`
     start_text: str = "—"  # start/end of thought begin as this text's mean embedding, where the tokenizer knows it
     span: int = 64  # tokens of text a training example reads (the paper: 256)
     separate_documents: bool = False  # predict no token across the end of a document
     batch_size: int = 16  # texts per step, over all processes
     micro_batch: int = 0  # texts per forward and process; 0: all of the process's; less needs less memory
-    max_steps: int = 100  # optimizer steps
+    max_steps: int = 60  # optimizer steps
     lr: float = 3e-4  # learning rate, after warm-up
     warmup_steps: int = 10  # steps in which the learning rate rises from 0
-    min_lr_share: float = 1.0  # the learning rate falls along a cosine to this share of it; 1: it stays
-    mixing_head_lr: float = 1.0  # learning rate of the mixing head, as a multiple of lr
+    min_lr_share: float = 0.05  # the learning rate falls along a cosine to this share of it; 1: it stays
+    mixing_head_lr: float = 5.0  # learning rate of the mixing head, as a multiple of lr
     weight_decay: float = 0.001  # AdamW, on matrices only
     beta1: float = 0.9  # AdamW
     beta2: float = 0.999  # AdamW
     grad_clip: float = 1.0  # largest norm of the gradient
-    eval_every: int = 50  # steps between looks at held-out text; 0: only at the end
+    eval_every: int = 20  # steps between looks at held-out text; 0: only at the end
     eval_texts: int = 64  # held-out spans looked at
-    save_every: int = 25  # steps between checkpoints
+    save_every: int = 20  # steps between checkpoints
     seed: int = 1337  # of weights, batches and thoughts
     device: str = "auto"  # "cpu", "cuda", or "auto": cuda where there is one
     dtype: str = "auto"  # "float32", "bfloat16" (autocast; the weights stay float32), or "auto": bfloat16 on cuda
@@ -112,10 +112,14 @@ class Processes:
 
 
 def start_processes(device):
-    rank, world, local = (int(os.environ.get(name, d)) for name, d in (("RANK", 0), ("WORLD_SIZE", 1), ("LOCAL_RANK", 0)))
+    rank, world, local = (
+        int(os.environ.get(name, d)) for name, d in (("RANK", 0), ("WORLD_SIZE", 1), ("LOCAL_RANK", 0))
+    )
     cuda = torch.cuda.is_available() if device == "auto" else device == "cuda"
     if cuda and local >= torch.cuda.device_count():
-        raise ValueError(f"process {local} finds no GPU of its own: {torch.cuda.device_count()} are here; --device=cpu?")
+        raise ValueError(
+            f"process {local} finds no GPU of its own: {torch.cuda.device_count()} are here; --device=cpu?"
+        )
     if cuda:
         torch.cuda.set_device(local)
     if world > 1 and not dist.is_initialized():
@@ -254,7 +258,9 @@ def evaluate(model, dataset, train, length, processes, autocast):
     for part in (offsets[i : i + per_forward] for i in range(0, len(offsets), per_forward)):
         tokens, documents = read_batch(dataset, part, length, train.separate_documents, processes.device)
         with autocast():
-            loss, metrics = lm_loss(model, tokens, documents) if train.objective == "lm" else model(tokens, None, None, documents)
+            loss, metrics = (
+                lm_loss(model, tokens, documents) if train.objective == "lm" else model(tokens, None, None, documents)
+            )
         for name, value in metrics.items():
             sums[name] = sums.get(name, 0.0) + float(value) * len(part) * processes.world / train.eval_texts
     keep = ("nll_base", "nll_mixed", "gate")
@@ -306,7 +312,9 @@ def run(train, model_config, quiet_config, given):
     bfloat16 = train.dtype == "bfloat16" or train.dtype == "auto" and processes.device.type == "cuda"
     autocast = (lambda: torch.autocast(processes.device.type, torch.bfloat16)) if bfloat16 else nullcontext
     parameters = sum(p.numel() for p in model.parameters())
-    say(f"{out}: {train.objective}, {parameters:,} parameters, steps {step} to {train.max_steps}, on {processes.world} x {processes.device.type}")
+    say(
+        f"{out}: {train.objective}, {parameters:,} parameters, steps {step} to {train.max_steps}, on {processes.world} x {processes.device.type}"
+    )
     stop, old_handlers = stop_on_signals()
     log = open(out / "log.jsonl", "a", encoding="utf-8") if processes.first else None
     bar = tqdm(total=train.max_steps, initial=step, disable=None if processes.first else True, dynamic_ncols=True)
@@ -327,7 +335,9 @@ def run(train, model_config, quiet_config, given):
             noise = thought_noise(train.batch_size, train.span, quiet_config, train.seed, step)[mine]
         metrics = {}
         for i in range(0, local, micro):
-            tokens, documents = read_batch(data, offsets[i : i + micro], length, train.separate_documents, processes.device)
+            tokens, documents = read_batch(
+                data, offsets[i : i + micro], length, train.separate_documents, processes.device
+            )
             with autocast():
                 if train.objective == "lm":
                     loss, new = lm_loss(model, tokens, documents)
@@ -341,7 +351,11 @@ def run(train, model_config, quiet_config, given):
         average_gradients(model, processes)
         metrics = average_metrics({**metrics, "stop": float(stop["asked"])}, processes)
         if not math.isfinite(metrics["loss"]):
-            kept = f"the last good checkpoint is {out / 'checkpoint.pt'}" if (out / "checkpoint.pt").exists() else "no checkpoint yet"
+            kept = (
+                f"the last good checkpoint is {out / 'checkpoint.pt'}"
+                if (out / "checkpoint.pt").exists()
+                else "no checkpoint yet"
+            )
             sys.exit(f"train.py: error: the loss is {metrics['loss']} at step {step}; {kept}; try a lower --lr")
         stopping = metrics.pop("stop") > 0
         metrics["grad_norm"] = float(torch.nn.utils.clip_grad_norm_(model.parameters(), train.grad_clip))
@@ -396,23 +410,15 @@ def prepare_what_is_missing(train, processes):
             print(f"preparing {folder} (once)", flush=True)
             subprocess.run([sys.executable, str(folder / "prepare.py")], check=False)  # it says itself what is wrong
         barrier(processes)
-    if not train.init_from or not train.base_preset:
-        return
-    preset = HERE / train.base_preset
-    config = Path(train.init_from) / "config.json"
-    if config.exists() and read_config(train.init_from)["train"]["base_preset"] == "":
-        base = read_config(train.init_from)["train"]
-        if base["max_steps"] <= finished_steps(train.init_from):
-            return
-    elif config.exists():
-        return
-    changes = [f"--out={train.init_from}", f"--data={train.data}", f"--seed={train.seed}", f"--device={train.device}"]
-    if processes.first:
-        print(f"{train.init_from} comes first (once), by {train.base_preset}", flush=True)
-    run(*settings_from([f"--config={preset}", *changes]))
+    if train.init_from and train.base_preset:
+        base = settings_from([f"--config={HERE / train.base_preset}", f"--device={train.device}"])
+        if base[0].out == train.init_from and steps_done(train.init_from) < base[0].max_steps:
+            if processes.first:
+                print(f"the base model {train.init_from} comes first (once): {train.base_preset}", flush=True)
+            run(*base)
 
 
-def finished_steps(folder):
+def steps_done(folder):
     return load_checkpoint(folder)["step"] if (Path(folder) / "checkpoint.pt").exists() else 0
 
 
@@ -426,7 +432,9 @@ def open_run(out, settings, model, optimizer, processes):
             for name, value in settings[part].items():
                 if name not in MAY_CHANGE and old[part].get(name) != value:
                     was = old[part].get(name)
-                    raise ValueError(f"{out} holds another run ({name} is {was!r} there, {value!r} here): choose another --out")
+                    raise ValueError(
+                        f"{out} holds another run ({name} is {was!r} there, {value!r} here): choose another --out"
+                    )
     step, seconds = 0, 0.0
     if (out / "checkpoint.pt").exists():
         state = load_checkpoint(out)

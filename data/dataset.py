@@ -59,7 +59,9 @@ def open_dataset(folder, split):
     except FileNotFoundError:
         raise ValueError(f"no data in {folder} (no meta.json): run its prepare.py first") from None
     except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError) as error:
-        raise ValueError(f"{folder / 'meta.json'} is not a dataset's description ({error!r}): prepare it anew") from None
+        raise ValueError(
+            f"{folder / 'meta.json'} is not a dataset's description ({error!r}): prepare it anew"
+        ) from None
     if not path.exists():
         raise ValueError(f"{path} is missing: run prepare.py in {folder} again")
     if path.stat().st_size != expected * dtype.itemsize:

@@ -1,0 +1,33 @@
+# make demo   a small model learns to think: install, train, evaluate; interrupt it and run it again as you like
+# make test   the tests, and the linter
+
+PYTHON ?= python3
+OUT ?= out/demo
+SEED ?= 1337
+PY = .venv/bin/python
+QUIET = $(PY) train.py --init_from=$(OUT)/base --seed=$(SEED)
+
+.PHONY: demo test
+
+demo: .venv/for_demo
+	$(PY) train.py --config=config/arithmetic_base.toml --out=$(OUT)/base --seed=$(SEED)
+	$(QUIET) --out=$(OUT)/lm_control --objective=lm
+	$(QUIET) --out=$(OUT)/quiet_star
+	for m in 0 1 2 3; do $(QUIET) --out=$(OUT)/thought_len_$$m --thought_len=$$m || exit $$?; done
+	$(PY) eval.py --run=$(OUT)/quiet_star
+	$(PY) eval.py demo --out=$(OUT)
+
+test: .venv/for_test
+	$(PY) -m ruff check .
+	$(PY) -m ruff format --check .
+	$(PY) -m pytest
+
+.venv/for_demo: requirements.txt
+	$(PYTHON) -c 'import sys; sys.exit("Python 3.11 or newer is needed: make PYTHON=...") if sys.version_info < (3, 11) else 0'
+	$(PYTHON) -m venv .venv
+	$(PY) -m pip install --quiet --disable-pip-version-check -r requirements.txt
+	touch $@
+
+.venv/for_test: .venv/for_demo requirements-test.txt
+	$(PY) -m pip install --quiet --disable-pip-version-check -r requirements-test.txt
+	touch $@

@@ -1,0 +1,156 @@
+"""Evaluation counts what it says it counts, and its scripts run end to end on a tiny model."""
+
+import json
+import sys
+
+import numpy as np
+import pytest
+import torch
+
+import bench
+import eval as evaluation
+import sample
+import train as trainer
+from data.arithmetic import prepare
+from data.dataset import open_dataset
+
+SHAPE = "--dim=16 --n_layers=1 --head_dim=8 --hidden_dim=24 --n_heads=2 --n_kv_heads=1".split()
+
+
+@pytest.fixture(scope="module")
+def work(tmp_path_factory):
+    """A tiny arithmetic corpus and the runs of a demo: base, lm_control, quiet_star, thought_len_0."""
+    folder, argv = tmp_path_factory.mktemp("demo"), sys.argv
+    sys.argv = ["prepare.py", f"--out={folder / 'data'}", "--train_documents=200", "--val_documents=60"]
+    prepare.main()
+    sys.argv = argv
+    common = f"--data={folder / 'data'} --span=32 --batch_size=2 --max_steps=2 --eval_texts=2 --device=cpu --base_preset=".split()
+    trainer.run(*trainer.settings_from([*common, *SHAPE, "--objective=lm", "--init_from=", f"--out={folder / 'base'}"]))
+    for name, flag in [
+        ("lm_control", "--objective=lm"),
+        ("quiet_star", "--thought_len=2"),
+        ("thought_len_0", "--thought_len=0"),
+    ]:
+        trainer.run(*trainer.settings_from([*common, f"--init_from={folder / 'base'}", f"--out={folder / name}", flag]))
+    return folder
+
+
+class Oracle(torch.nn.Module):
+    """A language model that knows the answers (or, its opposite, gives each answer the least chance)."""
+
+    def __init__(self, spans, vocab_size, knows):
+        super().__init__()
+        self.output = torch.nn.Linear(vocab_size, vocab_size, bias=False)
+        torch.nn.init.eye_(self.output.weight)
+        self.next = {tuple(row[:-1].tolist()): row[1:] for row in torch.from_numpy(spans)}
+        self.sign = 9.0 if knows else -9.0
+
+    def forward(self, tokens):
+        rows = torch.stack([self.next[tuple(row.tolist())] for row in tokens])
+        return self.sign * torch.nn.functional.one_hot(rows, self.output.in_features).float()
+
+
+def test_a_model_that_knows_the_answers_scores_one_and_its_opposite_nothing(work):
+    """Counting the wrong place (the token read instead of the token predicted) would give neither."""
+    data = open_dataset(work / "data", "val")
+    spans = evaluation.held_out_spans(data, 32, 10)
+    answers = evaluation.answer_places(spans, data.meta)
+    assert answers.sum() >= 5
+    for knows, score in ((True, 1.0), (False, 0.0)):
+        measured = evaluation.measure(Oracle(spans, data.meta["vocab_size"], knows), spans, data.meta, batch_size=3)
+        row = evaluation.summarize(measured.nll_base, measured.right_base, answers)
+        assert (
+            row["answer_accuracy"] == score
+            and (row["answer_nll"] < 0.01) == knows
+            and (row["other_nll"] < 0.01) == knows
+        )
+
+
+def test_answers_are_digits_right_after_the_equals_sign_of_whole_documents(work):
+    """The answer of an explicit document is easy, and that of a document cut off by the span cannot be known."""
+    data = open_dataset(work / "data", "val")
+    tokenizer = evaluation.load_run(work / "base")[1]
+    text = "7*2=4\n1+2=3\n4+5=—9—9\n8-3=5"
+    spans = np.array([tokenizer.encode(text)])
+    places = evaluation.answer_places(spans, data.meta)[0]
+    assert [text[i + 1] for i in np.flatnonzero(places)] == ["3", "5"]
+    assert not evaluation.answer_places(spans, {"answers": None}).any()
+
+
+def test_measured_losses_are_those_of_one_position_at_a_time(work):
+    """The mixed prediction of each token, made anew from its own prefix alone."""
+    data = open_dataset(work / "data", "val")
+    quiet = evaluation.load_run(work / "quiet_star")[0]
+    torch.nn.init.normal_(quiet.mixing_head.last.weight)
+    spans = evaluation.held_out_spans(data, 32, 2)
+    measured = evaluation.measure(quiet, spans, data.meta)
+    greedy = quiet.with_settings(n_thoughts=1, n_true=1, thought_temperature=0.0)
+    for i in (0, 7, 31):
+        prefix = torch.from_numpy(spans[1:2, : i + 1])
+        thoughts = greedy.think(prefix, positions=torch.tensor([[i]]))
+        log_p = quiet.model.logits(greedy.talk(thoughts)[0])[0, 0, 0, 0].log_softmax(-1)
+        assert measured.nll_mixed[1, i] == pytest.approx(-log_p[spans[1, i + 1]].item(), abs=1e-4)
+        assert measured.thoughts[1, i].tolist() == thoughts.tokens[0, 0, 0].tolist()
+
+
+def test_gains_makes_a_table_pictures_and_results(work, monkeypatch, capsys):
+    monkeypatch.setattr("sys.argv", ["eval.py", f"--run={work / 'quiet_star'}", "--texts=6", "--device=cpu"])
+    evaluation.main()
+    out = work / "quiet_star" / "eval_step000002"
+    results = json.loads((out / "results.json").read_text())
+    assert {"base", "without_thoughts", "quiet_star", "gain", "gate"} <= results.keys()
+    assert len(results["gain"]["by_difficulty"]) == 10
+    assert results["base"]["answer_nll"] != results["quiet_star"]["answer_nll"]
+    for name in ("gains_text", "gains_by_difficulty", "mask", "curves"):
+        assert (out / f"{name}.png").read_bytes()[:4] == b"\x89PNG"
+    table = capsys.readouterr().out
+    assert f"{results['quiet_star']['answer_nll']:.4f} ±" in table and str(out) in table
+
+
+def test_demo_gathers_its_runs(work, monkeypatch, capsys):
+    monkeypatch.setattr("sys.argv", ["eval.py", "demo", f"--out={work}", "--texts=6", "--device=cpu"])
+    evaluation.main()
+    results = json.loads((work / "results.json").read_text())
+    for row in ("base", "lm_control", "quiet_star"):
+        assert {"answer_accuracy", "answer_nll", "other_nll"} <= results[row].keys()
+    assert results["thought_len_sweep"].keys() == {"0", "2"} and results["seed"] == 1337
+    assert {"base", "lm_control", "quiet_star", "thought_len_0", "evaluation", "total"} <= results["seconds"].keys()
+    assert "lm_control" in capsys.readouterr().out
+
+
+def test_sample_shows_thoughts(work, monkeypatch, capsys):
+    run = f"--run={work / 'quiet_star'}"
+    monkeypatch.setattr(
+        "sys.argv", ["sample.py", run, "--prompt=1+2=", "--show_thoughts", "--max_new_tokens=3", "--device=cpu"]
+    )
+    sample.main()
+    shown = capsys.readouterr().out
+    assert shown.startswith("1+2=") and shown.count("\n") >= 5 and "thought before it" in shown
+    monkeypatch.setattr("sys.argv", ["sample.py", run, "--prompt=é", "--device=cpu"])
+    with pytest.raises(SystemExit, match="not in this model's alphabet"):
+        sample.main()
+
+
+def test_eval_refuses_in_one_line(work, monkeypatch):
+    for arguments, expected in [
+        (["sing"], "no command 'sing'"),
+        ([f"--run={work / 'base'}"], "is a plain language model"),
+        (["--run=nowhere"], "is no run of train.py"),
+        (["demo", "--out=nowhere"], "is no run of train.py"),
+    ]:
+        monkeypatch.setattr("sys.argv", ["eval.py", *arguments])
+        with pytest.raises(SystemExit, match=expected) as stop:
+            evaluation.main()
+        assert "\n" not in stop.value.code
+
+
+def test_bench_prints_the_keys_it_promises(monkeypatch, capsys):
+    small = "--texts=16 --span=32 --repeats=1 --new_tokens=2 --vocab_size=11 --threads=1 --device=cpu --json".split()
+    threads = torch.get_num_threads()
+    monkeypatch.setattr("sys.argv", ["bench.py", *small, *SHAPE])
+    bench.main()
+    torch.set_num_threads(threads)
+    results = json.loads(capsys.readouterr().out)
+    for key in ("train_step_over_floor", "train_peak_memory_over_floor", "generate_over_plain"):
+        assert results[key] > 0, key
+    assert results["threads"] == 1 and results["device"].startswith("cpu") and results["shape"]["span"] == 32
