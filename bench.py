@@ -167,20 +167,16 @@ def main():
     }
     if bench.json:
         return print(json.dumps(results))
-    mib = 2**20
-    print(
-        f"{results['device']}, {results['threads']} threads; {bench.texts} texts of {bench.span} tokens, {work.copies} token"
-    )
-    print(f"positions for each: {bench.texts * bench.span * work.copies:,} in a training step\n")
-    print(f"{'':24}{'thinking':>14}{'plain':>14}{'ratio':>9}")
-    print(f"{'training step':24}{think:>12.3f} s{plain:>12.3f} s{think / plain:>9.2f}")
-    print(
-        f"{'peak memory of a step':24}{memory[0] / mib:>10.0f} MiB{memory[1] / mib:>10.0f} MiB{memory[0] / memory[1]:>9.2f}"
-    )
-    per_token = [1000 * x / bench.new_tokens for x in generation]
-    print(
-        f"{'a generated token':24}{per_token[0]:>11.1f} ms{per_token[1]:>11.1f} ms{per_token[0] / per_token[1]:>9.2f}"
-    )
+    positions, MiB = bench.texts * bench.span * work.copies, 2**20
+    print(f"{results['device']}, {results['threads']} threads. A step: {bench.texts} texts of {bench.span} tokens,")
+    print(f"{work.copies} token positions for each token, {positions:,} in all\n")
+    print(f"{'':22}{'thinking':>14}{'plain':>14}{'ratio':>8}")
+    for title, unit, (ours, theirs) in [
+        ("training step", "s", (think, plain)),
+        ("peak memory of a step", "MiB", [x / MiB for x in memory]),
+        ("a generated token", "ms", [1000 * x / bench.new_tokens for x in generation]),
+    ]:
+        print(f"{title:22}{ours:>10.2f} {unit:3}{theirs:>10.2f} {unit:3}{ours / theirs:>8.2f}")
 
 
 if __name__ == "__main__":

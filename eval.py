@@ -9,7 +9,6 @@ Every token of held-out text is predicted three ways: by the base model that tra
 model without thoughts, and by the trained model after one greedy thought per position (as the paper evaluates).
 """
 
-import dataclasses
 import json
 import sys
 import time
@@ -156,7 +155,7 @@ def save_picture(figure, path):
 
 
 def draw_text(words, gains, path, title):
-    """Real text, each token coloured by the nats its thought saved (green) or cost (red). words: strings; gains: nats."""
+    """Text (a list of words), each token coloured by the nats its thought saved (green) or cost (red)."""
     plt = pyplot()
     lines, x = [[]], 0
     for word, gain in zip(words, gains, strict=True):

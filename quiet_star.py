@@ -79,7 +79,7 @@ def thought_mask(query, key, sliding_window=None):
     A token is three integers: `position` i of the text, `thought` n (-1 for the text's own tokens) and `step` s of
     the thought (-1 for the text's own tokens). Its position id is i + 1 + s: for the text, i.
 
-    query, key: triples (position, thought, step) of tensors (..., Q) and (..., K). Returns (..., Q, K), True = may look.
+    query, key: triples (position, thought, step) of tensors (..., Q) and (..., K). Returns (..., Q, K): may it look?
 
     Three text tokens a b c, each with a thought of two steps (a' a", ...), laid out step by step:
 

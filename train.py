@@ -181,7 +181,7 @@ def thought_noise(count, positions, config, seed, step):
 
 
 def build_model(train, model_config, quiet_config, given, tokenizer_json):
-    """The model to train, on the CPU: new, or from init_from's checkpoint. Raises ValueError if anything does not fit."""
+    """The model to train, on the CPU: new, or from init_from's checkpoint. Raises ValueError if that does not fit."""
     tokenizer = from_json(tokenizer_json)
     torch.manual_seed(train.seed)
     if train.init_from:
@@ -311,10 +311,8 @@ def run(train, model_config, quiet_config, given):
 
     bfloat16 = train.dtype == "bfloat16" or train.dtype == "auto" and processes.device.type == "cuda"
     autocast = (lambda: torch.autocast(processes.device.type, torch.bfloat16)) if bfloat16 else nullcontext
-    parameters = sum(p.numel() for p in model.parameters())
-    say(
-        f"{out}: {train.objective}, {parameters:,} parameters, steps {step} to {train.max_steps}, on {processes.world} x {processes.device.type}"
-    )
+    size, where = sum(p.numel() for p in model.parameters()), f"{processes.world} x {processes.device.type}"
+    say(f"{out}: {train.objective}, {size:,} parameters, steps {step} to {train.max_steps}, on {where}")
     stop, old_handlers = stop_on_signals()
     log = open(out / "log.jsonl", "a", encoding="utf-8") if processes.first else None
     bar = tqdm(total=train.max_steps, initial=step, disable=None if processes.first else True, dynamic_ncols=True)

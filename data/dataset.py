@@ -65,9 +65,8 @@ def open_dataset(folder, split):
     if not path.exists():
         raise ValueError(f"{path} is missing: run prepare.py in {folder} again")
     if path.stat().st_size != expected * dtype.itemsize:
-        raise ValueError(
-            f"{path} is cut short or foreign: {path.stat().st_size} bytes, not {expected * dtype.itemsize}; prepare it anew"
-        )
+        sizes = f"{path.stat().st_size} bytes, not {expected * dtype.itemsize}"
+        raise ValueError(f"{path} is cut short or foreign: {sizes}; prepare it anew")
     if not expected:
         raise ValueError(f"{path} holds no tokens")
     tokens = np.memmap(path, dtype, mode="r")

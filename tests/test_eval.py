@@ -24,7 +24,8 @@ def work(tmp_path_factory):
     sys.argv = ["prepare.py", f"--out={folder / 'data'}", "--train_documents=200", "--val_documents=60"]
     prepare.main()
     sys.argv = argv
-    common = f"--data={folder / 'data'} --span=32 --batch_size=2 --max_steps=2 --eval_texts=2 --device=cpu --base_preset=".split()
+    common = "--span=32 --batch_size=2 --max_steps=2 --eval_texts=2 --device=cpu --base_preset=".split()
+    common.append(f"--data={folder / 'data'}")
     trainer.run(*trainer.settings_from([*common, *SHAPE, "--objective=lm", "--init_from=", f"--out={folder / 'base'}"]))
     for name, flag in [
         ("lm_control", "--objective=lm"),

@@ -1,4 +1,4 @@
-"""model.py against things that do not come from model.py: transformers' Mistral, a loop over single queries, counting."""
+"""model.py against what does not come from model.py: transformers' Mistral, a loop over single queries, counting."""
 
 import math
 
