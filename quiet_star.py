@@ -50,13 +50,13 @@ REWARDS = ("mixed", "thought")
 class QuietSTaRConfig:
     thought_len: int = 4  # sampled tokens in a thought, without start and end (m); 0: start and end alone ("pause")
     n_thoughts: int = 2  # thoughts sampled per position (N); 1: the reward itself is the advantage
-    n_true: int = 2  # true tokens each thought is scored on (a)
+    n_true: int = 1  # true tokens each thought is scored on (a); the paper: more, for real text
     reinforce_weight: float = 1.0  # weight of the REINFORCE term in the loss; 0: none
     reward_on: str = "mixed"  # score thoughts by the "mixed" prediction (paper) or by the ungated "thought" branch
     clamp_advantage: bool = True  # drop negative advantages, as the paper does: steadier, but biased
     thought_temperature: float = 1.0  # thoughts are sampled at this temperature; 0: greedily
     log_prob_temperature: float = 1.0  # temperature of log p(thought) in the REINFORCE term (the release: 3)
-    embedding_scale: float = 10.0  # start/end are stored divided by this, so that Adam moves them that much faster
+    embedding_scale: float = 20.0  # start/end are stored divided by this, so that Adam moves them that much faster
     explicit_mask: bool = False  # attend through the whole boolean mask: slow, and the definition of the fast form
 
     def __post_init__(self):

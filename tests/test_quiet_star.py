@@ -382,7 +382,8 @@ def assert_learned_is_naive(quiet, tokens, thoughts, positions, documents):
     for name, entries in wanted.items():
         assert entries, name
         for index, number in entries.items():
-            assert float(getattr(got, name)[index]) == pytest.approx(float(number), rel=1e-8, abs=1e-9), (name, index)
+            number = torch.as_tensor(number, dtype=torch.float64)
+            assert_close(getattr(got, name)[index], number, **CLOSE, msg=f"{name} {index}")
     counted = {(b, s, j) for b, _, s, j in wanted["nll_mixed"]}
     assert {tuple(index) for index in got.valid.nonzero().tolist()} == counted
     assert {tuple(index) for index in got.valid_base.nonzero().tolist()} == set(wanted["nll_base"])
