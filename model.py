@@ -214,7 +214,8 @@ class Transformer(nn.Module):
 
         tokens      (B, T) ids, or embeddings (B, T, C) where a vector stands for no token of the vocabulary
         positions   (T,) or (B, T) position ids; None: the tokens follow what the cache holds (0, 1, ... without one)
-        mask        (T, S) or (B, 1, T, S) bool, True where a token may look; None: causal, within the sliding window
+        mask        (T, S) or (B, 1, T, S) bool, True where a token may look; None: causal, within the sliding window.
+                    Wanted where positions are given, unless the cache has a mask of its own
         cache       None, or a KVCache: the tokens see what it holds, and are added to it
         """
         x = tokens if tokens.is_floating_point() else self.tok_embeddings(tokens)  # (B, T, C)
@@ -222,9 +223,9 @@ class Transformer(nn.Module):
         if positions is None:
             seen = 0 if cache is None else cache.length
             positions = torch.arange(seen, seen + T, device=x.device)
-            window = self.config.sliding_window
-            if mask is None and T > 1 and (seen or window) or window and seen >= window:
-                mask = causal_mask(positions, torch.arange(seen + T, device=x.device), window)  # (T, S)
+            if mask is None and not self.sees_all(seen, T):
+                everything = torch.arange(seen + T, device=x.device)
+                mask = causal_mask(positions, everything, self.config.sliding_window)  # (T, S)
         elif mask is None and cache is None:
             raise ValueError("positions of your own need a mask of your own: what may each token see?")
         positions = positions if positions.dim() == 2 else positions[None]
@@ -232,6 +233,11 @@ class Transformer(nn.Module):
         for layer in self.layers:
             x = layer(x, rope, mask, cache)
         return self.norm(x)
+
+    def sees_all(self, seen, T):
+        """Is plain causal attention over T new tokens, or one token looking back at all `seen`, already right?"""
+        window = self.config.sliding_window
+        return (T == 1 or not seen) and (window is None or seen + T <= window)
 
     def logits(self, hidden):
         """Next-token logits (..., V) of hidden states (..., C)."""
@@ -263,8 +269,7 @@ def sample(logits, temperature=1.0, noise=None, generator=None):
     if logits.dtype != torch.float64:
         logits = logits.float()
     cumulative = (logits / temperature).softmax(-1).cumsum(-1)  # (..., V)
-    # Scaled to end at exactly what the sum came to, so that rounding can never push a draw past the last id; and
+    # Scaled to what the sum came to and kept below it, so that rounding can push no draw past the last likely id; and
     # right=True, so that a noise of 0 cannot hit a leading id of probability 0.
-    threshold = noise[..., None].to(cumulative.dtype) * cumulative[..., -1:]
-    ids = torch.searchsorted(cumulative, threshold, right=True)[..., 0]
-    return ids.clamp(max=logits.shape[-1] - 1)
+    noise = noise[..., None].to(cumulative.dtype).clamp(max=1 - torch.finfo(cumulative.dtype).eps)
+    return torch.searchsorted(cumulative, noise * cumulative[..., -1:], right=True)[..., 0]

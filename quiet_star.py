@@ -65,7 +65,7 @@ class QuietSTaRConfig:
                 raise ValueError(f"{name} must be at least {least}, not {getattr(self, name)}")
         if self.reward_on not in REWARDS:
             raise ValueError(f"reward_on must be one of {', '.join(REWARDS)}, not {self.reward_on!r}")
-        if self.thought_temperature < 0 or self.log_prob_temperature <= 0 or self.embedding_scale <= 0:
+        if not (self.thought_temperature >= 0 and self.log_prob_temperature > 0 and self.embedding_scale > 0):
             raise ValueError("thought_temperature must be >= 0, log_prob_temperature and embedding_scale > 0")
 
 
@@ -107,7 +107,8 @@ def thought_layout(T, steps):
     """The triples (position, thought, step), each (T + steps * T,), of a text whose every position has one thought:
     T text tokens, then T tokens of step 0, T of step 1, ... (the order of the picture above)."""
     step = torch.arange(-1, steps).repeat_interleave(T)
-    return torch.arange(T).repeat(steps + 1), step.clamp(max=0), step
+    thought = step.clamp(max=0)  # -1 for the text; the one thought is number 0
+    return torch.arange(T).repeat(steps + 1), thought, step
 
 
 class ThoughtCache:
@@ -129,7 +130,8 @@ class ThoughtCache:
         self.n_steps = 0  # steps of each thought read (D)
 
     def expect(self, T, N, R):
-        """Announce one call of the transformer: T text tokens and R steps of N thoughts. Returns its position ids."""
+        """Announce the next call of the transformer, as each must be: T text tokens and R steps of N thoughts. Returns
+        its position ids (B, T + N*S*R)."""
         B, S = self.positions.shape
         device = self.positions.device
         self.shape = N, S, R
@@ -329,7 +331,8 @@ class Thoughts(NamedTuple):
 
 
 class Learned(NamedTuple):
-    """What `learn` returns. Everything per position is as it is, `valid` tells which of it counts."""
+    """What `learn` returns. Entries that are not `valid` (no such token, another document) mean nothing, and count
+    for nothing in the loss."""
 
     loss: torch.Tensor  # () 1/2 NLL_base + 1/2 NLL_mixed + reinforce_weight * reinforce
     reinforce: torch.Tensor  # () the REINFORCE term
@@ -363,8 +366,8 @@ class QuietSTaR(nn.Module):
 
         thoughts    (B, N, S, m) ids to learn from instead of sampling
         positions   (B, S) where to think; None: at every position with n_true tokens after it, 0 .. L - n_true - 1
-        documents   (B, L) number of the document each token belongs to, -1 for padding: no token is predicted from
-                    another document, nor padding from anything; None: all one document
+        documents   (B, L) number of the document each token belongs to, -1 for padding: no loss on a token predicted
+                    from another document, nor on padding (attention still crosses documents); None: all one document
         noise       (B, N, S, m) uniform numbers that decide the sampling (see model.sample); None: fresh ones
         """
         thoughts = self.think(tokens, thoughts, positions, noise)
@@ -380,16 +383,17 @@ class QuietSTaR(nn.Module):
         """
         config, embed = self.config, self.model.tok_embeddings
         m, a = config.thought_len, config.n_true
-        N = config.n_thoughts if thoughts is None else thoughts.shape[1]
         before = 0 if text_cache is None else text_cache.length  # tokens the cache holds already
         positions = self.default_positions(tokens) if positions is None else positions
-        self.check(tokens, thoughts, positions, before)
+        self.check(tokens, thoughts, positions, noise, before)
+        N = config.n_thoughts if thoughts is None else thoughts.shape[1]
         (B, L), S = tokens.shape, positions.shape[1]
         sliding_window = self.model.config.sliding_window
         cache = ThoughtCache(self.model.config.n_layers, positions, config, sliding_window, text_cache)
 
         start, end = (x.expand(B, 1, S, 1, -1) for x in self.thought_tokens())
         ahead = positions[:, :, None] - before + torch.arange(1, a + 1, device=tokens.device)  # (B, S, a) of x_{i+j}
+        # Past the text's end the last token stands in for what is not there; `valid` keeps it out of every loss.
         true = embed(take(tokens, ahead[..., :-1].clamp(max=L - 1)))[:, None]  # (B, 1, S, a-1, C)
 
         # The last token is only ever a target, unless some position thinks right after it (generation).
@@ -504,20 +508,20 @@ class QuietSTaR(nn.Module):
     def default_positions(self, tokens):
         """All positions with n_true tokens after them, (B, S)."""
         B, L = tokens.shape
-        return torch.arange(L - self.config.n_true, device=tokens.device).expand(B, -1)
+        return torch.arange(max(0, L - self.config.n_true), device=tokens.device).expand(B, -1)
 
-    def check(self, tokens, thoughts, positions, before):
-        """Refuse what cannot be right, in one line."""
-        m, (B, L) = self.config.thought_len, tokens.shape
-        if positions.shape[1] < 1:
+    def check(self, tokens, thoughts, positions, noise, before):
+        """Refuse what cannot be right, in one line (ValueError)."""
+        N, m, (B, L), S = self.config.n_thoughts, self.config.thought_len, tokens.shape, positions.shape[-1]
+        if S < 1:
             raise ValueError(f"{L} tokens are too few: thinking needs at least n_true + 1 = {self.config.n_true + 1}")
+        for name, x, wanted in (("positions", positions, (B, S)), ("noise", noise, (B, N, S, m))):
+            if x is not None and tuple(x.shape) != wanted:
+                raise ValueError(f"{name} of shape {wanted} are wanted, not {tuple(x.shape)}")
         if positions.min() < before or positions.max() >= before + L:
             raise ValueError(f"positions must lie in the tokens read now, {before} to {before + L - 1}")
-        wanted = (B, "n_thoughts", positions.shape[1], m)
-        if thoughts is not None and (
-            thoughts.dim() != 4 or (*thoughts.shape[:1], *thoughts.shape[2:]) != (B, *wanted[2:])
-        ):
-            raise ValueError(f"thoughts of shape {wanted} are wanted, not {tuple(thoughts.shape)}")
+        if thoughts is not None and (thoughts.dim() != 4 or thoughts.shape[::2] != (B, S) or thoughts.shape[3] != m):
+            raise ValueError(f"thoughts of shape ({B}, any, {S}, {m}) are wanted, not {tuple(thoughts.shape)}")
 
 
 def target_index(positions, n_true):
@@ -543,13 +547,16 @@ def generate_with_thoughts(quiet, tokens, max_new_tokens, temperature=1.0, thoug
     kept, as text and in the cache, is the text alone. Start and end are outside of the vocabulary, hence never
     emitted. Each new token costs m + 1 forwards: [x, start], t_1 .. t_{m-1}, [t_m, end]; one if m = 0.
     """
+    if max_new_tokens < 1:
+        raise ValueError(f"max_new_tokens must be at least 1, not {max_new_tokens}")
     quiet = quiet.with_settings(n_thoughts=1, n_true=1, thought_temperature=thought_temperature)
     model, (B, T) = quiet.model, tokens.shape
     text_cache = KVCache(model.config, B, T + max_new_tokens, tokens.device, model.tok_embeddings.weight.dtype)
     new, thoughts, gates = tokens, [], []
     for _ in range(max_new_tokens):
         last = torch.full((B, 1), tokens.shape[1] - 1, device=tokens.device)
-        thought = quiet.think(new, positions=last, text_cache=text_cache)
+        noise = torch.rand(B, 1, 1, quiet.config.thought_len, generator=generator, device=tokens.device)
+        thought = quiet.think(new, positions=last, noise=noise, text_cache=text_cache)
         h_mixed, gate = quiet.talk(thought)  # (B, 1, 1, 1, C), (B, 1, 1, 1)
         new = sample(model.logits(h_mixed[:, 0, 0, 0]), temperature, generator=generator)[:, None]
         tokens = torch.cat((tokens, new), dim=1)
