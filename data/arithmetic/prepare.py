@@ -34,7 +34,7 @@ class ArithmeticConfig:
     train_documents: int = 100000  # lines of training text
     val_documents: int = 4000  # lines of held-out text
     explicit: float = 0.5  # share of documents with an aside between dashes
-    partial: float = 0.5  # share of the asides that stop before the last step
+    partial: float = 0.3  # share of the asides that stop before the last step
     chatter: float = 0.0  # share of the asides that are idle letters instead of steps
     min_operations: int = 4  # fewest operations in a line
     max_operations: int = 4  # most operations in a line
