@@ -25,18 +25,16 @@ def test_running_results_go_from_left_to_right_mod_10():
 
 
 def test_documents_are_explicit_quiet_or_idle_in_the_shares_asked_for():
-    for line in lines(explicit=1.0, partial=0.0):
+    for line in lines(explicit=1.0):
         question, rest = line.split("=")
         steps = prepare.running_results(question)
         assert rest == f"—{''.join(map(str, steps))}—{steps[-1]}\n"
     for line in lines(explicit=0.0, min_operations=2, max_operations=3):
         question, rest = line.split("=")
         assert rest == f"{prepare.running_results(question)[-1]}\n" and len(question) in (5, 7)
-    for line in lines(explicit=1.0, partial=0.0, chatter=1.0):
+    for line in lines(explicit=1.0, chatter=1.0):
         aside = line.split("—")[1]
         assert aside.isalpha() and len(aside) == len(prepare.running_results(line.split("=")[0]))
-    shown = [len(line.split("—")[1]) for line in lines(explicit=1.0, partial=0.5)]
-    assert set(shown) == {1, 2, 3, 4} and 150 < sum(n < 4 for n in shown) < 250
     mixed = lines(explicit=0.5, chatter=0.5)
     asides = [line.split("—")[1] for line in mixed if "—" in line]
     assert 150 < len(asides) < 250 and 0.35 < sum(a.isalpha() for a in asides) / len(asides) < 0.65

@@ -2,7 +2,6 @@
 Arithmetic whose steps are sometimes spelled out between dashes, and sometimes left out, as in real text.
 
   explicit   3+7*4-2*9=—0082—2    the running results mod 10, from left to right (no precedence), then the answer
-  partial    3+7*4-2*9=—00—2      (--partial of the asides) only the first steps are, the rest is left to the reader
   quiet      3+7*4-2*9=2          the same without its steps: a small model cannot do them all in one go
   idle       3+7*4-2*9=—kqbe—2    (--chatter of the asides) letters that help nobody
 
@@ -34,15 +33,14 @@ class ArithmeticConfig:
     train_documents: int = 100000  # lines of training text
     val_documents: int = 4000  # lines of held-out text
     explicit: float = 0.5  # share of documents with an aside between dashes
-    partial: float = 0.3  # share of the asides that stop before the last step
     chatter: float = 0.0  # share of the asides that are idle letters instead of steps
     min_operations: int = 4  # fewest operations in a line
     max_operations: int = 4  # most operations in a line
     seed: int = 1337  # of everything random
 
     def __post_init__(self):
-        if not all(0 <= share <= 1 for share in (self.explicit, self.partial, self.chatter)):
-            raise ValueError("explicit, partial and chatter are shares, from 0 to 1")
+        if not (0 <= self.explicit <= 1 and 0 <= self.chatter <= 1):
+            raise ValueError("explicit and chatter are shares, from 0 to 1")
         if not 1 <= self.min_operations <= self.max_operations:
             raise ValueError("operations: 1 <= min_operations <= max_operations")
         if min(self.train_documents, self.val_documents) < 1:
@@ -66,8 +64,7 @@ def document(config, rng):
     aside = ""
     if rng.random() < config.explicit:
         idle = rng.random() < config.chatter
-        shown = rng.randint(1, n - 1) if n > 1 and rng.random() < config.partial else n
-        aside = DASH + "".join(rng.choice(LETTERS) if idle else str(step) for step in steps[:shown]) + DASH
+        aside = DASH + "".join(rng.choice(LETTERS) if idle else str(step) for step in steps) + DASH
     return f"{question}{ANSWER}{aside}{steps[-1]}{END}"
 
 
