@@ -272,4 +272,5 @@ def sample(logits, temperature=1.0, noise=None, generator=None):
     # Scaled to what the sum came to and kept below it, so that rounding can push no draw past the last likely id; and
     # right=True, so that a noise of 0 cannot hit a leading id of probability 0.
     noise = noise[..., None].to(cumulative.dtype).clamp(max=1 - torch.finfo(cumulative.dtype).eps)
-    return torch.searchsorted(cumulative, noise * cumulative[..., -1:], right=True)[..., 0]
+    drawn = torch.searchsorted(cumulative, noise * cumulative[..., -1:], right=True)[..., 0]
+    return drawn.clamp(max=logits.shape[-1] - 1)  # only nan goes beyond: let it reach the loss, which is looked at
