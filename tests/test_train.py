@@ -184,6 +184,14 @@ def test_bad_flags_are_one_line_on_stderr_and_exit_status_2(work, capsys):
         assert stop.value.code == 2 and expected in error and error.count("\n") == 1, error
 
 
+def test_every_preset_is_read():
+    presets = sorted((ROOT / "config").glob("*.toml"))
+    assert len(presets) >= 4
+    for preset in presets:
+        train, *_ = trainer.settings_from([f"--config={preset}"])
+        assert train.out != trainer.TrainConfig.out, "a preset has a folder of its own"
+
+
 def test_bad_input_is_refused_in_one_line_before_any_work(work):
     (work / "file").write_text("")
     write_dataset(work / "other", {"train": [0] * 90, "val": [0] * 90}, CharTokenizer("xyz"))
