@@ -34,7 +34,7 @@ class ArithmeticConfig:
     val_documents: int = 4000  # lines of held-out text
     explicit: float = 0.5  # share of documents with an aside between dashes
     chatter: float = 0.0  # share of the asides that are idle letters instead of steps
-    min_operations: int = 4  # fewest operations in a line
+    min_operations: int = 3  # fewest operations in a line
     max_operations: int = 4  # most operations in a line
     seed: int = 1337  # of everything random
 
