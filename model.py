@@ -27,10 +27,10 @@ import torch.nn.functional as F
 class ModelConfig:
     dim: int = 128  # width of the residual stream (C)
     n_layers: int = 3  # number of transformer blocks
-    head_dim: int = 32  # width of one attention head (hd)
-    hidden_dim: int = 384  # inner width of the feed-forward network
-    n_heads: int = 4  # query heads (H)
-    n_kv_heads: int = 2  # key/value heads (K); each serves n_heads / n_kv_heads query heads
+    head_dim: int = 16  # width of one attention head (hd)
+    hidden_dim: int = 256  # inner width of the feed-forward network
+    n_heads: int = 8  # query heads (H)
+    n_kv_heads: int = 4  # key/value heads (K); each serves n_heads / n_kv_heads query heads
     norm_eps: float = 1e-5  # epsilon inside RMSNorm
     vocab_size: int = 32000  # number of token ids (V)
     rope_theta: float = 10000.0  # base of the rotary frequencies (Mistral-7B v0.1: 10000)
