@@ -144,18 +144,20 @@ class ThoughtCache:
     def attend(self, layer, q, k, v, mask):
         """q (B, H, T + N*S*R, hd), k and v (B, K, ...) -> (B, H, T + N*S*R, hd): remember k and v, then look."""
         T, (N, S, R) = len(self.new_text), self.shape
+        parts = T, N * S * R  # split and not sliced: the gradients of two slices are two full tensors, added
+        (q_text, q_thought), *(k_parts, v_parts) = (x.split(parts, dim=2) for x in (q, k, v))
         if T:
-            new = k[:, :, :T], v[:, :, :T]
+            new = k_parts[0], v_parts[0]
             self.text[layer] = new if self.text_cache is None else self.text_cache.append(layer, *new)
-        own = [x[:, :, T:].unflatten(2, (N, S, R)) for x in (k, v)]  # (B, K, N, S, R, hd)
+        own = [x[1].unflatten(2, (N, S, R)) for x in (k_parts, v_parts)]  # (B, K, N, S, R, hd)
         if self.own[layer] is not None:  # the start is read once for all N thoughts: hence the expand
             past = [x.expand(-1, -1, N, -1, -1, -1) for x in self.own[layer]]
             own = [torch.cat(pair, dim=4) for pair in zip(past, own, strict=True)]
         self.own[layer] = own
         if self.explicit:
             return self.attend_explicit(q, *self.text[layer], *own)
-        y_thought = self.attend_thoughts(q[:, :, T:], *self.text[layer], *own)
-        return torch.cat((self.attend_text(q[:, :, :T], *self.text[layer]), y_thought), dim=2) if T else y_thought
+        y_thought = self.attend_thoughts(q_thought, *self.text[layer], *own)
+        return torch.cat((self.attend_text(q_text, *self.text[layer]), y_thought), dim=2) if T else y_thought
 
     def attend_explicit(self, q, k_text, v_text, k_own, v_own):
         """The definition: one softmax over all keys there are, under `thought_mask`."""
@@ -203,12 +205,12 @@ class ThoughtCache:
         if self.sliding_window is not None:
             see_text = see_text & (here + 1 + step - text < self.sliding_window)  # (B, 1, 1, S, 1, R, T)
             see_own = see_own & (step - past < self.sliding_window)
-        scores = torch.cat(
-            (text_scores.masked_fill(~see_text, -torch.inf), own_scores.masked_fill(~see_own, -torch.inf)), dim=-1
-        )
-        p = scores.softmax(-1)
-        y = (p[..., :T].reshape(B, K, -1, T) @ v_text).view(B, K, N, S, G * R, hd)
-        y = y + p[..., T:].reshape(B, K, N, S, G * R, D) @ v_own
+        # 0 or -inf is added: unlike filling, that leaves nothing to do on the way back
+        masks = (torch.zeros_like(see, dtype=q.dtype).masked_fill_(~see, -torch.inf) for see in (see_text, see_own))
+        scores = torch.cat([x + mask for x, mask in zip((text_scores, own_scores), masks, strict=True)], dim=-1)
+        p_text, p_own = scores.softmax(-1).split((T, D), dim=-1)
+        y = (p_text.reshape(B, K, -1, T) @ v_text).view(B, K, N, S, G * R, hd)
+        y = y + p_own.reshape(B, K, N, S, G * R, D) @ v_own
         return y.view(B, K, N, S, G, R, hd).permute(0, 1, 4, 2, 3, 5, 6).reshape(B, K * G, N * S * R, hd)
 
 

@@ -56,7 +56,7 @@ class TrainConfig:
     separate_documents: bool = False  # predict no token across the end of a document
     batch_size: int = 8  # texts per step, over all processes
     micro_batch: int = 0  # texts per forward and process; 0: all of the process's; less needs less memory
-    max_steps: int = 120  # optimizer steps
+    max_steps: int = 150  # optimizer steps
     lr: float = 1e-4  # learning rate, after warm-up
     warmup_steps: int = 10  # steps in which the learning rate rises from 0
     min_lr_share: float = 0.05  # the learning rate falls along a cosine to this share of it; 1: it stays
@@ -226,7 +226,7 @@ def build_optimizer(model, train):
         scale = train.mixing_head_lr if name.startswith("mixing_head.") else 1.0
         groups.setdefault((decay, scale), []).append(p)
     groups = [{"params": ps, "weight_decay": decay, "lr_scale": scale} for (decay, scale), ps in groups.items()]
-    return torch.optim.AdamW(groups, lr=train.lr, betas=(train.beta1, train.beta2))
+    return torch.optim.AdamW(groups, lr=train.lr, betas=(train.beta1, train.beta2), fused=True)
 
 
 def lr_at(step, train):

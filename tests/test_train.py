@@ -153,7 +153,9 @@ def test_two_processes_under_torchrun_equal_one(work, objective):
 def test_a_missing_base_model_is_trained_first_by_its_preset(work, tmp_path):
     preset = tmp_path / "base.toml"
     base = dict(objective="lm", out=str(work / "made"), data=str(work / "data"), init_from="", base_preset="", span=12)
-    base |= dict(batch_size=4, max_steps=2, eval_texts=2, dim=16, n_layers=1, head_dim=8, hidden_dim=24, n_heads=2)
+    base |= dict(
+        batch_size=4, max_steps=2, eval_texts=2, dim=16, n_layers=1, head_dim=8, hidden_dim=24, n_heads=2, n_kv_heads=1
+    )
     preset.write_text("".join(f"{k} = {json.dumps(v)}\n" for k, v in base.items()))
     go(work, "--out=q", "--init_from=made", "--max_steps=1", f"--base_preset={preset}")
     assert load_checkpoint(work / "made")["step"] == 2 and load_checkpoint(work / "q")["step"] == 1
