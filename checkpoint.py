@@ -4,17 +4,25 @@ Run folders: what training leaves behind, and how everything else reads it.
   config.json     the settings of the run, the shape of its model, its tokenizer
   log.jsonl       one line a step
   checkpoint.pt   tensors and plain numbers, read with weights_only=True: never unpickled
+  tokenizer file  if the tokenizer has one (tokenizer.model, tekken.json, tokenizer.json)
+
+Wherever a run folder is asked for, a folder of official or Hugging Face weights with its tokenizer file serves as well.
+
+    python checkpoint.py --run=out/mine --out=weights/mine     a run's model in Mistral's official layout
 """
 
 import json
 import os
+import sys
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
+from config import from_cli
 from data.dataset import replace_file
-from data.tokenizer import from_json
-from model import ModelConfig, Transformer
+from data.tokenizer import from_json, load_tokenizer
+from model import ModelConfig, Transformer, load_mistral, save_mistral
 from quiet_star import QuietSTaR, QuietSTaRConfig
 
 
@@ -71,11 +79,41 @@ def load_weights(module, weights, path):
 def load_run(folder, device="cpu"):
     """The model of a run: (model, tokenizer, config, step). A Transformer if objective=lm, else a QuietSTaR."""
     config, state = read_config(folder), load_checkpoint(folder, device)
+    tokenizer = from_json(config["tokenizer"], folder)
     model = Transformer(ModelConfig(**config["model"]))
     if config["train"]["objective"] == "quiet_star":
         model = QuietSTaR(model, QuietSTaRConfig(**config["quiet_star"]))
     load_weights(model, state["model"], Path(folder) / "checkpoint.pt")
-    return model.to(device).eval(), from_json(config["tokenizer"]), config, state["step"]
+    return model.to(device).eval(), tokenizer, config, state["step"]
+
+
+def load_model(folder, device="cpu"):
+    """The model of a run, or of a folder of weights (see model.load_mistral): (model, tokenizer, config, step), as
+    load_run; weights from elsewhere have neither config nor steps, (model, tokenizer, None, 0), and become float32."""
+    folder = Path(folder)
+    if any(any(folder.glob(name)) for name in ("params.json", "*.safetensors", "pytorch_model*.bin")):
+        tokenizer = load_tokenizer(folder)
+        model = load_mistral(folder, torch.float32)
+        if model.config.vocab_size < tokenizer.vocab_size:
+            sizes = f"{tokenizer.vocab_size} tokens, the model {model.config.vocab_size}"
+            raise ValueError(f"the tokenizer in {folder} has {sizes}")
+        return model.to(device).eval(), tokenizer, None, 0
+    return load_run(folder, device)
+
+
+def export(run, out):
+    """Write a run's model as Mistral's official layout with its tokenizer, and what thinks, if it does, beside it:
+    quiet_star.pt, the tensors of start, end and mixing head, and quiet_star.json, their settings."""
+    model, tokenizer, _, _ = load_run(run)
+    transformer = model.model if isinstance(model, QuietSTaR) else model
+    save_mistral(transformer, out)
+    tokenizer.save(out)
+    if isinstance(model, QuietSTaR):
+        weights = {name: x for name, x in model.state_dict().items() if not name.startswith("model.")}
+        temporary = Path(out) / "quiet_star.pt.tmp"
+        torch.save(weights, temporary)
+        os.replace(temporary, Path(out) / "quiet_star.pt")
+        replace_file(Path(out) / "quiet_star.json", json.dumps(vars(model.config), indent=1).encode())
 
 
 def read_log(folder):
@@ -87,3 +125,26 @@ def read_log(folder):
         except json.JSONDecodeError:
             break
     return lines
+
+
+@dataclass
+class ExportConfig:
+    run: str = ""  # folder of the run whose model is to be exported
+    out: str = ""  # folder to write
+
+    def __post_init__(self):
+        if not self.run or not self.out:
+            raise ValueError("--run and --out are both needed")
+
+
+def main():
+    config, _ = from_cli(__doc__, ExportConfig)
+    try:
+        export(config.run, config.out)
+    except (ValueError, OSError) as error:
+        sys.exit(f"checkpoint.py: error: {error}")
+    print(f"{config.out}: " + ", ".join(sorted(path.name for path in Path(config.out).iterdir())))
+
+
+if __name__ == "__main__":
+    main()

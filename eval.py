@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from checkpoint import load_run, read_config, read_log
+from checkpoint import load_model, load_run, read_config, read_log
 from config import from_cli
 from data.dataset import open_dataset, replace_file
 from quiet_star import QuietSTaR, thought_layout, thought_mask, token_log_prob
@@ -270,7 +270,7 @@ def gains(config, device):
     trained = measure(model, spans, dataset.meta, device, config.batch_size, "thinking")
     rows, base_folder = {}, config.base or settings["train"]["init_from"]
     if base_folder:
-        base_model, *_ = load_run(base_folder, device)
+        base_model, *_ = load_model(base_folder, device)
         base = measure(base_model, spans, dataset.meta, device, config.batch_size, "base")
         rows["base"] = summarize(base.nll_base, base.right_base, answers)
     rows["without_thoughts"] = summarize(trained.nll_base, trained.right_base, answers)

@@ -232,12 +232,13 @@ class ThoughtTokens(nn.Module):
         self.end = nn.Parameter(torch.randn(dim) * 0.02 / scale)
 
     @torch.no_grad()
-    def init_from(self, embedding):
-        """Start both from one token's embedding (C,). The paper takes an em dash: it opens and closes an aside."""
-        if embedding.shape != self.start.shape:
-            raise ValueError(f"an embedding of shape {tuple(self.start.shape)} is wanted, not {tuple(embedding.shape)}")
-        self.start.copy_(embedding / self.scale)
-        self.end.copy_(embedding / self.scale)
+    def init_from(self, start, end=None):
+        """Begin with these vectors (C,), or both with the first. The paper takes the embedding of an em dash, which
+        opens and closes an aside."""
+        for parameter, vector in ((self.start, start), (self.end, start if end is None else end)):
+            if vector.shape != parameter.shape:
+                raise ValueError(f"a vector of shape {tuple(parameter.shape)} is wanted, not {tuple(vector.shape)}")
+            parameter.copy_(vector / self.scale)
 
     def forward(self):
         return self.start * self.scale, self.end * self.scale  # (C,), (C,)

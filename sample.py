@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import torch
 
-from checkpoint import load_run
+from checkpoint import load_model
 from config import from_cli
 from eval import last_run
 from quiet_star import QuietSTaR, generate_with_thoughts
@@ -41,7 +41,7 @@ def main():
     config, _ = from_cli(__doc__, SampleConfig)
     device = config.device if config.device != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
     try:
-        model, tokenizer, _, _ = load_run(config.run or last_run(), device)
+        model, tokenizer, _, _ = load_model(config.run or last_run(), device)
         tokens = torch.tensor([tokenizer.encode(config.prompt)], device=device)
     except (ValueError, OSError) as error:
         sys.exit(f"sample.py: error: {error}")

@@ -29,6 +29,7 @@ from tqdm import tqdm
 
 from checkpoint import (
     load_checkpoint,
+    load_model,
     load_weights,
     read_config,
     read_log,
@@ -180,31 +181,32 @@ def thought_noise(count, positions, config, seed, step):
 # model and optimizer
 
 
-def build_model(train, model_config, quiet_config, given, tokenizer_json):
-    """The model to train, on the CPU: new, or from init_from's checkpoint. Raises ValueError if that does not fit."""
-    tokenizer = from_json(tokenizer_json)
+def build_model(train, model_config, quiet_config, given, tokenizer):
+    """The model to train, on the CPU: new, or the one in init_from. Raises ValueError if that does not fit."""
     torch.manual_seed(train.seed)
-    if train.init_from:
-        source, state = read_config(train.init_from), load_checkpoint(train.init_from)
-        if source["tokenizer"] != tokenizer_json:
-            raise ValueError(f"{train.data} was made with another tokenizer than the model in {train.init_from}")
-        for name, value in given.items():
-            if name in source["model"] and source["model"][name] != value:
-                raise ValueError(f"--{name}={value}, but the model in {train.init_from} has {source['model'][name]}")
-        model_config, start_objective = ModelConfig(**source["model"]), source["train"]["objective"]
-    else:
+    if not train.init_from:
         if given.get("vocab_size", tokenizer.vocab_size) != tokenizer.vocab_size:
             raise ValueError(f"--vocab_size={given['vocab_size']}, but {train.data} has {tokenizer.vocab_size}")
-        model_config, start_objective = dataclasses.replace(model_config, vocab_size=tokenizer.vocab_size), "lm"
+        start = Transformer(dataclasses.replace(model_config, vocab_size=tokenizer.vocab_size))
+    else:
+        start, its_tokenizer, _, _ = load_model(train.init_from)
+        if its_tokenizer.to_json() != tokenizer.to_json():
+            raise ValueError(f"{train.data} was made with another tokenizer than the model in {train.init_from}")
+    transformer = start.model if isinstance(start, QuietSTaR) else start
+    for name, value in dataclasses.asdict(transformer.config).items():
+        if train.init_from and given.get(name, value) != value:
+            raise ValueError(f"--{name}={given[name]}, but the model in {train.init_from} has {value}")
+    if train.objective == "lm":
+        if start is not transformer:
+            raise ValueError(f"{train.init_from} holds a thinking model: --objective=lm wants a plain one")
+        return transformer
 
-    transformer = Transformer(model_config)
-    model = transformer if train.objective == "lm" else QuietSTaR(transformer, quiet_config)
-    if start_objective == "quiet_star" and train.objective == "lm":
-        raise ValueError(f"{train.init_from} holds a thinking model: --objective=lm wants a plain one")
-    if train.init_from:
-        load_weights(model if start_objective == train.objective else transformer, state["model"], train.init_from)
-    if train.objective == "quiet_star" and start_objective == "lm":
+    model = QuietSTaR(transformer, quiet_config)
+    if start is transformer:
         start_thoughts(model, tokenizer, train.start_text)
+    else:
+        model.mixing_head.load_state_dict(start.mixing_head.state_dict())
+        model.thought_tokens.init_from(*start.thought_tokens())
     return model
 
 
@@ -294,7 +296,8 @@ def run(train, model_config, quiet_config, given):
         if local % micro:
             raise ValueError(f"micro_batch {micro} does not divide the {local} texts of each process")
 
-        model = build_model(train, model_config, quiet_config, given, data.meta["tokenizer"]).to(processes.device)
+        tokenizer = from_json(data.meta["tokenizer"], train.data)
+        model = build_model(train, model_config, quiet_config, given, tokenizer).to(processes.device)
         optimizer = build_optimizer(model, train)
         settings = {
             "train": dataclasses.asdict(train),
@@ -302,7 +305,7 @@ def run(train, model_config, quiet_config, given):
             "quiet_star": dataclasses.asdict(quiet_config),
             "tokenizer": data.meta["tokenizer"],
         }
-        step, seconds = open_run(out, settings, model, optimizer, processes)
+        step, seconds = open_run(out, settings, model, optimizer, tokenizer, processes)
     except (ValueError, OSError) as error:
         sys.exit(f"train.py: error: {error}")
     say = tqdm.write if processes.first else lambda text: None
@@ -420,7 +423,7 @@ def steps_done(folder):
     return load_checkpoint(folder)["step"] if (Path(folder) / "checkpoint.pt").exists() else 0
 
 
-def open_run(out, settings, model, optimizer, processes):
+def open_run(out, settings, model, optimizer, tokenizer, processes):
     """Go on with the run in `out`, or begin it: (steps done, seconds they took). Raises ValueError, OSError."""
     if (out / "config.json").exists():
         old = read_config(out)
@@ -441,6 +444,7 @@ def open_run(out, settings, model, optimizer, processes):
         step, seconds = state["step"], state["seconds"]
     if processes.first:
         out.mkdir(parents=True, exist_ok=True)
+        tokenizer.save(out)
         write_config(out, settings)
         kept = [line for line in read_log(out) if line["step"] <= step]  # steps after the checkpoint are done anew
         replace_file(out / "log.jsonl", "".join(json.dumps(line) + "\n" for line in kept).encode())

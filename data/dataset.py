@@ -36,6 +36,7 @@ def write_dataset(folder, splits, tokenizer, document_end=None, answers=None):
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     dtype = "uint16" if tokenizer.vocab_size <= 2**16 else "uint32"
+    tokenizer.save(folder)
     meta = {
         "tokenizer": tokenizer.to_json(),
         "vocab_size": tokenizer.vocab_size,

@@ -1,8 +1,8 @@
 """
 Text to token ids and back, on tiktoken alone.
 
-  load_tokenizer(path)    Mistral's tokenizer.model (SentencePiece) and tekken.json, or a byte-level BPE tokenizer.json of
-                          Hugging Face (SmolLM2, GPT-2, ...): a file, or a folder that holds one
+  load_tokenizer(path)    Mistral's tokenizer.model (SentencePiece) and tekken.json, and Hugging Face's tokenizer.json
+                          for byte-level BPE (SmolLM2, GPT-2, ...): a file, or a folder that holds one
   CharTokenizer           the characters of the miniature
 
 All have  encode(text, bos=False) -> ids,  decode(ids) -> text,  vocab_size,  bos_id and eos_id (or None),  to_json(),
@@ -54,7 +54,7 @@ class BPETokenizer:
     """Byte-pair encoding from a tokenizer file. The merging is tiktoken's; what differs between kinds of files is which
     bytes have which rank (the order of merging), which id stands for a rank, and where text is split beforehand."""
 
-    def __init__(self, kind, content, ranks, pattern, ids, pieces, bos_id=None, eos_id=None, spelled=None, prefix=""):
+    def __init__(self, kind, content, ranks, pattern, ids, pieces, bos_id=None, eos_id=None, spelled=None):
         """
         kind, content   of the file; its bytes
         ranks           {bytes: rank}, a lower rank is merged first; all 256 single bytes are there
@@ -62,9 +62,8 @@ class BPETokenizer:
         ids             id by rank
         pieces          bytes by id (b"" for special tokens): decoding
         spelled         {rank: [ids]} for ranks that stand for several ids
-        prefix          put before every text
         """
-        self.kind, self.content, self.pieces, self.prefix = kind, content, pieces, prefix
+        self.kind, self.content, self.pieces = kind, content, pieces
         self.bos_id, self.eos_id, self.vocab_size = bos_id, eos_id, len(pieces)
         self.encoding = tiktoken.Encoding(kind, pat_str=pattern, mergeable_ranks=ranks, special_tokens={})
         self.ids, self.spelled = np.asarray(ids, np.int64), spelled or {}
@@ -80,10 +79,9 @@ class BPETokenizer:
         """The same, without bos, as an int64 array: less work on a long text."""
         if not text:
             return np.zeros(0, np.int64)
-        try:
-            ranks = self.encoding.encode_to_numpy(self.prefix + text, disallowed_special=())
-        except UnicodeEncodeError:  # half of a surrogate pair is no character
-            return self.encode_array(text.encode("utf-16", "surrogatepass").decode("utf-16", "replace"))
+        if self.kind == "sentencepiece":
+            text = " " + text.replace("▁", " ")  # its own sign for a space
+        ranks = np.asarray(self.encoding.encode_ordinary(text))
         if not self.some_spelled[ranks].any():
             return self.ids[ranks]
         spelled = (
@@ -94,7 +92,8 @@ class BPETokenizer:
     def decode(self, ids):
         """Text of ids. Bytes that are no UTF-8 become U+FFFD, special tokens nothing."""
         content = b"".join(self.pieces[i] for i in ids)
-        return content.decode("utf-8", "replace").removeprefix(self.prefix)
+        text = content.decode("utf-8", "replace")
+        return text.removeprefix(" ") if self.kind == "sentencepiece" else text
 
     def to_json(self):
         return {"kind": self.kind, "file": FILES[self.kind], "sha256": hashlib.sha256(self.content).hexdigest()}
@@ -160,7 +159,6 @@ def read_sentencepiece(content):
         special.get("<s>"),
         special.get("</s>"),
         spelled,
-        prefix=" ",
     )
 
 
