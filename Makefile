@@ -13,7 +13,7 @@ demo: .venv/for_demo
 	$(PY) train.py --config=config/arithmetic_base.toml --out=$(OUT)/base --seed=$(SEED)
 	$(QUIET) --out=$(OUT)/lm_control --objective=lm
 	$(QUIET) --out=$(OUT)/quiet_star
-	for m in 0 2 3; do $(QUIET) --out=$(OUT)/thought_len_$$m --thought_len=$$m || exit $$?; done
+	for m in 0 3; do $(QUIET) --out=$(OUT)/thought_len_$$m --thought_len=$$m || exit $$?; done
 	$(PY) eval.py --run=$(OUT)/quiet_star
 	$(PY) eval.py demo --out=$(OUT)
 
