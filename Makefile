@@ -30,4 +30,5 @@ test: .venv/for_test
 
 .venv/for_test: .venv/for_demo requirements-test.txt
 	$(PY) -m pip install --quiet --disable-pip-version-check -r requirements-test.txt
+	$(PY) -m pip install --quiet --disable-pip-version-check --no-deps mistral-common==1.13.1  # for its tokenizer.model
 	touch $@
