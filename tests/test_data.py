@@ -28,7 +28,9 @@ def test_documents_are_explicit_quiet_or_idle_in_the_shares_asked_for():
     for line in lines(explicit=1.0):
         question, rest = line.split("=")
         steps = prepare.running_results(question)
-        assert rest == f"—{''.join(map(str, steps))}—{steps[-1]}\n"
+        assert rest.replace("——", "—") == f"—{''.join(map(str, steps))}—{steps[-1]}\n"
+    assert 0.2 < sum("——" in line for line in lines(explicit=1.0)) / 400 < 0.4
+    assert all("——" in line for line in lines(explicit=1.0, double=1.0))
     for line in lines(explicit=0.0, min_operations=2, max_operations=3):
         question, rest = line.split("=")
         assert rest == f"{prepare.running_results(question)[-1]}\n" and len(question) in (5, 7)

@@ -1,7 +1,8 @@
 """
 Arithmetic whose steps are sometimes spelled out between dashes, and sometimes left out, as in real text.
 
-  explicit   3+7*4-2*9=—0082—2    the running results mod 10, from left to right (no precedence), then the answer
+  explicit   3+7*4-2*9=—0082—2    the running results mod 10, from left to right (no precedence), then the answer;
+             3+7*4-2=—008——8      (--double of the asides) the same, closed by two dashes
   quiet      3+7*4-2*9=2          the same without its steps: a small model cannot do them all in one go
   idle       3+7*4-2*9=—kqbe—2    (--chatter of the asides) letters that help nobody
 
@@ -34,13 +35,14 @@ class ArithmeticConfig:
     val_documents: int = 4000  # lines of held-out text
     explicit: float = 0.5  # share of documents with an aside between dashes
     chatter: float = 0.0  # share of the asides that are idle letters instead of steps
+    double: float = 0.3  # share of the asides that close with two dashes: thoughts longer than the steps end like these
     min_operations: int = 3  # fewest operations in a line
     max_operations: int = 4  # most operations in a line
     seed: int = 1337  # of everything random
 
     def __post_init__(self):
-        if not (0 <= self.explicit <= 1 and 0 <= self.chatter <= 1):
-            raise ValueError("explicit and chatter are shares, from 0 to 1")
+        if not all(0 <= share <= 1 for share in (self.explicit, self.chatter, self.double)):
+            raise ValueError("explicit, chatter and double are shares, from 0 to 1")
         if not 1 <= self.min_operations <= self.max_operations:
             raise ValueError("operations: 1 <= min_operations <= max_operations")
         if min(self.train_documents, self.val_documents) < 1:
@@ -64,7 +66,8 @@ def document(config, rng):
     aside = ""
     if rng.random() < config.explicit:
         idle = rng.random() < config.chatter
-        aside = DASH + "".join(rng.choice(LETTERS) if idle else str(step) for step in steps) + DASH
+        close = DASH * (2 if rng.random() < config.double else 1)
+        aside = DASH + "".join(rng.choice(LETTERS) if idle else str(step) for step in steps) + close
     return f"{question}{ANSWER}{aside}{steps[-1]}{END}"
 
 
