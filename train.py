@@ -57,7 +57,7 @@ class TrainConfig:
     separate_documents: bool = False  # predict no token across the end of a document
     batch_size: int = 8  # texts per step, over all processes
     micro_batch: int = 0  # texts per forward and process; 0: all of the process's; less needs less memory
-    max_steps: int = 220  # optimizer steps
+    max_steps: int = 150  # optimizer steps
     lr: float = 1e-4  # learning rate, after warm-up
     warmup_steps: int = 10  # steps in which the learning rate rises from 0
     min_lr_share: float = 0.05  # the learning rate falls along a cosine to this share of it; 1: it stays
