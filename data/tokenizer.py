@@ -239,16 +239,18 @@ def read_byte_bpe(content):
     merged = (b"".join(byte_of[c] for c in left + right) for left, right in merges)
     in_order = list(dict.fromkeys([*(bytes([b]) for b in range(256)), *merged]))
     size = 1 + max([*model["vocab"].values(), *added.values()])
+    lacking = {rank: [] for rank, b in enumerate(in_order[:256]) if b not in id_of}  # bytes that text has no use for
     names = {**model["vocab"], **added}
     return BPETokenizer(
         "bpe",
         content,
         {b: rank for rank, b in enumerate(in_order)},
         split_pattern(file.get("pre_tokenizer")),
-        [id_of[b] for b in in_order],
+        [0 if rank in lacking else id_of[b] for rank, b in enumerate(in_order)],
         [content_of.get(i, b"") for i in range(size)],
         next((names[name] for name in BEGIN if name in names), None),
         next((names[name] for name in END if name in names), None),
+        lacking,
     )
 
 

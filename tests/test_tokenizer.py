@@ -144,6 +144,17 @@ def test_byte_level_bpe_ids_are_those_of_the_library(split, tmp_path):
     assert len(ours.encode("<s>")) > 1, "text is only text"
 
 
+def test_bytes_that_a_byte_level_vocabulary_lacks_vanish_as_in_the_library(tmp_path):
+    trained_bpe(tmp_path, SPLITS["gpt2"])
+    file = json.loads((tmp_path / "tokenizer.json").read_text("utf-8"))
+    control = "\u0104"  # byte 4
+    del file["model"]["vocab"][control]
+    (tmp_path / "tokenizer.json").write_text(json.dumps(file), "utf-8")
+    theirs, ours = tokenizers.Tokenizer.from_file(str(tmp_path / "tokenizer.json")), load_tokenizer(tmp_path)
+    for text in ("\x04", "the \x04 cat", "no such byte"):
+        assert ours.encode(text) == theirs.encode(text).ids
+
+
 def tekken(words, special=3, **config):
     vocab = [{"rank": i, "token_bytes": base64.b64encode(w).decode()} for i, w in enumerate(words)]
     settings = {"pattern": r"\s?\w+|\W", "default_vocab_size": len(words) + special}

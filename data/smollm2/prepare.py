@@ -103,12 +103,12 @@ def read_model(reader, gguf):
         raise ValueError(f"tensors missing or extra: {', '.join(sorted(set(names) ^ set(weights)))}")
     with torch.no_grad():
         for name, tensor in zip(names, reader.tensors, strict=True):
-            weights[name].copy_(torch.from_numpy(gguf.dequantize(tensor.data, tensor.tensor_type)))
+            weights[name].copy_(torch.tensor(gguf.dequantize(tensor.data, tensor.tensor_type)))
     return model
 
 
 def tokenizer_json(reader):
-    """The tokenizer as Hugging Face's tokenizer.json. GGUF calls the way of splitting text "smollm": digits one by one."""
+    """The tokenizer as Hugging Face's tokenizer.json. GGUF calls its way of splitting text "smollm": every digit alone."""
     words, kinds, merges, split = (
         reader.get_field(f"tokenizer.ggml.{key}").contents() for key in ("tokens", "token_type", "merges", "pre")
     )
