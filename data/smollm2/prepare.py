@@ -108,7 +108,7 @@ def read_model(reader, gguf):
 
 
 def tokenizer_json(reader):
-    """The tokenizer as Hugging Face's tokenizer.json. GGUF calls its way of splitting text "smollm": every digit alone."""
+    """The tokenizer as a tokenizer.json of Hugging Face. "smollm" is GGUF's name for cutting out every digit."""
     words, kinds, merges, split = (
         reader.get_field(f"tokenizer.ggml.{key}").contents() for key in ("tokens", "token_type", "merges", "pre")
     )
