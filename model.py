@@ -18,6 +18,7 @@ Dimension key
 
 import dataclasses
 import json
+import math
 import os
 import pickle
 from dataclasses import asdict, dataclass
@@ -315,7 +316,7 @@ def load_mistral(folder, dtype=None):
         model = Transformer(config)
     names, missing = {name: p.shape for name, p in model.named_parameters()}, set(dict(model.named_parameters()))
     empty = True
-    for name, tensor in (pair for file in files for pair in tensors_of(file)):
+    for name, tensor in tensors_of(files):
         name = name if official else from_hugging_face(name)
         if name is None or name == "output.weight" and config.tied_embeddings:
             continue
@@ -359,22 +360,19 @@ def first_files(folder, patterns):
     raise ValueError(f"no weights in {folder}: there is none of {', '.join(patterns)}")
 
 
-def tensors_of(path):
-    """(name, tensor) of a checkpoint file, memory-mapped. The file is opened anew for each tensor: what has been read
-    of a mapped file counts as this process's memory for as long as it is mapped."""
+def tensors_of(files):
+    """(name, tensor) of checkpoint files, memory-mapped. A file is opened anew for each tensor: what has been read of a
+    mapped file counts as this process's memory for as long as it is mapped. The largest come first, while the rest of
+    the model is not in memory yet."""
+    path, found = None, []
     try:
-        if path.suffix == ".safetensors":
-            try:
-                from safetensors import safe_open
-            except ImportError:
-                raise ValueError(f"{path} needs a package to be read: pip install safetensors") from None
-            with safe_open(path, framework="pt") as file:
-                names = list(file.keys())
-            for name in names:
-                with safe_open(path, framework="pt") as file:
+        for path in files:
+            found += [(size, path, name) for name, size in sizes_in(path).items()]
+        for _, path, name in sorted(found, reverse=True):
+            if path.suffix == ".safetensors":
+                with safe_open()(path, framework="pt") as file:
                     yield name, file.get_tensor(name)
-        else:
-            for name in list(torch.load(path, mmap=True, weights_only=True)):
+            else:
                 yield name, torch.load(path, mmap=True, weights_only=True)[name]
     except (OSError, RuntimeError, pickle.UnpicklingError, EOFError) as error:
         raise ValueError(f"{path} is damaged or cut short ({str(error).splitlines()[0]})") from None
@@ -382,6 +380,23 @@ def tensors_of(path):
         if type(error).__name__ != "SafetensorError":
             raise
         raise ValueError(f"{path} is damaged or cut short ({error})") from None
+
+
+def sizes_in(path):
+    """{name: number of elements} of a checkpoint file."""
+    if path.suffix != ".safetensors":
+        return {name: tensor.numel() for name, tensor in torch.load(path, mmap=True, weights_only=True).items()}
+    with safe_open()(path, framework="pt") as file:
+        return {name: math.prod(file.get_slice(name).get_shape()) for name in file.keys()}
+
+
+def safe_open():
+    """The optional package's function that opens a .safetensors file."""
+    try:
+        from safetensors import safe_open
+    except ImportError:
+        raise ValueError("reading .safetensors needs a package: pip install safetensors") from None
+    return safe_open
 
 
 def copy_weight(name, source, target, config, halves):
