@@ -12,7 +12,6 @@ Wherever a run folder is asked for, a folder of official or Hugging Face weights
 """
 
 import json
-import os
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,21 +19,16 @@ from pathlib import Path
 import torch
 
 from config import from_cli
-from data.dataset import replace_file
+from data.dataset import replace_file, write_whole
 from data.tokenizer import from_json, load_tokenizer
 from model import ModelConfig, Transformer, load_mistral, save_mistral
 from quiet_star import QuietSTaR, QuietSTaRConfig
 
 
 def save_checkpoint(folder, state):
-    """Write checkpoint.pt under a temporary name, make sure it is on disk, and rename: never half a checkpoint."""
+    """Write checkpoint.pt, never half of it."""
     path = Path(folder) / "checkpoint.pt"
-    temporary = Path(f"{path}.tmp")
-    with open(temporary, "wb") as file:
-        torch.save(state, file)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
+    write_whole(path, lambda file: torch.save(state, file))
     return path
 
 
@@ -110,9 +104,7 @@ def export(run, out):
     tokenizer.save(out)
     if isinstance(model, QuietSTaR):
         weights = {name: x for name, x in model.state_dict().items() if not name.startswith("model.")}
-        temporary = Path(out) / "quiet_star.pt.tmp"
-        torch.save(weights, temporary)
-        os.replace(temporary, Path(out) / "quiet_star.pt")
+        write_whole(Path(out) / "quiet_star.pt", lambda file: torch.save(weights, file))
         replace_file(Path(out) / "quiet_star.json", json.dumps(vars(model.config), indent=1).encode())
 
 

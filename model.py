@@ -19,14 +19,14 @@ Dimension key
 import dataclasses
 import json
 import math
-import os
-import pickle
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
+
+from data.dataset import replace_file, write_whole
 
 
 @dataclass
@@ -342,11 +342,8 @@ def save_mistral(model, folder):
     tied = {"output.weight"} if model.config.tied_embeddings else set()
     weights = {name: tensor for name, tensor in model.state_dict().items() if name not in tied}
     params = {name: value for name, value in asdict(model.config).items() if value is not None}
-    temporary = folder / "consolidated.00.pth.tmp"
-    torch.save(weights, temporary)
-    os.replace(temporary, folder / "consolidated.00.pth")
-    (folder / "params.json.tmp").write_text(json.dumps(params, indent=1))
-    os.replace(folder / "params.json.tmp", folder / "params.json")
+    write_whole(folder / "consolidated.00.pth", lambda file: torch.save(weights, file))
+    replace_file(folder / "params.json", json.dumps(params, indent=1).encode())
 
 
 OFFICIAL_FILES = ("consolidated*.safetensors", "consolidated.*.pth")
@@ -374,12 +371,12 @@ def tensors_of(files):
                     yield name, file.get_tensor(name)
             else:
                 yield name, torch.load(path, mmap=True, weights_only=True)[name]
-    except (OSError, RuntimeError, pickle.UnpicklingError, EOFError) as error:
-        raise ValueError(f"{path} is damaged or cut short ({str(error).splitlines()[0]})") from None
     except Exception as error:
-        if type(error).__name__ != "SafetensorError":
+        damaged = isinstance(error, (OSError, RuntimeError, EOFError))
+        if not damaged and type(error).__name__ not in ("UnpicklingError", "SafetensorError"):
             raise
-        raise ValueError(f"{path} is damaged or cut short ({error})") from None
+        reason = str(error).split("\n")[0]
+        raise ValueError(f"{path} is damaged or cut short ({reason})") from None
 
 
 def sizes_in(path):

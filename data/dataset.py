@@ -85,10 +85,15 @@ def document_numbers(tokens, document_end):
 
 
 def replace_file(path, content):
-    """Write bytes under a temporary name, make sure they are on disk, and rename: never a half-written file."""
+    """Write bytes to a file, whole or not at all."""
+    write_whole(path, lambda file: file.write(content))
+
+
+def write_whole(path, write):
+    """Let write(file) write under a temporary name, make sure it is on disk, and rename: never a half-written file."""
     temporary = Path(f"{path}.tmp")
     with open(temporary, "wb") as file:
-        file.write(content)
+        write(file)
         file.flush()
         os.fsync(file.fileno())
     os.replace(temporary, path)

@@ -20,6 +20,8 @@ from pathlib import Path
 import numpy as np
 import tiktoken
 
+from data.dataset import replace_file
+
 
 class CharTokenizer:
     """One id for each character of a fixed alphabet, in its order."""
@@ -100,8 +102,6 @@ class BPETokenizer:
 
     def save(self, folder):
         """Put a copy of the tokenizer file into a folder."""
-        from data.dataset import replace_file
-
         Path(folder).mkdir(parents=True, exist_ok=True)
         replace_file(Path(folder) / FILES[self.kind], self.content)
 

@@ -70,31 +70,33 @@ def official_name(name):
     raise ValueError(f"unknown tensor {name}")
 
 
+def value(reader, key):
+    """A setting of the file. Raises ValueError if it is not there."""
+    field = reader.get_field(key)
+    if field is None:
+        raise ValueError(f"the file does not name its {key}")
+    return field.contents()
+
+
 def read_model(reader, gguf):
     """The file's Transformer, in float32. Raises ValueError if it is of another kind."""
 
-    def value(key):
-        field = reader.get_field(key)
-        if field is None:
-            raise ValueError(f"the file does not name its {key}")
-        return field.contents()
-
-    kind = value("general.architecture")
+    kind = value(reader, "general.architecture")
     if kind != "llama":
         raise ValueError(f"a model of Llama type is wanted, not {kind}")
     names = [official_name(tensor.name) for tensor in reader.tensors]
-    dim, n_heads = value("llama.embedding_length"), value("llama.attention.head_count")
+    dim, n_heads = value(reader, "llama.embedding_length"), value(reader, "llama.attention.head_count")
     model = Transformer(
         ModelConfig(
             dim=dim,
-            n_layers=value("llama.block_count"),
+            n_layers=value(reader, "llama.block_count"),
             head_dim=dim // n_heads,
-            hidden_dim=value("llama.feed_forward_length"),
+            hidden_dim=value(reader, "llama.feed_forward_length"),
             n_heads=n_heads,
-            n_kv_heads=value("llama.attention.head_count_kv"),
-            norm_eps=float(f"{value('llama.attention.layer_norm_rms_epsilon'):.6g}"),  # stored in float32
-            vocab_size=len(value("tokenizer.ggml.tokens")),
-            rope_theta=value("llama.rope.freq_base"),
+            n_kv_heads=value(reader, "llama.attention.head_count_kv"),
+            norm_eps=float(f"{value(reader, 'llama.attention.layer_norm_rms_epsilon'):.6g}"),  # stored in float32
+            vocab_size=len(value(reader, "tokenizer.ggml.tokens")),
+            rope_theta=value(reader, "llama.rope.freq_base"),
             tied_embeddings="output.weight" not in names,
         )
     )
@@ -110,7 +112,7 @@ def read_model(reader, gguf):
 def tokenizer_json(reader):
     """The tokenizer as a tokenizer.json of Hugging Face. "smollm" is GGUF's name for cutting out every digit."""
     words, kinds, merges, split = (
-        reader.get_field(f"tokenizer.ggml.{key}").contents() for key in ("tokens", "token_type", "merges", "pre")
+        value(reader, f"tokenizer.ggml.{key}") for key in ("tokens", "token_type", "merges", "pre")
     )
     if split != "smollm":
         raise ValueError(f"the tokenizer splits text in the way {split!r}; only 'smollm' is known")
