@@ -35,19 +35,28 @@ def write_dataset(folder, splits, tokenizer, document_end=None, answers=None):
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    dtype = "uint16" if tokenizer.vocab_size <= 2**16 else "uint32"
+    for name, ids in splits.items():
+        replace_file(folder / f"{name}.bin", np.asarray(ids, id_type(tokenizer)).tobytes())
+    counts = {name: len(ids) for name, ids in splits.items()}
+    return write_meta(folder, counts, tokenizer, document_end=document_end, answers=answers)
+
+
+def id_type(tokenizer):
+    """The type of a token id on disk."""
+    return "uint16" if tokenizer.vocab_size <= 2**16 else "uint32"
+
+
+def write_meta(folder, counts, tokenizer, **more):
+    """Write the tokenizer and, last of all, meta.json: of splits with `counts` tokens, {"train": n, "val": n}."""
     tokenizer.save(folder)
     meta = {
         "tokenizer": tokenizer.to_json(),
         "vocab_size": tokenizer.vocab_size,
-        "dtype": dtype,
-        "document_end": document_end,
-        "answers": answers,
-        "tokens": {name: len(ids) for name, ids in splits.items()},
+        "dtype": id_type(tokenizer),
+        "tokens": counts,
+        **more,
     }
-    for name, ids in splits.items():
-        replace_file(folder / f"{name}.bin", np.asarray(ids, dtype).tobytes())
-    replace_file(folder / "meta.json", json.dumps(meta, indent=1, ensure_ascii=False).encode())
+    replace_file(Path(folder) / "meta.json", json.dumps(meta, indent=1, ensure_ascii=False).encode())
     return meta
 
 

@@ -9,7 +9,7 @@ import pytest
 from config import from_cli
 from data.arithmetic import prepare
 from data.dataset import document_numbers, open_dataset, write_dataset
-from data.shakespeare_char import prepare as shakespeare
+from data.tinyshakespeare import prepare as shakespeare
 from data.tokenizer import CharTokenizer, from_json
 
 

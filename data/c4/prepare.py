@@ -1,0 +1,46 @@
+"""
+C4 (Raffel et al. 2019, arXiv 1910.10683), English: 365 million pages of the web, cleaned. The paper's other text.
+Licence: ODC-By 1.0 (and Common Crawl's terms).
+
+    pip install datasets
+    python data/c4/prepare.py --tokenizer=weights/mistral-7b
+
+It is streamed: nothing is downloaded beyond what is used, the first 20 million tokens if not said otherwise (the
+paper's 100 steps read 0.2 million). Stopped, it goes on where it was when the same command is given again.
+"""
+
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+from config import from_cli  # noqa: E402
+from data.text import TokenizeConfig, hub_documents, prepare_text  # noqa: E402
+
+
+@dataclass
+class C4Config:
+    dataset: str = "allenai/c4"  # its name on the Hugging Face hub
+    subset: str = "en"  # of the dataset
+    revision: str = "main"  # branch, tag or commit on the hub: a commit fixes the text for good
+    out: str = str(Path(__file__).parent)  # folder to write
+
+
+def main():
+    config, tokenize, given = from_cli(__doc__, C4Config, TokenizeConfig)
+    tokenize.max_tokens = given.get("max_tokens", 20_000_000)
+    source = {"dataset": config.dataset, "subset": config.subset, "revision": config.revision}
+    try:
+        documents = hub_documents(config.dataset, config.subset or None, config.revision)
+        meta = prepare_text(documents, config.out, source, tokenize, unit=" documents")
+    except KeyboardInterrupt:
+        sys.exit(f"prepare.py: stopped; run the same command again to go on with {config.out}")
+    except (ValueError, OSError) as error:
+        sys.exit(f"prepare.py: {error}")
+    counts = ", ".join(f"{name} {count:,} tokens" for name, count in meta["tokens"].items())
+    print(f"{config.out}: {meta['documents']:,} documents, {counts}")
+
+
+if __name__ == "__main__":
+    main()

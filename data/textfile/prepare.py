@@ -1,0 +1,61 @@
+"""
+Text of yours: a file, or a folder of files, plain text or JSONL, also compressed (.gz, .xz, .bz2).
+
+    python data/textfile/prepare.py --source=book.txt --tokenizer=weights/smollm2 --out=data/book
+    python data/textfile/prepare.py --source=notes --pattern="*.md" --separator="" --out=data/notes
+    python data/textfile/prepare.py --source=pages.jsonl.gz --key=content --out=data/pages
+
+Then train on it:  python train.py --data=data/book --init_from=weights/smollm2 --base_preset="" --out=out/book
+
+Stopped, it goes on where it was when the same command is given again. Documents are held out by a hash of their text.
+"""
+
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+from config import from_cli  # noqa: E402
+from data.text import TokenizeConfig, prepare_text, read_documents, text_files  # noqa: E402
+
+
+@dataclass
+class TextfileConfig:
+    source: str = ""  # the file or folder
+    out: str = str(Path(__file__).parent)  # folder to write
+    pattern: str = "*"  # which files of a folder
+    separator: str = r"\n\n\n"  # what stands between two documents of a text file; empty: each file is one document
+    key: str = "text"  # where the text is in a line of a JSONL file
+
+    def __post_init__(self):
+        if not self.source:
+            raise ValueError("--source=FILE or FOLDER says what is to be read")
+
+
+def main():
+    config, tokenize, _ = from_cli(__doc__, TextfileConfig, TokenizeConfig)
+    separator = config.separator.replace(r"\n", "\n").replace(r"\t", "\t")
+    try:
+        files = text_files(config.source, config.pattern)
+        sizes = [path.stat().st_size for path in files]
+        source = {"files": [[path.name, size] for path, size in zip(files, sizes, strict=True)]}
+        source |= {"separator": separator, "key": config.key}
+
+        def documents(skip):
+            found = read_documents(files, separator, config.key)
+            for n, document in enumerate(found):
+                if n >= skip:
+                    yield document
+
+        meta = prepare_text(documents, config.out, source, tokenize, sum(sizes))
+    except KeyboardInterrupt:
+        sys.exit(f"prepare.py: stopped; run the same command again to go on with {config.out}")
+    except (ValueError, OSError) as error:
+        sys.exit(f"prepare.py: {error}")
+    counts = ", ".join(f"{name} {count:,} tokens" for name, count in meta["tokens"].items())
+    print(f"{config.out}: {meta['documents']:,} documents, {counts}")
+
+
+if __name__ == "__main__":
+    main()
