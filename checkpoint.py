@@ -83,16 +83,27 @@ def load_run(folder, device="cpu"):
 
 def load_model(folder, device="cpu"):
     """The model of a run, or of a folder of weights (see model.load_mistral): (model, tokenizer, config, step), as
-    load_run; weights from elsewhere have neither config nor steps, (model, tokenizer, None, 0), and become float32."""
+    load_run; weights from elsewhere have neither config nor steps, (model, tokenizer, None, 0), and become float32.
+    Beside weights that `export` wrote is what makes them think: a QuietSTaR, then."""
     folder = Path(folder)
-    if any(any(folder.glob(name)) for name in ("params.json", "*.safetensors", "pytorch_model*.bin")):
-        tokenizer = load_tokenizer(folder)
-        model = load_mistral(folder, torch.float32)
-        if model.config.vocab_size < tokenizer.vocab_size:
-            sizes = f"{tokenizer.vocab_size} tokens, the model {model.config.vocab_size}"
-            raise ValueError(f"the tokenizer in {folder} has {sizes}")
-        return model.to(device).eval(), tokenizer, None, 0
-    return load_run(folder, device)
+    if not any(any(folder.glob(name)) for name in ("params.json", "*.safetensors", "pytorch_model*.bin")):
+        return load_run(folder, device)
+    tokenizer = load_tokenizer(folder)
+    model = load_mistral(folder, torch.float32)
+    if model.config.vocab_size < tokenizer.vocab_size:
+        sizes = f"{tokenizer.vocab_size} tokens, the model {model.config.vocab_size}"
+        raise ValueError(f"the tokenizer in {folder} has {sizes}")
+    path = folder / "quiet_star.pt"
+    if path.exists():
+        try:
+            settings = json.loads((folder / "quiet_star.json").read_text("utf-8"))
+            weights = torch.load(path, weights_only=True)
+            model = QuietSTaR(model, QuietSTaRConfig(**settings))
+        except Exception as error:  # whatever is raised on bytes that are neither: it is one thing to the user
+            reason = str(error).split("\n")[0]
+            raise ValueError(f"{path} or quiet_star.json beside it is damaged ({reason})") from None
+        load_weights(model, {**{f"model.{n}": x for n, x in model.model.state_dict().items()}, **weights}, path)
+    return model.to(device).eval(), tokenizer, None, 0
 
 
 def export(run, out):

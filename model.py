@@ -257,16 +257,34 @@ class Transformer(nn.Module):
         return self.output(hidden)
 
     @torch.no_grad()
-    def generate(self, tokens, max_new_tokens, temperature=1.0, generator=None):
-        """Continue tokens (B, T) by max_new_tokens sampled ones (temperature 0: the likeliest): (B, T + new)."""
+    def generate(self, tokens, max_new_tokens, temperature=1.0, generator=None, lengths=None, stop=None):
+        """Continue tokens (B, T) by max_new_tokens sampled ones (temperature 0: the likeliest): (B, T + new).
+
+        lengths   (B,) of prompts that are shorter than T: each row goes on from its own end, up to the same total.
+                  Nothing is padded: all rows read as many tokens as the shortest prompt has, and a longer one then
+                  takes its next token from itself instead of from the model
+        stop      function of a row's new ids, a list: does it end here? Ends generation when all rows have ended
+        """
         B, T = tokens.shape
         cache = KVCache(self.config, B, T + max_new_tokens, tokens.device, self.tok_embeddings.weight.dtype)
-        new = tokens
-        for _ in range(max_new_tokens):
+        lengths = torch.full((B,), T, device=tokens.device) if lengths is None else lengths
+        out = new = tokens[:, : int(lengths.min())]
+        while out.shape[1] < T + max_new_tokens and not all_ended(out, lengths, stop):
             hidden = self(new, cache=cache)[:, -1]  # (B, C)
-            new = sample(self.logits(hidden), temperature, generator=generator)[:, None]  # (B, 1)
-            tokens = torch.cat((tokens, new), dim=1)
-        return tokens
+            new = sample(self.logits(hidden), temperature, generator=generator)
+            new = own_token(new, tokens, out.shape[1], lengths)[:, None]  # (B, 1)
+            out = torch.cat((out, new), dim=1)
+        return out
+
+
+def own_token(sampled, tokens, at, lengths):
+    """The tokens (B,) to stand at place `at`: those of prompts (B, T) that reach so far, the sampled ones elsewhere."""
+    return sampled if at >= tokens.shape[1] else torch.where(lengths > at, tokens[:, at], sampled)
+
+
+def all_ended(tokens, lengths, stop):
+    """Has every row of tokens (B, T) gone beyond its prompt's length, and ended by stop's judgement?"""
+    return stop is not None and all(stop(row[n:]) for row, n in zip(tokens.tolist(), lengths.tolist(), strict=True))
 
 
 def sample(logits, temperature=1.0, noise=None, generator=None):

@@ -41,7 +41,7 @@ import torch.nn as nn
 import torch.nn.functional as F
 from torch.utils.checkpoint import checkpoint
 
-from model import KVCache, attention, sample
+from model import KVCache, all_ended, attention, own_token, sample
 
 REWARDS = ("mixed", "thought")
 
@@ -543,26 +543,33 @@ def take(x, index):
 
 
 @torch.no_grad()
-def generate_with_thoughts(quiet, tokens, max_new_tokens, temperature=1.0, thought_temperature=0.0, generator=None):
+def generate_with_thoughts(
+    quiet, tokens, max_new_tokens, temperature=1.0, thought_temperature=0.0, generator=None, lengths=None, stop=None
+):
     """Continue tokens (B, T), thinking before each new one: tokens (B, T + new), thoughts (B, new, m), gates (B, new).
 
     Thoughts are greedy by default, as in the paper's evaluation. They live only until their token is out: what is
     kept, as text and in the cache, is the text alone. Start and end are outside of the vocabulary, hence never
     emitted. Each new token costs m + 1 forwards: [x, start], t_1 .. t_{m-1}, [t_m, end]; one if m = 0.
+    lengths (B,) of unequal prompts, and stop: see model.Transformer.generate; the first new token is the one after the
+    shortest prompt, then.
     """
     if max_new_tokens < 1:
         raise ValueError(f"max_new_tokens must be at least 1, not {max_new_tokens}")
     quiet = quiet.with_settings(n_thoughts=1, n_true=1, thought_temperature=thought_temperature)
     model, (B, T) = quiet.model, tokens.shape
     text_cache = KVCache(model.config, B, T + max_new_tokens, tokens.device, model.tok_embeddings.weight.dtype)
-    new, thoughts, gates = tokens, [], []
-    for _ in range(max_new_tokens):
-        last = torch.full((B, 1), tokens.shape[1] - 1, device=tokens.device)
+    lengths = torch.full((B,), T, device=tokens.device) if lengths is None else lengths
+    out = new = tokens[:, : int(lengths.min())]
+    thoughts, gates = [], []
+    while out.shape[1] < T + max_new_tokens and not all_ended(out, lengths, stop):
+        last = torch.full((B, 1), out.shape[1] - 1, device=tokens.device)
         noise = torch.rand(B, 1, 1, quiet.config.thought_len, generator=generator, device=tokens.device)
         thought = quiet.think(new, positions=last, noise=noise, text_cache=text_cache)
         h_mixed, gate = quiet.talk(thought)  # (B, 1, 1, 1, C), (B, 1, 1, 1)
-        new = sample(model.logits(h_mixed[:, 0, 0, 0]), temperature, generator=generator)[:, None]
-        tokens = torch.cat((tokens, new), dim=1)
+        new = sample(model.logits(h_mixed[:, 0, 0, 0]), temperature, generator=generator)
+        new = own_token(new, tokens, out.shape[1], lengths)[:, None]  # (B, 1)
+        out = torch.cat((out, new), dim=1)
         thoughts.append(thought.tokens[:, 0])  # (B, 1, m)
         gates.append(gate[:, 0, 0])  # (B, 1)
-    return tokens, torch.cat(thoughts, dim=1), torch.cat(gates, dim=1)
+    return out, torch.cat(thoughts, dim=1), torch.cat(gates, dim=1)

@@ -5,12 +5,14 @@ Text to token ids and back, on tiktoken alone.
                           for byte-level BPE (SmolLM2, GPT-2, ...): a file, or a folder that holds one
   CharTokenizer           the characters of the miniature
 
-All have  encode(text, bos=False) -> ids,  decode(ids) -> text,  vocab_size,  bos_id and eos_id (or None),  to_json(),
-save(folder);  from_json makes one again from what the last two left. Two models have the same tokenizer if their
-to_json() are equal. Text is only text: what looks like a special token in it is encoded as the characters it is.
+All have  encode(text, bos=False) -> ids,  decode(ids) -> text,  words(ids) -> a list of texts,  vocab_size,  bos_id and
+eos_id (or None),  to_json(),  save(folder);  from_json makes one again from what the last two left. Two models have the
+same tokenizer if their to_json() are equal. Text is only text: what looks like a special token in it is encoded as the
+characters it is.
 """
 
 import base64
+import codecs
 import hashlib
 import json
 import re
@@ -44,6 +46,10 @@ class CharTokenizer:
 
     def decode(self, ids):
         return "".join(self.alphabet[i] for i in ids)
+
+    def words(self, ids):
+        """The text of each id, a list."""
+        return [self.alphabet[i] for i in ids]
 
     def to_json(self):
         return {"kind": "char", "alphabet": self.alphabet}
@@ -96,6 +102,11 @@ class BPETokenizer:
         content = b"".join(self.pieces[i] for i in ids)
         text = content.decode("utf-8", "replace")
         return text.removeprefix(" ") if self.kind == "sentencepiece" else text
+
+    def words(self, ids):
+        """The text that each id adds to those before it, a list. A character of several ids comes with its last one."""
+        decoder = codecs.getincrementaldecoder("utf-8")("replace")
+        return [decoder.decode(self.pieces[i]) for i in ids]
 
     def to_json(self):
         return {"kind": self.kind, "file": FILES[self.kind], "sha256": hashlib.sha256(self.content).hexdigest()}

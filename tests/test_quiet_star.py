@@ -608,6 +608,16 @@ def test_generating_from_the_cache_equals_thinking_on_the_whole_text_each_time(t
     assert len(read[:, 4:].unique()) > 2 and gates.std() > 0.01
 
 
+def test_prompts_of_unequal_length_are_continued_as_each_alone():
+    quiet, lengths, tokens = tiny(thought_len=2, seed=4), torch.tensor([5, 2, 3]), ids(3, 5)
+    read, thoughts, gates = generate_with_thoughts(quiet, tokens, 4, temperature=0, lengths=lengths)
+    for b, n in enumerate(lengths.tolist()):
+        alone = generate_with_thoughts(quiet, tokens[b : b + 1, :n], 9 - n, temperature=0)
+        assert torch.equal(read[b], alone[0][0])
+        assert torch.equal(thoughts[b, n - 2 :], alone[1][0])
+        assert_close(gates[b, n - 2 :], alone[2][0], **CLOSE)
+
+
 def test_generating_leaves_the_models_settings_alone_and_follows_its_generator():
     """Catches evaluation that turns training greedy, and a generator that is accepted and not used."""
     quiet = tiny(thought_len=2, n_thoughts=3, n_true=2)

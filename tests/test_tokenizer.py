@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import sentencepiece
 import tokenizers
+from byte_tokenizer import write_byte_tokenizer
 from tokenizers import Regex, decoders, models, pre_tokenizers, trainers
 
 from data.tokenizer import CharTokenizer, from_json, load_tokenizer
@@ -255,3 +256,15 @@ def test_mistral_is_encoded_faster_than_by_sentencepiece():
         f"{len(text)} characters: {seconds[0]:.3f} s, sentencepiece {seconds[1]:.3f} s, {seconds[1] / seconds[0]:.2f}x"
     )
     assert seconds[0] < seconds[1]
+
+
+def test_words_of_ids_make_up_the_text(tmp_path):
+    """A character of several tokens comes with its last; the space before a word stays with it."""
+    text = "I don't  é漢字 🙂👩‍👩‍👧 1,000\n\nx"
+    for tokenizer in (load_tokenizer(mistral_file()), load_tokenizer(write_byte_tokenizer(tmp_path))):
+        ids = tokenizer.encode(text)
+        words = tokenizer.words(ids)
+        assert len(words) == len(ids) and "".join(words).removeprefix(" ") == text
+        assert "\ufffd" not in "".join(words)
+    assert load_tokenizer(mistral_file()).words([22557, 1526]) == [" Hello", " world"]
+    assert CharTokenizer("ab").words([1, 0]) == ["b", "a"]

@@ -240,11 +240,17 @@ def test_weights_from_elsewhere_learn_to_think_and_go_back(tmp_path, tied):
     command = [sys.executable, "checkpoint.py", f"--run={tmp_path / 'run'}", f"--out={tmp_path / 'export'}"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0 and "consolidated.00.pth" in done.stdout, done.stderr
-    plain, tokenizer_again, config, _ = load_model(tmp_path / "export")
-    assert isinstance(plain, Transformer) and config is None and plain.config.tied_embeddings == tied
+    again, tokenizer_again, config, _ = load_model(tmp_path / "export")
+    assert isinstance(again, QuietSTaR) and config is None and again.model.config.tied_embeddings == tied
+    assert again.config == quiet.config
+    for name, tensor in quiet.state_dict().items():
+        assert torch.equal(again.state_dict()[name], tensor), name
     tokens = torch.tensor([tokenizer_again.encode("def forward(self")])
-    assert torch.equal(plain(tokens), quiet.model(tokens))
-    head = torch.load(tmp_path / "export" / "quiet_star.pt", weights_only=True)
-    assert torch.equal(head["thought_tokens.start"], quiet.thought_tokens.start) and "mixing_head.last.weight" in head
+    plain = load_mistral(tmp_path / "export")
+    assert torch.equal(plain(tokens), quiet.model(tokens)), "and without what thinks, it is a plain model"
     out, _, _ = generate_with_thoughts(quiet, tokens, 3, temperature=0)
     assert its_tokenizer.decode(out[0].tolist()).startswith("def forward(self")
+
+    (tmp_path / "export" / "quiet_star.json").write_text("{")
+    with pytest.raises(ValueError, match="quiet_star.json beside it is damaged"):
+        load_model(tmp_path / "export")
