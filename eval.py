@@ -1,12 +1,16 @@
 """
-What did thinking bring? Base model and Quiet-STaR side by side, token by token.
+What did thinking bring? Base model and Quiet-STaR side by side.
 
-    python eval.py                       the last run in out/: a table, pictures, results.json
-    python eval.py --run=out/mine        the same for a run of yours
-    python eval.py demo --out=out/demo   the table of `make demo`
+    python eval.py                                        the last run in out/ on its held-out text, token by token
+    python eval.py gains --run=out/mine --text=book.txt   the same on a text of yours
+    python eval.py gsm8k --run=out/mine                   zero-shot questions (questions.py, data/gsm8k)
+    python eval.py commonsense_qa --run=out/mine          zero-shot questions (questions.py, data/commonsense_qa)
+    python eval.py demo --out=out/demo                    the table of `make demo`
 
-Every token of held-out text is predicted three ways: by the base model that training started from, by the trained
-model without thoughts, and by the trained model after one greedy thought per position (as the paper evaluates).
+gains, gsm8k, commonsense_qa and demo have settings of their own: python eval.py gsm8k --help. In gains, every token is
+predicted three ways: by the base model that training started from, by the trained model without thoughts, and by the
+trained model after one greedy thought per position (as the paper evaluates). It leaves a table, pictures, results.json,
+and gains.html, in which each token tells its thought.
 """
 
 import json
@@ -22,16 +26,33 @@ from tqdm import tqdm
 from checkpoint import load_model, load_run, read_config, read_log
 from config import from_cli
 from data.dataset import open_dataset, replace_file
-from quiet_star import QuietSTaR, thought_layout, thought_mask, token_log_prob
-
-COMMANDS = ("gains", "demo")
+from data.text import read_documents, text_files
+from page import write_page
+from pictures import draw_curves, draw_difficulty, draw_mask, draw_sweep, draw_text, mean_and_error
+from questions import QuestionsConfig, ask_all
+from quiet_star import QuietSTaR, token_log_prob
 
 
 @dataclass
-class EvalConfig:
-    run: str = ""  # gains: folder of the run to look at; empty: the last one in out/
-    base: str = ""  # gains: folder of the base model's run; empty: the one training started from
-    out: str = "out/demo"  # demo: folder whose runs base, lm_control, quiet_star, thought_len_* are compared
+class GainsConfig:
+    run: str = ""  # folder of the run, or of exported weights; empty: the last thinking one in out/
+    base: str = ""  # folder of the base model; empty: the one the run started from
+    text: str = ""  # a text file, or a folder of them, to measure on; empty: the held-out text of the run
+    out: str = ""  # folder to write; empty: one in the run's
+    texts: int = 512  # spans to measure on
+    span: int = 0  # tokens in each; 0: as many as in training
+    page_tokens: int = 3000  # tokens shown in gains.html
+    batch_size: int = 32  # spans per forward
+    device: str = "auto"  # "cpu", "cuda", or "auto": cuda where there is one
+
+    def __post_init__(self):
+        if min(self.texts, self.batch_size, self.page_tokens) < 1 or self.span < 0:
+            raise ValueError("texts, batch_size and page_tokens must be at least 1, span not negative")
+
+
+@dataclass
+class DemoConfig:
+    out: str = "out/demo"  # folder whose runs base, lm_control, quiet_star, thought_len_* are compared
     texts: int = 512  # held-out spans to measure on
     batch_size: int = 32  # spans per forward
     device: str = "auto"  # "cpu", "cuda", or "auto": cuda where there is one
@@ -39,8 +60,6 @@ class EvalConfig:
     def __post_init__(self):
         if self.texts < 1 or self.batch_size < 1:
             raise ValueError("texts and batch_size must be at least 1")
-        if self.device not in ("auto", "cpu", "cuda"):
-            raise ValueError(f"device must be auto, cpu or cuda, not {self.device!r}")
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -60,13 +79,13 @@ class Measured:
     seconds: float
 
 
-def held_out_spans(dataset, span, texts):
-    """Non-overlapping spans of held-out text, evenly spread: int64 ids (W, span + 1), W <= texts."""
-    available = (len(dataset.tokens) - 1) // span
+def spread_spans(tokens, span, texts):
+    """Spans of a long text's tokens that do not overlap, evenly spread: int64 ids (W, span + 1), W <= texts."""
+    available = (len(tokens) - 1) // span
     if available < 1:
-        raise ValueError(f"{dataset.path} is shorter than one span of {span} tokens")
+        raise ValueError(f"a text of {len(tokens)} tokens is shorter than one span of {span}: see --span")
     starts = np.linspace(0, available - 1, min(texts, available)).astype(np.int64) * span
-    return np.stack([dataset.tokens[s : s + span + 1] for s in starts]).astype(np.int64)
+    return np.stack([tokens[s : s + span + 1] for s in starts]).astype(np.int64)
 
 
 def answer_places(spans, meta):
@@ -118,11 +137,6 @@ def summarize(nll, right, answers):
     return {k: v for name, (mean, error) in row.items() for k, v in ((name, mean), (f"{name}_error", error))}
 
 
-def mean_and_error(x):
-    x = np.asarray(x, np.float64)
-    return float(x.mean()), float(x.std(ddof=1) / len(x) ** 0.5) if len(x) > 1 else 0.0
-
-
 def print_table(rows):
     """rows: {name: summary}, printed with one line per name."""
     columns = [c for c in ("answer_accuracy", "answer_nll", "other_nll") if any(c in row for row in rows.values())]
@@ -131,115 +145,6 @@ def print_table(rows):
     for name, row in rows.items():
         cells = [f"{row[c]:.4f} ± {row[c + '_error']:.4f}" if c in row else "" for c in columns]
         print(f"{name:{width}}  " + "  ".join(f"{cell:>18}" for cell in cells))
-
-
-# ----------------------------------------------------------------------------------------------------------------------
-# pictures
-
-
-def pyplot():
-    import matplotlib  # here, because it takes longer to import than everything else together
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    return pyplot
-
-
-def save_picture(figure, path):
-    """Save a figure as PNG under a temporary name and rename."""
-    temporary = path.with_suffix(".tmp.png")
-    figure.savefig(temporary, dpi=130, bbox_inches="tight")
-    pyplot().close(figure)
-    temporary.replace(path)
-
-
-def draw_text(words, gains, path, title):
-    """Text (a list of words), each token coloured by the nats its thought saved (green) or cost (red)."""
-    plt = pyplot()
-    lines, x = [[]], 0
-    for word, gain in zip(words, gains, strict=True):
-        if x + len(word) > 90:
-            lines, x = lines + [[]], 0
-        lines[-1].append((x, word.replace("\n", "↵"), gain))
-        x += len(word)
-        if word.endswith("\n"):
-            lines, x = lines + [[]], 0
-    lines = [line for line in lines if line]
-    longest = max(x + len(word) for line in lines for x, word, _ in line)
-    columns = max(1, min(96 // (longest + 2), -(-len(lines) // 6)))  # short lines go side by side
-    height = -(-len(lines) // columns)
-    figure, axes = plt.subplots(figsize=(0.115 * columns * (longest + 2), 0.26 * height + 0.7))
-    limit = max(0.1, float(np.quantile(np.abs(gains), 0.98)))
-    colours, scale = plt.get_cmap("RdYlGn"), plt.Normalize(-limit, limit)
-    for n, line in enumerate(lines):
-        for x, word, gain in line:
-            left = (n // height) * (longest + 2) + x
-            axes.add_patch(plt.Rectangle((left, -(n % height) - 1), len(word), 0.9, color=colours(scale(gain)), lw=0))
-            for k, char in enumerate(word):
-                axes.text(
-                    left + k + 0.5, -(n % height) - 0.55, char, family="monospace", size=9, ha="center", va="center"
-                )
-    axes.set(xlim=(0, columns * (longest + 2)), ylim=(-height - 0.2, 0.2), title=title)
-    axes.axis("off")
-    figure.colorbar(plt.cm.ScalarMappable(scale, colours), ax=axes, label="nats the thought saved", pad=0.01)
-    save_picture(figure, path)
-
-
-def draw_difficulty(nll_base, gain, path):
-    """Gain against base difficulty: mean gain by decile of the base model's NLL, with 95 % intervals."""
-    plt = pyplot()
-    deciles = np.array_split(np.argsort(nll_base, axis=None), 10)
-    rows = [(float(nll_base.flat[d].mean()), *mean_and_error(gain.flat[d])) for d in deciles]
-    figure, axes = plt.subplots(figsize=(6, 3.6))
-    axes.bar(range(10), [r[1] for r in rows], yerr=[1.96 * r[2] for r in rows], color="#5b8c5a", capsize=3)
-    axes.axhline(0, color="black", lw=0.8)
-    axes.set_xticks(range(10), [f"{r[0]:.2f}" for r in rows])
-    axes.set(xlabel="tokens by difficulty: mean NLL without a thought, by decile (nats)", ylabel="mean gain (nats)")
-    axes.set_title("Which tokens gain from a thought?")
-    save_picture(figure, path)
-    return [{"nll_base": r[0], "gain": r[1], "gain_error": r[2]} for r in rows]
-
-
-def draw_mask(path, T=5, steps=3):
-    """The attention mask of parallel thoughts: T text tokens, each with a thought of `steps` tokens."""
-    plt = pyplot()
-    layout = thought_layout(T, steps)
-    mask = thought_mask(layout, layout).numpy()
-    figure, axes = plt.subplots(figsize=(6, 6))
-    axes.imshow(mask, cmap="Greens", vmin=0, vmax=1.4)
-    names = [
-        f"x{i}" if s < 0 else f"{'start' if s == 0 else f't{s}'} of x{i}"
-        for i, _, s in zip(*(x.tolist() for x in layout), strict=True)
-    ]
-    axes.set_xticks(range(len(names)), names, rotation=90, size=7)
-    axes.set_yticks(range(len(names)), names, size=7)
-    for edge in range(1, steps + 1):
-        axes.axhline(edge * T - 0.5, color="black", lw=0.6)
-        axes.axvline(edge * T - 0.5, color="black", lw=0.6)
-    axes.set(title="Who (row) may see whom (column)")
-    save_picture(figure, path)
-
-
-def draw_curves(log, path):
-    """Loss, reward and gate over the steps of a run."""
-    plt = pyplot()
-    panels = [
-        ("loss (nats per token)", ["nll_base", "nll_mixed", "val_nll_base", "val_nll_mixed"]),
-        ("reward (nats)", ["reward", "advantage_abs"]),
-        ("gate", ["gate", "val_gate"]),
-    ]
-    panels = [(title, [n for n in names if any(n in line for line in log)]) for title, names in panels]
-    panels = [panel for panel in panels if panel[1]]
-    figure, axes = plt.subplots(1, len(panels), figsize=(4.2 * len(panels), 3.2), squeeze=False)
-    for ax, (title, names) in zip(axes[0], panels, strict=True):
-        for name in names:
-            points = [(line["step"], line[name]) for line in log if name in line]
-            ax.plot(*zip(*points, strict=True), marker="o" if name.startswith("val_") else "", label=name, lw=1.2)
-        ax.set(title=title, xlabel="step")
-        ax.legend(fontsize=7)
-    figure.tight_layout()
-    save_picture(figure, path)
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -255,40 +160,60 @@ def last_run():
     raise ValueError("no thinking model in out/ yet: train one (python train.py), or name one with --run")
 
 
-def gains(config, device):
-    """Measure one run against its base, print the table, draw the pictures, write results.json."""
-    run = Path(config.run) if config.run else last_run()
-    model, tokenizer, settings, step = load_run(run, device)
-    if not isinstance(model, QuietSTaR):
-        raise ValueError(f"{run} is a plain language model: name a thinking one with --run")
+def text_to_measure(config, settings, tokenizer):
+    """Spans (W, T+1) of the text that the settings name, and the dataset's meta (of a text file: without answers)."""
+    span = config.span or (settings["train"]["span"] if settings else 256)
+    if config.text:
+        documents = [text for text, _ in read_documents(text_files(config.text), "")]
+        tokens = np.concatenate([tokenizer.encode(text) for text in documents] or [[]])
+        return spread_spans(tokens, min(span, max(1, len(tokens) - 1)), config.texts), {}
+    if not settings:
+        raise ValueError(f"{config.run} has no data of its own: name a text with --text")
     dataset = open_dataset(settings["train"]["data"], "val")
     if dataset.meta["tokenizer"] != settings["tokenizer"]:
-        raise ValueError(f"{settings['train']['data']} was made with another tokenizer than {run}")
-    spans = held_out_spans(dataset, settings["train"]["span"], config.texts)
-    answers = answer_places(spans, dataset.meta)
+        raise ValueError(f"{settings['train']['data']} was made with another tokenizer than {config.run}")
+    return spread_spans(dataset.tokens, span, config.texts), dataset.meta
 
-    trained = measure(model, spans, dataset.meta, device, config.batch_size, "thinking")
-    rows, base_folder = {}, config.base or settings["train"]["init_from"]
+
+def gains(config, device):
+    """Measure one run against its base, print the table, draw the pictures, write results.json and gains.html."""
+    run = Path(config.run) if config.run else last_run()
+    model, tokenizer, settings, step = load_model(run, device)
+    if not isinstance(model, QuietSTaR):
+        raise ValueError(f"{run} is a plain language model: name a thinking one with --run")
+    spans, meta = text_to_measure(config, settings, tokenizer)
+    answers = answer_places(spans, meta)
+    out = Path(config.out or (run / f"eval_step{step:06d}" if settings else f"out/eval_{run.resolve().name}"))
+    if config.text and not config.out:
+        out = out / Path(config.text).name
+    out.mkdir(parents=True, exist_ok=True)
+
+    trained = measure(model, spans, meta, device, config.batch_size, "thinking")
+    rows, difficulty = {}, trained.nll_base
+    base_folder = config.base or (settings["train"]["init_from"] if settings else "")
     if base_folder:
-        base_model, *_ = load_model(base_folder, device)
-        base = measure(base_model, spans, dataset.meta, device, config.batch_size, "base")
-        rows["base"] = summarize(base.nll_base, base.right_base, answers)
+        base_model, its_tokenizer, *_ = load_model(base_folder, device)
+        if its_tokenizer.to_json() != tokenizer.to_json():
+            raise ValueError(f"the model in {base_folder} has another tokenizer than {run}")
+        base_model = base_model.model if isinstance(base_model, QuietSTaR) else base_model
+        base = measure(base_model, spans, meta, device, config.batch_size, "base")
+        rows["base"], difficulty = summarize(base.nll_base, base.right_base, answers), base.nll_base
     rows["without_thoughts"] = summarize(trained.nll_base, trained.right_base, answers)
     rows["quiet_star"] = summarize(trained.nll_mixed, trained.right_mixed, answers)
 
     gain = trained.nll_base - trained.nll_mixed
     mean, error = mean_and_error(gain)
-    out = run / f"eval_step{step:06d}"
-    out.mkdir(exist_ok=True)
-    W = next(w for w in range(len(spans)) if not answers.any() or answers[w].any())
-    shown = slice(W, W + max(1, 640 // spans.shape[1]))
-    words = [tokenizer.decode([t]) for t in spans[shown, 1:].flatten().tolist()]
-    draw_text(
-        words, gain[shown].flatten(), out / "gains_text.png", "Held-out text: what each token gained from its thought"
-    )
-    deciles = draw_difficulty(trained.nll_base, gain, out / "gains_by_difficulty.png")
+    first = next(w for w in range(len(spans)) if not answers.any() or answers[w].any())
+    shown = slice(first, first + max(1, 640 // spans.shape[1]))
+    words = [word for span in spans[shown] for word in tokenizer.words(span.tolist())[1:]]
+    draw_text(words, gain[shown].flatten(), out / "gains_text.png", "Each token, and what it gained from its thought")
+    deciles = draw_difficulty(difficulty, gain, out / "gains_by_difficulty.png")
     draw_mask(out / "mask.png")
-    draw_curves(read_log(run), out / "curves.png")
+    if settings:
+        draw_curves(read_log(run), out / "curves.png")
+    shown = slice(first, first + -(-config.page_tokens // spans.shape[1]))
+    caption = f"{run}, step {step}: a thought saves {mean:+.4f} ± {error:.4f} nats per token on {gain.size:,} tokens"
+    write_page(out / "gains.html", caption, spans[shown], trained, shown, tokenizer)
     results = {
         **rows,
         "gain": {
@@ -301,9 +226,10 @@ def gains(config, device):
         "tokens": int(gain.size),
         "answers": int(answers.sum()),
         "step": step,
-        "seed": settings["train"]["seed"],
+        "seed": settings["train"]["seed"] if settings else None,
         "run": str(run),
         "base_run": base_folder,
+        "text": config.text,
     }
     if answers.any():
         results["gate"] |= {
@@ -315,7 +241,7 @@ def gains(config, device):
     print(f"{run}, step {step}: {gain.size:,} held-out tokens, {answers.sum():,} answers; mean ± standard error")
     print_table(rows)
     print(f"a thought saves {mean:+.4f} ± {error:.4f} nats per token: perplexity x {np.exp(-mean):.4f}")
-    print(f"pictures and results.json are in {out}")
+    print(f"pictures, gains.html and results.json are in {out}")
 
 
 def write_results(path, results):
@@ -339,7 +265,7 @@ def demo(config, device):
         model, _, settings[name], _ = load_run(out / name, device)
         if dataset is None:
             dataset = open_dataset(settings[name]["train"]["data"], "val")
-            spans = held_out_spans(dataset, settings[name]["train"]["span"], config.texts)
+            spans = spread_spans(dataset.tokens, settings[name]["train"]["span"], config.texts)
             answers = answer_places(spans, dataset.meta)
         measured[name] = measure(model, spans, dataset.meta, device, config.batch_size, name)
         seconds[name] = read_log(out / name)[-1]["seconds"]
@@ -373,21 +299,7 @@ def demo(config, device):
     print(f"table: {out / 'results.json'}   picture: {out / 'thought_len_sweep.png'}   {seconds['total']:.0f} s in all")
 
 
-def draw_sweep(sweep, base_accuracy, path):
-    """Accuracy on quiet answers by thought length."""
-    plt = pyplot()
-    figure, axes = plt.subplots(figsize=(5, 3.2))
-    axes.plot(sorted(sweep), [sweep[m] for m in sorted(sweep)], marker="o", color="#5b8c5a", label="Quiet-STaR")
-    axes.axhline(base_accuracy, ls="--", color="gray", label="base")
-    axes.set(
-        xlabel="thought_len",
-        ylabel="accuracy on quiet answers",
-        ylim=(0, 1.02),
-        title="Longer thoughts, better answers",
-    )
-    axes.set_xticks(sorted(sweep))
-    axes.legend()
-    save_picture(figure, path)
+COMMANDS = {"gains": GainsConfig, "gsm8k": QuestionsConfig, "commonsense_qa": QuestionsConfig, "demo": DemoConfig}
 
 
 def main():
@@ -395,10 +307,17 @@ def main():
     command = arguments.pop(0) if arguments and not arguments[0].startswith("-") else "gains"
     if command not in COMMANDS:
         sys.exit(f"eval.py: error: there is no command {command!r}: it is one of {', '.join(COMMANDS)}")
-    config, _ = from_cli(__doc__, EvalConfig, argv=arguments)
-    device = config.device if config.device != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
+    config, _ = from_cli(__doc__, COMMANDS[command], argv=arguments)
     try:
-        {"gains": gains, "demo": demo}[command](config, device)
+        if config.device not in ("auto", "cpu", "cuda"):
+            raise ValueError(f"device must be auto, cpu or cuda, not {config.device!r}")
+        device = config.device if config.device != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
+        if command == "gains":
+            gains(config, device)
+        elif command == "demo":
+            demo(config, device)
+        else:
+            ask_all(command, config, config.run or last_run(), device)
     except (ValueError, OSError) as error:
         sys.exit(f"eval.py: error: {error}")
 

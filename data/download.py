@@ -1,6 +1,7 @@
 """Source files that are fixed: fetched once, kept whole, and known by their SHA-256."""
 
 import hashlib
+import json
 import urllib.error
 import urllib.request
 from pathlib import Path
@@ -10,12 +11,12 @@ from data.dataset import replace_file
 
 def fetch(url, path, sha256):
     """The content of `path`, bytes, downloaded from url first if it is not there. Raises ValueError, in one line, if it
-    cannot be had or is not the file expected."""
+    cannot be had or is not the file expected. sha256=None: any file will do."""
     path = Path(path)
     if path.exists():
         content = path.read_bytes()
-        if hashlib.sha256(content).hexdigest() != sha256:
-            raise ValueError(f"{path} is not the file expected (its SHA-256 differs): delete it and run this again")
+        if sha256 and hashlib.sha256(content).hexdigest() != sha256:
+            raise ValueError(f"{path} is not the file expected: its SHA-256 differs")
         return content
     try:
         with urllib.request.urlopen(url, timeout=60) as response:
@@ -34,3 +35,20 @@ def read_source(source, url, path, sha256):
     if source and not Path(source).is_file():
         raise ValueError(f"there is no file {source}")
     return fetch(url, source or path, sha256)
+
+
+def json_lines(content, path, convert):
+    """[convert(line) for each line] of JSON Lines, bytes. Raises ValueError, in one line, with the number of the line
+    that is not as convert wants it."""
+    found = []
+    for number, line in enumerate(content.decode("utf-8", "replace").split("\n"), 1):
+        if not line.strip():
+            continue
+        try:
+            found.append(convert(json.loads(line)))
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            reason = str(error) if type(error) is ValueError else repr(error)
+            raise ValueError(f"{path}, line {number}: {reason}") from None
+    if not found:
+        raise ValueError(f"{path} is empty")
+    return found

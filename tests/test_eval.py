@@ -54,7 +54,7 @@ class Oracle(torch.nn.Module):
 def test_a_model_that_knows_the_answers_scores_one_and_its_opposite_nothing(work):
     """Counting the wrong place (the token read instead of the token predicted) would give neither."""
     data = open_dataset(work / "data", "val")
-    spans = evaluation.held_out_spans(data, 32, 10)
+    spans = evaluation.spread_spans(data.tokens, 32, 10)
     answers = evaluation.answer_places(spans, data.meta)
     assert answers.sum() >= 5
     for knows, score in ((True, 1.0), (False, 0.0)):
@@ -83,7 +83,7 @@ def test_measured_losses_are_those_of_one_position_at_a_time(work):
     data = open_dataset(work / "data", "val")
     quiet = evaluation.load_run(work / "quiet_star")[0]
     torch.nn.init.normal_(quiet.mixing_head.last.weight)
-    spans = evaluation.held_out_spans(data, 32, 2)
+    spans = evaluation.spread_spans(data.tokens, 32, 2)
     measured = evaluation.measure(quiet, spans, data.meta)
     greedy = quiet.with_settings(n_thoughts=1, n_true=1, thought_temperature=0.0)
     for i in (0, 7, 31):

@@ -1,0 +1,61 @@
+"""
+CommonsenseQA (Talmor et al. 2019, arXiv 1811.00937): 1,221 questions with five answers to choose from, the validation
+set (the answers of the test set are not public).
+
+    python data/commonsense_qa/prepare.py                      downloads it
+    python data/commonsense_qa/prepare.py --source=FILE.jsonl  takes a file of yours in the same form: --any_hash if it
+                                                               is another than the validation set
+
+It leaves questions.jsonl, one such line a question:
+{"question": "What do people aim to do at work?", "choices": ["complete job", ...], "answer": "A"}
+"""
+
+import json
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+from config import from_cli  # noqa: E402
+from data.dataset import replace_file  # noqa: E402
+from data.download import json_lines, read_source  # noqa: E402
+
+URL = "https://s3.amazonaws.com/commensenseqa/dev_rand_split.jsonl"
+SHA256 = "3210497fdaae614ac085d9eb873dd7f4d49b6f965a93adadc803e1229fd8a02a"
+LETTERS = "ABCDE"
+
+
+@dataclass
+class CommonsenseQAConfig:
+    out: str = str(Path(__file__).parent)  # folder to write
+    source: str = ""  # the file, if you have it; empty: download it
+    any_hash: bool = False  # take a source that is not the official validation set
+
+
+def question(line):
+    """One line of the source -> one of questions.jsonl. Raises ValueError."""
+    if line.get("answerKey") not in list(LETTERS):
+        raise ValueError("no answerKey from A to E (the test set's are not public)")
+    stem, choices = line["question"]["stem"], {c["label"]: c["text"] for c in line["question"]["choices"]}
+    if list(choices) != list(LETTERS) or not stem.strip():
+        raise ValueError("a question with five choices, A to E, is wanted")
+    return {"question": stem, "choices": list(choices.values()), "answer": line["answerKey"]}
+
+
+def main():
+    config, _ = from_cli(__doc__, CommonsenseQAConfig)
+    try:
+        path = Path(config.out) / "dev_rand_split.jsonl"
+        content = read_source(config.source, URL, path, None if config.source and config.any_hash else SHA256)
+        questions = json_lines(content, config.source or path, question)
+    except (ValueError, OSError) as error:
+        sys.exit(f"prepare.py: {error}")
+    Path(config.out).mkdir(parents=True, exist_ok=True)
+    lines = "".join(json.dumps(q, ensure_ascii=False) + "\n" for q in questions)
+    replace_file(Path(config.out) / "questions.jsonl", lines.encode())
+    print(f"{config.out}: {len(questions):,} questions")
+
+
+if __name__ == "__main__":
+    main()
