@@ -65,7 +65,7 @@ nats or more. Point at a token, tap it, or go on with Tab or the arrow keys.</p>
 $body
 </main>
 <aside aria-live="polite"><dl>
-<dt>token</dt><dd id="token">none chosen</dd>
+<dt>token</dt><dd id="token"></dd>
 <dt>thought</dt><dd id="thought"></dd>
 <dt>gate</dt><dd id="gate"></dd>
 <dt>probability</dt><dd id="probability"></dd>
@@ -97,6 +97,7 @@ main.addEventListener("keydown", event => {
   const next = step && tokens[tokens.indexOf(event.target) + step];
   if (next) { event.preventDefault(); next.focus(); }
 });
+show(tokens[0]);
 </script>
 </body>
 </html>

@@ -2,6 +2,8 @@
 Pictures of what eval.py measures. Each is drawn from numbers that a JSON file beside it holds as well.
 """
 
+import warnings
+
 import numpy as np
 
 from quiet_star import thought_layout, thought_mask
@@ -25,7 +27,9 @@ def pyplot():
 def save_picture(figure, path):
     """Save a figure as PNG under a temporary name and rename."""
     temporary = path.with_suffix(".tmp.png")
-    figure.savefig(temporary, dpi=130, bbox_inches="tight")
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph .* missing")  # of a script that the font lacks: drawn as boxes
+        figure.savefig(temporary, dpi=130, bbox_inches="tight")
     pyplot().close(figure)
     temporary.replace(path)
 
