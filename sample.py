@@ -59,10 +59,11 @@ def main():
     tokens, thoughts, gates = generate_with_thoughts(model, tokens, *options)
     print(tokenizer.decode(tokens[0].tolist()))
     if config.show_thoughts:
-        print("\n token   gate   thought before it")
+        print("\n gate  token           thought before it")
         new = tokens[0, -config.max_new_tokens :].tolist()
-        for token, thought, gate in zip(new, thoughts[0].tolist(), gates[0].tolist(), strict=True):
-            print(f"{tokenizer.decode([token])!r:>6}  {gate:5.2f}   {tokenizer.decode(thought)!r}")
+        words = tokenizer.words(new)
+        for word, thought, gate in zip(words, thoughts[0].tolist(), gates[0].tolist(), strict=True):
+            print(f"{gate:5.2f}  {word!r:14}  {''.join(tokenizer.words(thought))!r}")
 
 
 if __name__ == "__main__":
