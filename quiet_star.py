@@ -119,14 +119,16 @@ class ThoughtCache:
     the order (N, S, R).
     """
 
-    def __init__(self, n_layers, positions, config, sliding_window=None, text=None):
+    def __init__(self, n_layers, positions, config, sliding_window=None, text_cache=None, text=None):
         self.positions = positions  # (B, S) the positions that think
         self.sliding_window = sliding_window
         self.explicit = config.explicit_mask
-        self.text_cache = text  # a KVCache when generating: the text grows, its thoughts are forgotten
-        self.text = [None] * n_layers  # by layer: keys and values (B, K, T, hd)
+        self.text_cache = text_cache  # a KVCache when generating: the text grows, its thoughts are forgotten
+        self.text = [None] * n_layers if text is None else text.keys_values  # by layer: keys, values (B, K, T, hd)
         self.own = [None] * n_layers  # by layer: keys and values (B, K, N, S, D, hd)
-        self.n_text = 0 if text is None else text.length  # text tokens read
+        self.n_text = 0 if text_cache is None else text_cache.length  # text tokens read
+        if text is not None:
+            self.n_text = text.hidden.shape[1]
         self.n_steps = 0  # steps of each thought read (D)
 
     def expect(self, T, N, R):
@@ -149,6 +151,8 @@ class ThoughtCache:
         if T:
             new = k_parts[0], v_parts[0]
             self.text[layer] = new if self.text_cache is None else self.text_cache.append(layer, *new)
+        if not N * S * R:  # the text alone
+            return self.attend_text(q_text, *self.text[layer])
         own = [x[1].unflatten(2, (N, S, R)) for x in (k_parts, v_parts)]  # (B, K, N, S, R, hd)
         if self.own[layer] is not None:  # the start is read once for all N thoughts: hence the expand
             past = [x.expand(-1, -1, N, -1, -1, -1) for x in self.own[layer]]
@@ -300,7 +304,8 @@ def token_log_prob(head, hidden, tokens, temperature=1.0, chunk_numbers=2**25):
     def some(h, t):
         logits = head(h)
         logits = logits if logits.dtype == torch.float64 else logits.float()
-        return -F.cross_entropy(logits / temperature, t, reduction="none")
+        logits = logits if temperature == 1 else logits / temperature
+        return -F.cross_entropy(logits, t, reduction="none")
 
     h, t = hidden.reshape(-1, hidden.shape[-1]), tokens.reshape(-1)
     rows = max(1, chunk_numbers // head.out_features)
@@ -311,11 +316,16 @@ def token_log_prob(head, hidden, tokens, temperature=1.0, chunk_numbers=2**25):
     return torch.cat(parts).view(tokens.shape)
 
 
-def text_mean(values, valid):
-    """Mean over the valid entries of each text (B, ...), then over texts: a batch's loss is the mean of its parts'."""
-    valid = valid.expand_as(values).flatten(1)
-    values = torch.where(valid, values.flatten(1), 0)  # where, not times: 0 * inf is nan
-    return (values.sum(1) / valid.sum(1).clamp(min=1)).mean()
+def text_mean(values, valid, of_all=None):
+    """Mean over the valid entries of each text (B, ...), then over texts: a batch's loss is the mean of its parts'.
+
+    of_all: valid entries of which these are a part, of values that are spread over parts: their sum, then, over the
+    number of all, so that the parts add up to the mean.
+    """
+    copies = values.flatten(1).shape[1] // valid[0].numel()  # valid may be the same for all thoughts
+    count = (valid if of_all is None else of_all).flatten(1).sum(1) * copies
+    values = torch.where(valid, values, 0).flatten(1)  # where, not times: 0 * inf is nan
+    return (values.sum(1) / count.clamp(min=1)).mean()
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -331,6 +341,13 @@ class Thoughts(NamedTuple):
     h_base: torch.Tensor  # (B, 1, S, a, C) at position i + j - 1, about to predict x_{i+j}, without the thought
     h_thought: torch.Tensor  # (B, N, S, a, C) the same, having read the thought
     h_policy: torch.Tensor  # (B, N, S, m, C) about to say t_1 .. t_m
+
+
+class Text(NamedTuple):
+    """A text that was read, and what its thoughts look at."""
+
+    hidden: torch.Tensor  # (B, T, C)
+    keys_values: list  # by layer: keys and values (B, K, T, hd)
 
 
 class Learned(NamedTuple):
@@ -377,12 +394,20 @@ class QuietSTaR(nn.Module):
         learned = self.learn(tokens, thoughts, documents)
         return learned.loss, self.metrics(learned)
 
-    def think(self, tokens, thoughts=None, positions=None, noise=None, text_cache=None):
+    def read_text(self, tokens):
+        """Read tokens (B, L) alone but for the last, which is only ever a target: Text."""
+        T, model = tokens.shape[1] - 1, self.model
+        cache = ThoughtCache(model.config.n_layers, tokens[:, :0], self.config, model.config.sliding_window)
+        hidden = model(tokens[:, :T], cache.expect(T, 0, 0), cache=cache)
+        return Text(hidden, cache.text)
+
+    def think(self, tokens, thoughts=None, positions=None, noise=None, text_cache=None, text=None, only_sample=False):
         """THINK at all chosen positions in parallel (section 4.2), and read on: returns Thoughts. See `forward`.
 
         Nothing is read twice and nothing known waits: [text, start] go through the transformer together, then t_1 ..
         t_{m-1} one step at a time as they are sampled, then [t_m, end, x_{i+1} .. x_{i+a-1}]: m + 1 forwards. Thoughts
         that are given are known, and go in together: two. text_cache: a KVCache that holds the text before `tokens`.
+        text: what `read_text` made of tokens, not to be read again. only_sample: return the thoughts' tokens alone.
         """
         config, embed = self.config, self.model.tok_embeddings
         m, a = config.thought_len, config.n_true
@@ -392,7 +417,7 @@ class QuietSTaR(nn.Module):
         N = config.n_thoughts if thoughts is None else thoughts.shape[1]
         (B, L), S = tokens.shape, positions.shape[1]
         sliding_window = self.model.config.sliding_window
-        cache = ThoughtCache(self.model.config.n_layers, positions, config, sliding_window, text_cache)
+        cache = ThoughtCache(self.model.config.n_layers, positions, config, sliding_window, text_cache, text)
 
         start, end = (x.expand(B, 1, S, 1, -1) for x in self.thought_tokens())
         ahead = positions[:, :, None] - before + torch.arange(1, a + 1, device=tokens.device)  # (B, S, a) of x_{i+j}
@@ -401,11 +426,11 @@ class QuietSTaR(nn.Module):
 
         # The last token is only ever a target, unless some position thinks right after it (generation).
         last_read = L if text_cache is not None or positions.max() == L - 1 else L - 1
-        text, known = embed(tokens[:, :last_read]), start  # what is known and not yet read
-        h_text, h_policy, sampled = None, [], []
+        unread, known = embed(tokens[:, :last_read]) if text is None else None, start  # known and not yet read
+        h_text, h_policy, sampled = None if text is None else text.hidden, [], []
         for s in range(m):
-            h_new, h = self.read(cache, text, known)  # (B, T, C), (B, 1 or N, S, 1, C)
-            h_text, text = h_new if s == 0 else h_text, None
+            h_new, h = self.read(cache, unread, known)  # (B, T, C), (B, 1 or N, S, 1, C)
+            h_text, unread = h_new if h_text is None else h_text, None
             if thoughts is not None:  # given: no need to go step by step
                 known, sampled = embed(thoughts), [thoughts]
                 h_policy = [h.expand(B, N, S, 1, -1)]
@@ -416,11 +441,13 @@ class QuietSTaR(nn.Module):
                 u = None if noise is None else noise[..., s]
                 sampled.append(sample(logits, config.thought_temperature, u)[..., None])  # (B, N, S, 1)
             known = embed(sampled[-1])  # (B, N, S, 1, C)
+        if only_sample:
+            return torch.cat(sampled, dim=3) if m else tokens.new_empty(B, N, S, 0)
 
         width = known.shape[1]  # N, or 1 if there is nothing in which thoughts could differ (m = 0)
         known = torch.cat((known, end.expand(B, width, S, 1, -1), true.expand(B, width, S, a - 1, -1)), dim=3)
-        h_new, h = self.read(cache, text, known)  # h (B, N, S, R, C), R = ..., end, x_{i+1} .. x_{i+a-1}
-        h_text = h_new if m == 0 else h_text
+        h_new, h = self.read(cache, unread, known)  # h (B, N, S, R, C), R = ..., end, x_{i+1} .. x_{i+a-1}
+        h_text = h_new if h_text is None else h_text
         if thoughts is not None and m > 1:
             h_policy.append(h[:, :, :, : m - 1])
 
@@ -456,12 +483,26 @@ class QuietSTaR(nn.Module):
 
         For thoughts of your own: learn(tokens, think(tokens, my_thoughts)).
         """
-        config, head = self.config, self.model.output
-        valid_base, valid, target = self.targets(tokens, thoughts.positions, documents)
-        h_mixed, gate = self.talk(thoughts)
+        log_p_base, nll_base, valid_base = self.learn_text(tokens, thoughts.h_text, documents)
+        learned = self.learn_thoughts(tokens, thoughts, log_p_base, documents)
+        return learned._replace(loss=learned.loss + 0.5 * nll_base, nll_base=-log_p_base, valid_base=valid_base)
 
+    def learn_text(self, tokens, h_text, documents):
+        """Without thoughts: log_p_base (B, L-1), its mean NLL, and which of it counts."""
         L = tokens.shape[1]
-        log_p_base = token_log_prob(head, thoughts.h_text[:, : L - 1], tokens[:, 1:])  # (B, L-1)
+        valid = torch.ones_like(tokens[:, 1:], dtype=torch.bool)
+        if documents is not None:
+            valid = (documents[:, 1:] == documents[:, :-1]) & (documents[:, 1:] >= 0)
+        log_p = token_log_prob(self.model.output, h_text[:, : L - 1], tokens[:, 1:])
+        return log_p, text_mean(-log_p, valid), valid
+
+    def learn_thoughts(self, tokens, thoughts, log_p_base, documents, positions=None):
+        """What thoughts add to the loss: Learned, without the text's part. positions (B, S'): all that think, where
+        these thoughts are a part of them (means are over all)."""
+        config, head, L = self.config, self.model.output, tokens.shape[1]
+        valid, target = self.targets(tokens, thoughts.positions, documents)
+        of_all = valid if positions is None else self.targets(tokens, positions, documents)[0]
+        h_mixed, gate = self.talk(thoughts)
         log_p_mixed = token_log_prob(head, h_mixed, target[:, None].expand(gate.shape))  # (B, N, S, a)
         log_prob = token_log_prob(head, thoughts.h_policy, thoughts.tokens, config.log_prob_temperature)  # (B, N, S, m)
 
@@ -474,24 +515,64 @@ class QuietSTaR(nn.Module):
             advantage = thought_advantage(reward, config.clamp_advantage)
 
         # "Loss" only in that its gradient, in expectation over thoughts, is minus that of the expected reward.
-        reinforce = -text_mean(advantage * log_prob.sum(-1), valid.any(-1)[:, None])
-        nll_base = text_mean(-log_p_base, valid_base)
-        nll_mixed = text_mean(-log_p_mixed, valid[:, None])
-        loss = 0.5 * nll_base + 0.5 * nll_mixed + config.reinforce_weight * reinforce
-        return Learned(loss, reinforce, -log_p_base, -log_p_mixed, gate, reward, advantage, log_prob, valid, valid_base)
+        reinforce = -text_mean(advantage * log_prob.sum(-1), valid.any(-1)[:, None], of_all.any(-1)[:, None])
+        nll_mixed = text_mean(-log_p_mixed, valid[:, None], of_all[:, None])
+        loss = 0.5 * nll_mixed + config.reinforce_weight * reinforce
+        return Learned(loss, reinforce, None, -log_p_mixed, gate, reward, advantage, log_prob, valid, None)
+
+    def backward(self, tokens, documents=None, noise=None, scale=1.0, at_once=0, recompute=False):
+        """What forward() and (scale * loss).backward() do, in as little memory as you like. Returns the metrics.
+
+        Thoughts of different positions have nothing to do with one another, so they can be had, and learned from, a
+        few positions at a time (at_once; 0: all). What they share is the text, which is read once: its hidden states,
+        keys and values are leaves of the parts' graphs, where each part leaves its gradient, and the text's own
+        backward pass comes last. Nothing is computed twice.
+        recompute: sample the thoughts of each part without a graph and learn from them as given: in one forward more
+        than twice as long as all of sampling's, so that parts can be smaller still.
+        """
+        positions, config = self.default_positions(tokens), self.config
+        size = at_once or positions.shape[1]
+        text = self.read_text(tokens)
+        leaf = Text(as_leaf(text.hidden), [(as_leaf(k), as_leaf(v)) for k, v in text.keys_values])
+        log_p_base, nll_base, valid_base = self.learn_text(tokens, leaf.hidden, documents)
+        (0.5 * scale * nll_base).backward()
+        log_p_base, losses, parts = log_p_base.detach(), [], []
+        noises = [None] * -(-positions.shape[1] // size) if noise is None else noise.split(size, dim=2)
+        for some, u in zip(positions.split(size, dim=1), noises, strict=True):
+            thoughts = None
+            if recompute and config.thought_len:
+                with torch.no_grad():
+                    thoughts = self.think(tokens, positions=some, noise=u, text=leaf, only_sample=True)
+            thoughts = self.think(tokens, thoughts, some, None if recompute else u, text=leaf)
+            learned = self.learn_thoughts(tokens, thoughts, log_p_base, documents, positions)
+            (scale * learned.loss).backward()
+            losses.append((learned.loss.detach(), learned.reinforce.detach()))
+            parts.append([x.detach() for x in learned[3:9]])
+        shared = [(text.hidden, leaf.hidden)]
+        shared += [
+            pair for layer in zip(text.keys_values, leaf.keys_values, strict=True) for pair in zip(*layer, strict=True)
+        ]
+        shared = [(x, y.grad) for x, y in shared if y.grad is not None]
+        torch.autograd.backward(*zip(*shared, strict=True))
+
+        loss, reinforce = (sum(x) for x in zip(*losses, strict=True))
+        places = dict(nll_mixed=2, gate=2, reward=2, advantage=2, log_prob=2, valid=1)  # where S is
+        joined = {
+            name: torch.cat(x, dim) for (name, dim), x in zip(places.items(), zip(*parts, strict=True), strict=True)
+        }
+        loss = loss + 0.5 * nll_base.detach()
+        return self.metrics(Learned(loss, reinforce, nll_base=-log_p_base, valid_base=valid_base, **joined))
 
     def targets(self, tokens, positions, documents):
-        """Which predictions count, valid_base (B, L-1) and valid (B, S, a), and the true tokens ahead (B, S, a)."""
+        """The true tokens ahead, and which of them count: valid and targets, (B, S, a)."""
         L = tokens.shape[1]
         index = target_index(positions, self.config.n_true)  # (B, S, a) of x_{i+j}
         inside = index.clamp(max=L - 1)
         valid = index < L
-        valid_base = torch.ones_like(tokens[:, 1:], dtype=torch.bool)
         if documents is not None:
-            valid_base = (documents[:, 1:] == documents[:, :-1]) & (documents[:, 1:] >= 0)
             here, there = take(documents, positions)[..., None], take(documents, inside)
             valid = valid & (here == there) & (there >= 0)
-        return valid_base, valid, take(tokens, inside)
+        return valid, take(tokens, inside)
 
     @torch.no_grad()
     def metrics(self, learned):
@@ -530,6 +611,11 @@ class QuietSTaR(nn.Module):
 def target_index(positions, n_true):
     """Index in the text of the tokens ahead, x_{i+1} .. x_{i+a}: (B, S) -> (B, S, a)."""
     return positions[:, :, None] + torch.arange(1, n_true + 1, device=positions.device)
+
+
+def as_leaf(x):
+    """x, cut off from how it came to be: its gradient stays on it."""
+    return x.detach().requires_grad_()
 
 
 def take(x, index):

@@ -322,6 +322,10 @@ def test_gains_on_a_text_file_with_exported_weights_make_a_page_that_escapes(wor
     assert "".join(row[0] for row in rows[:31]) == bytes(ids[1:32]).decode()
     nll = np.array([row[3] for row in rows])
     assert nll.mean() == pytest.approx(results["base"]["other_nll"], abs=1e-3)
+    gain = nll - np.array([row[4] for row in rows])
+    error = gain.std(ddof=1) / len(gain) ** 0.5
+    assert results["gain"]["nats_per_token"] == pytest.approx(gain.mean(), abs=1e-3)
+    assert results["gain"]["error"] == pytest.approx(error, rel=0.01), "of all tokens, not of spans"
     assert all(len(row) == 5 and np.isfinite(row[2:]).all() for row in rows)
     thinking = load_model(work / "thinks")[0]
     assert isinstance(thinking, QuietSTaR)

@@ -436,6 +436,28 @@ def test_sampling_and_learning_is_learning_from_the_same_thoughts_given():
         assert_close(one[name], two[name], **CLOSE, msg=name)
 
 
+@pytest.mark.parametrize("recompute", [False, True])
+@pytest.mark.parametrize(
+    "at_once, window, thought_len, n_true", [(0, None, 2, 2), (1, 3, 2, 3), (3, None, 3, 1), (4, 4, 0, 2)]
+)
+def test_thinking_in_parts_gives_the_gradient_of_the_whole(at_once, window, thought_len, n_true, recompute):
+    """Catches a mean over a part, text gradients of one part alone, and keys whose gradient never reaches the text."""
+    quiet = tiny(window, thought_len=thought_len, n_true=n_true, n_thoughts=2, clamp_advantage=False)
+    tokens, noise = ids(2, 9 + n_true), uniform(2, 2, 9, thought_len)
+    documents = torch.tensor([[0, 0, 0, 0, 1, 1, 1, 1, 1, 1, 1, 2], [0, 0, 0, 0, 0, 0, 0, 0, 0, -1, -1, -1]])
+    documents = documents[:, : tokens.shape[1]]
+    loss, wanted = quiet(tokens, documents=documents, noise=noise)
+    grads = gradients(0.5 * loss, quiet)
+    found = quiet.backward(tokens, documents, noise, scale=0.5, at_once=at_once, recompute=recompute)
+    for name, weight in quiet.named_parameters():
+        grad = torch.zeros_like(weight) if weight.grad is None else weight.grad
+        assert_close(grad, grads[name], **CLOSE, msg=lambda text, name=name: f"{name}: {text}")
+    assert found.keys() == wanted.keys()
+    for name in wanted:
+        assert_close(found[name], wanted[name], **CLOSE)
+    assert all(grad.abs().max() > 0 for name, grad in grads.items() if thought_len and "start" not in name)
+
+
 def test_thoughts_of_length_zero_give_no_policy_loss():
     """Catches a "pause" (start, end alone) that still pays or costs something for thought tokens it does not have."""
     quiet = tiny(thought_len=0, n_thoughts=2, n_true=2)
