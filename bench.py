@@ -8,6 +8,8 @@ What does thinking cost? All figures are ratios within one run, so that they mea
   train step / floor    a Quiet-STaR training step over a plain language-model forward and backward of as many token
                         positions, in texts of the same length: 1.0 is the floor
   peak memory / floor   what the two need at most above the weights and gradients they start with
+  recompute             the same step with --recompute, over that without: seconds, peak memory
+  growth                seconds of a step with half as many texts of twice the length, over those of the step
   generation / plain    seconds per emitted token, thinking before each, over plain generation
 """
 
@@ -18,7 +20,7 @@ import re
 import resource
 import sys
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import torch
@@ -32,6 +34,8 @@ from quiet_star import QuietSTaR, QuietSTaRConfig, generate_with_thoughts, token
 class BenchConfig:
     texts: int = 16  # texts in a training step
     span: int = 64  # positions that think in each
+    think_at_once: int = 0  # positions of a text that think together; 0: all (see train.py)
+    recompute: bool = False  # sample first, then learn (see train.py)
     repeats: int = 5  # timed runs; the fastest counts
     new_tokens: int = 32  # tokens generated
     threads: int = 0  # CPU threads; 0: as torch chooses
@@ -105,8 +109,7 @@ class Work:
 
     def think(self):
         with self.autocast():
-            loss, _ = self.quiet(self.texts)
-        loss.backward()
+            self.quiet.backward(self.texts, at_once=self.bench.think_at_once, recompute=self.bench.recompute)
 
     def plain(self):
         """Forward and backward, in chunks that use no more memory than they must to be fast: 2,048 tokens."""
@@ -129,17 +132,22 @@ def main():
     device = bench.device if bench.device != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
     settings = bench, model_config, quiet_config, device
 
+    again = replace(bench, recompute=True), *settings[1:]
     memory = []
-    for which in ("think", "plain"):
+    for which, setting in (("think", settings), ("plain", settings), ("think", again)):
         if device == "cuda":
-            memory.append(memory_of(which, *settings))
+            memory.append(memory_of(which, *setting))
         else:
             with multiprocessing.get_context("spawn").Pool(1) as pool:
-                memory.append(pool.apply(memory_of, (which, *settings)))
+                memory.append(pool.apply(memory_of, (which, *setting)))
 
     work = Work(*settings)
-    work.think(), work.plain()  # warm up
-    think, plain = fastest([work.think, work.plain], bench.repeats, device)
+    steps = [work.think, work.plain, Work(*again).think]
+    if bench.texts > 1:
+        steps.append(Work(replace(bench, texts=bench.texts // 2, span=2 * bench.span), *settings[1:]).think)
+    for step in steps:
+        step()  # warm up
+    think, plain, recompute, *longer = fastest(steps, bench.repeats, device)
 
     prompt, quiet = work.texts[:1, : min(16, bench.span)], work.quiet.eval()
     generation = fastest(
@@ -155,9 +163,13 @@ def main():
         "train_step_over_floor": think / plain,
         "train_peak_memory_over_floor": memory[0] / memory[1],
         "generate_over_plain": generation[0] / generation[1],
+        "recompute_time_ratio": recompute / think,
+        "recompute_memory_ratio": memory[2] / memory[0],
+        "growth_when_T_doubles": longer[0] / think if longer and bench.texts % 2 == 0 else None,
         "train_step_seconds": think,
         "train_floor_seconds": plain,
         "train_peak_bytes": memory[0],
+        "recompute_peak_bytes": memory[2],
         "train_floor_peak_bytes": memory[1],
         "generate_seconds_per_token": generation[0] / bench.new_tokens,
         "plain_seconds_per_token": generation[1] / bench.new_tokens,
@@ -173,10 +185,13 @@ def main():
     print(f"{'':22}{'thinking':>14}{'plain':>14}{'ratio':>8}")
     for title, unit, (ours, theirs) in [
         ("training step", "s", (think, plain)),
-        ("peak memory of a step", "MiB", [x / MiB for x in memory]),
+        ("peak memory of a step", "MiB", [x / MiB for x in memory[:2]]),
         ("a generated token", "ms", [1000 * x / bench.new_tokens for x in generation]),
     ]:
         print(f"{title:22}{ours:>10.2f} {unit:3}{theirs:>10.2f} {unit:3}{ours / theirs:>8.2f}")
+    print(f"\n--recompute: {recompute / think:.2f} of the time, {memory[2] / memory[0]:.2f} of the memory")
+    if results["growth_when_T_doubles"]:
+        print(f"half as many texts, twice as long: {results['growth_when_T_doubles']:.2f} of the time")
 
 
 if __name__ == "__main__":

@@ -527,15 +527,15 @@ class QuietSTaR(nn.Module):
         few positions at a time (at_once; 0: all). What they share is the text, which is read once: its hidden states,
         keys and values are leaves of the parts' graphs, where each part leaves its gradient, and the text's own
         backward pass comes last. Nothing is computed twice.
-        recompute: sample the thoughts of each part without a graph and learn from them as given: in one forward more
-        than twice as long as all of sampling's, so that parts can be smaller still.
+        recompute: sample the thoughts of each part without a graph, then learn from them as given, in two forwards:
+        what was sampled is read twice, but parts can be smaller before they are too small to be fast.
         """
         positions, config = self.default_positions(tokens), self.config
         size = at_once or positions.shape[1]
         text = self.read_text(tokens)
         leaf = Text(as_leaf(text.hidden), [(as_leaf(k), as_leaf(v)) for k, v in text.keys_values])
         log_p_base, nll_base, valid_base = self.learn_text(tokens, leaf.hidden, documents)
-        (0.5 * scale * nll_base).backward()
+        go_back(0.5 * scale * nll_base)
         log_p_base, losses, parts = log_p_base.detach(), [], []
         noises = [None] * -(-positions.shape[1] // size) if noise is None else noise.split(size, dim=2)
         for some, u in zip(positions.split(size, dim=1), noises, strict=True):
@@ -545,7 +545,7 @@ class QuietSTaR(nn.Module):
                     thoughts = self.think(tokens, positions=some, noise=u, text=leaf, only_sample=True)
             thoughts = self.think(tokens, thoughts, some, None if recompute else u, text=leaf)
             learned = self.learn_thoughts(tokens, thoughts, log_p_base, documents, positions)
-            (scale * learned.loss).backward()
+            go_back(scale * learned.loss)
             losses.append((learned.loss.detach(), learned.reinforce.detach()))
             parts.append([x.detach() for x in learned[3:9]])
         shared = [(text.hidden, leaf.hidden)]
@@ -553,7 +553,7 @@ class QuietSTaR(nn.Module):
             pair for layer in zip(text.keys_values, leaf.keys_values, strict=True) for pair in zip(*layer, strict=True)
         ]
         shared = [(x, y.grad) for x, y in shared if y.grad is not None]
-        torch.autograd.backward(*zip(*shared, strict=True))
+        go_back(*zip(*shared, strict=True))
 
         loss, reinforce = (sum(x) for x in zip(*losses, strict=True))
         places = dict(nll_mixed=2, gate=2, reward=2, advantage=2, log_prob=2, valid=1)  # where S is
@@ -616,6 +616,13 @@ def target_index(positions, n_true):
 def as_leaf(x):
     """x, cut off from how it came to be: its gradient stays on it."""
     return x.detach().requires_grad_()
+
+
+def go_back(tensors, gradients=None):
+    """torch.autograd.backward, outside of any autocast that the forward pass may still be in."""
+    device = (tensors if torch.is_tensor(tensors) else tensors[0]).device.type
+    with torch.autocast(device, enabled=False):
+        torch.autograd.backward(tensors, gradients)
 
 
 def take(x, index):

@@ -57,6 +57,10 @@ class TrainConfig:
     separate_documents: bool = False  # predict no token across the end of a document
     batch_size: int = 8  # texts per step, over all processes
     micro_batch: int = 0  # texts per forward and process; 0: all of the process's; less needs less memory
+    think_at_once: int = 0  # positions of a text that think together; 0: all; fewer need less memory
+    recompute: bool = (
+        False  # sample thoughts first and read them again to learn: slower, with less memory for small parts
+    )
     max_steps: int = 150  # optimizer steps
     lr: float = 1e-4  # learning rate, after warm-up
     warmup_steps: int = 10  # steps in which the learning rate rises from 0
@@ -84,7 +88,7 @@ class TrainConfig:
         for name in ("span", "batch_size", "max_steps", "eval_texts", "save_every"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, not {getattr(self, name)}")
-        for name in ("micro_batch", "eval_every", "warmup_steps", "lr", "weight_decay", "seed"):
+        for name in ("micro_batch", "think_at_once", "eval_every", "warmup_steps", "lr", "weight_decay", "seed"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name} must not be negative, as {getattr(self, name)} is")
         if self.grad_clip <= 0:
@@ -92,7 +96,18 @@ class TrainConfig:
 
 
 # what may change when a run goes on; everything else would make it another run
-MAY_CHANGE = {"max_steps", "micro_batch", "eval_every", "eval_texts", "save_every", "device", "out", "base_preset"}
+MAY_CHANGE = {
+    "max_steps",
+    "micro_batch",
+    "think_at_once",
+    "recompute",
+    "eval_every",
+    "eval_texts",
+    "save_every",
+    "device",
+    "out",
+    "base_preset",
+}
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -344,8 +359,9 @@ def run(train, model_config, quiet_config, given):
                     loss, new = lm_loss(model, tokens, documents)
                 else:
                     u = noise[i : i + micro].to(processes.device)
-                    loss, new = model(tokens, documents=documents, noise=u)
-            (loss * micro / local).backward()
+                    new = model.backward(tokens, documents, u, micro / local, train.think_at_once, train.recompute)
+            if train.objective == "lm":
+                (loss * micro / local).backward()
             metrics = {name: metrics.get(name, 0.0) + value * micro / local for name, value in new.items()}
 
         # 3. average over processes; refuse to step on nonsense

@@ -152,6 +152,7 @@ def test_bench_prints_the_keys_it_promises(monkeypatch, capsys):
     bench.main()
     torch.set_num_threads(threads)
     results = json.loads(capsys.readouterr().out)
-    for key in ("train_step_over_floor", "train_peak_memory_over_floor", "generate_over_plain"):
+    ratios = "recompute_time_ratio recompute_memory_ratio growth_when_T_doubles".split()
+    for key in ("train_step_over_floor", "train_peak_memory_over_floor", "generate_over_plain", *ratios):
         assert results[key] > 0, key
     assert results["threads"] == 1 and results["device"].startswith("cpu") and results["shape"]["span"] == 32

@@ -458,6 +458,20 @@ def test_thinking_in_parts_gives_the_gradient_of_the_whole(at_once, window, thou
     assert all(grad.abs().max() > 0 for name, grad in grads.items() if thought_len and "start" not in name)
 
 
+def test_parts_under_autocast_give_the_gradient_of_the_whole():
+    """bfloat16 products of float32 weights: each part's gradient reaches the weights in float32."""
+    quiet = tiny(thought_len=2, n_true=2).float()
+    tokens, noise = ids(2, 8), uniform(2, 2, 6, 2).float()
+    with torch.autocast("cpu", torch.bfloat16):
+        loss, _ = quiet(tokens, noise=noise)
+    grads = gradients(loss, quiet)
+    with torch.autocast("cpu", torch.bfloat16):
+        quiet.backward(tokens, noise=noise, at_once=2)
+    for name, weight in quiet.named_parameters():
+        assert weight.grad.dtype == torch.float32
+        assert (weight.grad - grads[name]).norm() <= 0.05 * grads[name].norm() + 1e-6, name
+
+
 def test_thoughts_of_length_zero_give_no_policy_loss():
     """Catches a "pause" (start, end alone) that still pays or costs something for thought tokens it does not have."""
     quiet = tiny(thought_len=0, n_thoughts=2, n_true=2)

@@ -47,6 +47,14 @@ def same(a, b):
     return all(torch.equal(a[name], b[name]) for name in a)
 
 
+@pytest.mark.parametrize("how", [["--think_at_once=5"], ["--think_at_once=2", "--recompute"]])
+def test_thinking_in_parts_is_the_same_training(work, how):
+    go(work, "--out=whole", "--max_steps=3", "--dtype=float32")
+    trainer.run(*trainer.settings_from([*flags(work, "--out=parts", "--max_steps=3"), *how]))
+    for name, wanted in load_checkpoint(work / "whole")["model"].items():
+        torch.testing.assert_close(load_checkpoint(work / "parts")["model"][name], wanted, atol=2e-5, rtol=1e-3)
+
+
 def test_a_run_leaves_a_model_a_log_and_its_settings(work):
     go(work, "--out=q", "--max_steps=3", "--eval_every=2")
     model, tokenizer, config, step = load_run(work / "q")
