@@ -4,6 +4,7 @@ Run folders: what training leaves behind, and how everything else reads it.
   config.json     the settings of the run, the shape of its model, its tokenizer
   log.jsonl       one line a step
   checkpoint.pt   tensors and plain numbers, read with weights_only=True: never unpickled
+  checkpoint_before.pt   the one before, for when checkpoint.pt turns out to be damaged
   tokenizer file  if the tokenizer has one (tokenizer.model, tekken.json, tokenizer.json)
 
 Wherever a run folder is asked for, a folder of official or Hugging Face weights with its tokenizer file serves as well.
@@ -12,7 +13,9 @@ Wherever a run folder is asked for, a folder of official or Hugging Face weights
 """
 
 import json
+import os
 import sys
+import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -26,22 +29,55 @@ from quiet_star import QuietSTaR, QuietSTaRConfig
 
 
 def save_checkpoint(folder, state):
-    """Write checkpoint.pt, never half of it."""
-    path = Path(folder) / "checkpoint.pt"
-    write_whole(path, lambda file: torch.save(state, file))
+    """Write checkpoint.pt, never half of it, and keep the one before."""
+    path, before = Path(folder) / "checkpoint.pt", Path(folder) / "checkpoint_before.pt"
+    written = Path(folder) / "checkpoint_new.pt"
+    write_whole(written, lambda file: torch.save(state, file))
+    if path.exists():
+        os.replace(path, before)
+    os.replace(written, path)
     return path
 
 
 def load_checkpoint(folder, device="cpu"):
-    """The state that save_checkpoint wrote. Raises ValueError, in one line, if it is missing or damaged."""
-    path = Path(folder) / "checkpoint.pt"
-    if not path.exists():
+    """The state that save_checkpoint wrote; if it is damaged, the one before, and it says so. Raises ValueError, in one
+    line, if neither can be had."""
+    names = ("checkpoint_new.pt", "checkpoint.pt", "checkpoint_before.pt")  # the first: killed between two renames
+    found, reasons = [Path(folder) / name for name in names if (Path(folder) / name).exists()], []
+    if not found:
         raise ValueError(f"there is no checkpoint in {folder}: train one with train.py --out={folder}")
+    for path in found:
+        try:
+            damaged = zipfile.ZipFile(path).testzip()  # the checksum of every part
+            if damaged:
+                raise ValueError(f"wrong checksum of {damaged}")
+            state = torch.load(path, map_location=device, weights_only=True)
+        except Exception as error:  # whatever is raised on bytes that are not a checkpoint: it is one thing to the user
+            reasons.append(f"{path} is damaged or cut short ({str(error).split(chr(10))[0]})")
+            continue
+        if reasons:
+            print(f"{'; '.join(reasons)}: going back to {path.name}, step {state['step']}", file=sys.stderr)
+        return state
+    raise ValueError("; ".join(reasons) + ": restore it, or delete it to start anew")
+
+
+def has_checkpoint(folder):
+    return any(Path(folder).glob("checkpoint*.pt"))
+
+
+def lock(folder):
+    """Claim a run folder for this process, as long as it keeps the file open that is returned. Raises ValueError if
+    another process has it. (Windows knows no such lock: there, nothing is claimed.)"""
+    if os.name == "nt":
+        return open(os.devnull)
+    import fcntl
+
+    file = open(Path(folder) / "lock", "w")
     try:
-        return torch.load(path, map_location=device, weights_only=True)
-    except Exception as error:  # whatever torch raises on bytes that are not a checkpoint: it is one thing to the user
-        reason = str(error).split("\n")[0]
-        raise ValueError(f"{path} is damaged or cut short ({reason}): restore it, or delete it to start anew") from None
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        raise ValueError(f"another process is training in {folder} right now: choose another --out") from None
+    return file
 
 
 def write_config(folder, config):

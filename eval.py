@@ -205,8 +205,9 @@ def gains(config, device):
     mean, error = mean_and_error(gain)
     first = next(w for w in range(len(spans)) if not answers.any() or answers[w].any())
     shown = slice(first, first + max(1, 640 // spans.shape[1]))
-    words = [word for span in spans[shown] for word in tokenizer.words(span.tolist())[1:]]
-    draw_text(words, gain[shown].flatten(), out / "gains_text.png", "Each token, and what it gained from its thought")
+    words = [word for span in spans[shown] for word in [*tokenizer.words(span.tolist())[1:], None]]
+    by_word = np.pad(gain[shown], ((0, 0), (0, 1)), constant_values=np.nan).flatten()  # one span after the other
+    draw_text(words, by_word, out / "gains_text.png", "Each token, and what it gained from its thought")
     deciles = draw_difficulty(difficulty, gain, out / "gains_by_difficulty.png")
     draw_mask(out / "mask.png")
     if settings:

@@ -35,12 +35,14 @@ def save_picture(figure, path):
 
 
 def draw_text(words, gains, path, title):
-    """Text (a list of words), each token coloured by the nats its thought saved (green) or cost (red)."""
+    """Text, each token coloured by the nats its thought saved (green) or cost (red). words: a list; None: new line."""
     plt = pyplot()
     lines, x = [[]], 0
     for word, gain in zip(words, gains, strict=True):
-        if x + len(word) > 90:
+        if word is None or x + len(word) > 90:
             lines, x = lines + [[]], 0
+        if word is None:
+            continue
         lines[-1].append((x, word.replace("\n", "↵"), gain))
         x += len(word)
         if word.endswith("\n"):
@@ -50,7 +52,7 @@ def draw_text(words, gains, path, title):
     columns = max(1, min(96 // (longest + 2), -(-len(lines) // 6)))  # short lines go side by side
     height = -(-len(lines) // columns)
     figure, axes = plt.subplots(figsize=(0.115 * columns * (longest + 2), 0.26 * height + 0.7))
-    limit = max(0.1, float(np.quantile(np.abs(gains), 0.98)))
+    limit = max(0.1, float(np.nanquantile(np.abs(gains), 0.98)))
     colours, scale = plt.get_cmap("RdYlGn"), plt.Normalize(-limit, limit)
     for n, line in enumerate(lines):
         for x, word, gain in line:

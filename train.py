@@ -18,7 +18,7 @@ import signal
 import subprocess
 import sys
 import time
-from contextlib import nullcontext
+from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -28,9 +28,11 @@ import torch.distributed as dist
 from tqdm import tqdm
 
 from checkpoint import (
+    has_checkpoint,
     load_checkpoint,
     load_model,
     load_weights,
+    lock,
     read_config,
     read_log,
     save_checkpoint,
@@ -291,6 +293,11 @@ def evaluate(model, dataset, train, length, processes, autocast):
 
 def run(train, model_config, quiet_config, given):
     """Train as told, from wherever the run in train.out stands. Returns when max_steps are done."""
+    with ExitStack() as held:  # the claim on the folder, let go however it ends
+        train_until_done(train, model_config, quiet_config, given, held)
+
+
+def train_until_done(train, model_config, quiet_config, given, held):
     # Everything the user may have got wrong is found in here, before any work: one line, no traceback.
     try:
         processes = start_processes(train.device)
@@ -320,6 +327,9 @@ def run(train, model_config, quiet_config, given):
             "quiet_star": dataclasses.asdict(quiet_config),
             "tokenizer": data.meta["tokenizer"],
         }
+        if processes.first:
+            out.mkdir(parents=True, exist_ok=True)
+            held.enter_context(lock(out))
         step, seconds = open_run(out, settings, model, optimizer, tokenizer, processes)
     except (ValueError, OSError) as error:
         sys.exit(f"train.py: error: {error}")
@@ -332,7 +342,7 @@ def run(train, model_config, quiet_config, given):
     size, where = sum(p.numel() for p in model.parameters()), f"{processes.world} x {processes.device.type}"
     say(f"{out}: {train.objective}, {size:,} parameters, steps {step} to {train.max_steps}, on {where}")
     stop, old_handlers = stop_on_signals()
-    log = open(out / "log.jsonl", "a", encoding="utf-8") if processes.first else None
+    log = held.enter_context(open(out / "log.jsonl", "a", encoding="utf-8")) if processes.first else None
     bar = tqdm(total=train.max_steps, initial=step, disable=None if processes.first else True, dynamic_ncols=True)
     model.train()
 
@@ -369,9 +379,7 @@ def run(train, model_config, quiet_config, given):
         metrics = average_metrics({**metrics, "stop": float(stop["asked"])}, processes)
         if not math.isfinite(metrics["loss"]):
             kept = (
-                f"the last good checkpoint is {out / 'checkpoint.pt'}"
-                if (out / "checkpoint.pt").exists()
-                else "no checkpoint yet"
+                f"the last good checkpoint is {out / 'checkpoint.pt'}" if has_checkpoint(out) else "no checkpoint yet"
             )
             sys.exit(f"train.py: error: the loss is {metrics['loss']} at step {step}; {kept}; try a lower --lr")
         stopping = metrics.pop("stop") > 0
@@ -402,10 +410,14 @@ def run(train, model_config, quiet_config, given):
 
         # 6. save
         if processes.first and (stopping or step == train.max_steps or step % train.save_every == 0):
-            save_checkpoint(
-                out,
-                {"step": step, "seconds": seconds, "model": model.state_dict(), "optimizer": optimizer.state_dict()},
-            )
+            state = {"step": step, "seconds": seconds, "model": model.state_dict(), "optimizer": optimizer.state_dict()}
+            try:
+                save_checkpoint(out, state)
+            except OSError as error:
+                kept = "the last good checkpoint is kept" if has_checkpoint(out) else "there is no checkpoint yet"
+                sys.exit(
+                    f"train.py: error: cannot save step {step} in {out} ({error}); {kept}: make room and run it again"
+                )
         if stopping and step < train.max_steps:
             bar.close()
             say(f"stopped after step {step}; saved in {out}: run the same command again to go on")
@@ -436,7 +448,7 @@ def prepare_what_is_missing(train, processes):
 
 
 def steps_done(folder):
-    return load_checkpoint(folder)["step"] if (Path(folder) / "checkpoint.pt").exists() else 0
+    return load_checkpoint(folder)["step"] if has_checkpoint(folder) else 0
 
 
 def open_run(out, settings, model, optimizer, tokenizer, processes):
@@ -453,13 +465,12 @@ def open_run(out, settings, model, optimizer, tokenizer, processes):
                         f"{out} holds another run ({name} is {was!r} there, {value!r} here): choose another --out"
                     )
     step, seconds = 0, 0.0
-    if (out / "checkpoint.pt").exists():
+    if has_checkpoint(out):
         state = load_checkpoint(out)
         load_weights(model, state["model"], out / "checkpoint.pt")
         optimizer.load_state_dict(state["optimizer"])
         step, seconds = state["step"], state["seconds"]
     if processes.first:
-        out.mkdir(parents=True, exist_ok=True)
         tokenizer.save(out)
         write_config(out, settings)
         kept = [line for line in read_log(out) if line["step"] <= step]  # steps after the checkpoint are done anew

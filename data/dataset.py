@@ -101,8 +101,12 @@ def replace_file(path, content):
 def write_whole(path, write):
     """Let write(file) write under a temporary name, make sure it is on disk, and rename: never a half-written file."""
     temporary = Path(f"{path}.tmp")
-    with open(temporary, "wb") as file:
-        write(file)
-        file.flush()
-        os.fsync(file.fileno())
+    try:
+        with open(temporary, "wb") as file:
+            write(file)
+            file.flush()
+            os.fsync(file.fileno())
+    except BaseException:  # a full disk, say: what is half-written only takes up room
+        temporary.unlink(missing_ok=True)
+        raise
     os.replace(temporary, path)

@@ -242,3 +242,103 @@ def test_the_script_itself_exits_non_zero_with_one_line(work):
         [sys.executable, "train.py", *flags(work, "--data=nowhere")], cwd=ROOT, capture_output=True, text=True
     )
     assert done.returncode == 1 and done.stderr.count("\n") == 1 and "Traceback" not in done.stderr
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# nothing is lost
+
+
+def start(work, out, *more):
+    command = [sys.executable, str(ROOT / "train.py"), *flags(work, f"--out={out}", *more)]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT)
+
+
+def killed_and_resumed(work, kills, seed):
+    """Kill training at random moments, those of saving among them, until it has been killed so often; let it end."""
+    rng, settings = np.random.default_rng(seed), ["--max_steps=60", "--save_every=1"]
+    go(work, "--out=whole", *settings)
+    killed = 0
+    while killed < kills:
+        process = start(work, "killed", *settings)
+        while process.poll() is None and not (work / "killed" / "log.jsonl").exists():
+            pass  # it is still starting
+        try:
+            process.wait(float(rng.uniform(0, 0.6)))
+            break  # it has come to its end
+        except subprocess.TimeoutExpired:
+            process.send_signal(signal.SIGKILL)
+            process.communicate()
+            killed += 1
+    process = start(work, "killed", *settings)
+    _, errors = process.communicate()
+    assert process.returncode == 0, errors
+    whole, again = (load_checkpoint(work / name) for name in ("whole", "killed"))
+    assert again["step"] == 60 and same(whole["model"], again["model"])
+    assert [line["step"] for line in read_log(work / "killed")] == list(range(1, 61))
+    return killed
+
+
+def test_killed_at_any_moment_it_goes_on_to_the_same_weights(work):
+    assert killed_and_resumed(work, 2, 0)
+
+
+@pytest.mark.slow
+def test_killed_at_twenty_random_moments(tmp_path_factory, work):
+    killed = 0
+    for seed in range(20):
+        folder = tmp_path_factory.mktemp("kill")
+        for name in ("data", "base"):
+            (folder / name).symlink_to(work / name)
+        killed += killed_and_resumed(folder, 4, seed)
+        if killed >= 20:
+            return
+    raise AssertionError(f"only {killed} kills")
+
+
+@pytest.mark.parametrize("damage", [lambda b: b[: len(b) // 2], lambda b: b[:5000] + bytes([b[5000] ^ 1]) + b[5001:]])
+def test_a_damaged_checkpoint_falls_back_to_the_one_before_and_says_so(work, capsys, damage):
+    """A flipped bit is found by its checksum; torch alone would load it."""
+    go(work, "--out=q", "--max_steps=4", "--save_every=1")
+    path = work / "q" / "checkpoint.pt"
+    path.write_bytes(damage(path.read_bytes()))
+    assert load_checkpoint(work / "q")["step"] == 3
+    assert "going back to checkpoint_before.pt, step 3" in capsys.readouterr().err
+    go(work, "--out=q", "--max_steps=4", "--save_every=1")
+    go(work, "--out=whole", "--max_steps=4", "--save_every=1")
+    assert same(load_checkpoint(work / "q")["model"], load_checkpoint(work / "whole")["model"])
+    for path in (work / "q").glob("checkpoint*.pt"):
+        path.write_bytes(b"")
+    with pytest.raises(ValueError, match="delete it to start anew"):
+        load_checkpoint(work / "q")
+
+
+def test_killed_between_its_two_renames_the_newest_is_loaded(work):
+    go(work, "--out=q", "--max_steps=2", "--save_every=1")
+    (work / "q" / "checkpoint.pt").rename(work / "q" / "checkpoint_new.pt")
+    assert load_checkpoint(work / "q")["step"] == 2
+    go(work, "--out=q", "--max_steps=3", "--save_every=1")
+    assert load_checkpoint(work / "q")["step"] == 3 and not (work / "q" / "checkpoint_new.pt").exists()
+
+
+def test_a_full_disk_is_one_line_and_leaves_the_last_good_checkpoint(work, monkeypatch):
+    go(work, "--out=q", "--max_steps=2", "--save_every=1")
+
+    def full(state, file):
+        file.write(b"half")
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("checkpoint.torch.save", full)
+    with pytest.raises(SystemExit, match="No space left on device.*the last good checkpoint is kept") as stop:
+        go(work, "--out=q", "--max_steps=4", "--save_every=1")
+    assert "\n" not in stop.value.code and not list((work / "q").glob("*.tmp"))
+    assert load_checkpoint(work / "q")["step"] == 2
+
+
+def test_two_runs_on_one_folder_the_second_refuses(work):
+    go(work, "--out=q", "--max_steps=1")
+    claimed = trainer.lock(work / "q")
+    process = start(work, "q", "--max_steps=2")
+    _, errors = process.communicate()
+    assert process.returncode == 1 and errors.strip().endswith("right now: choose another --out")
+    claimed.close()
+    go(work, "--out=q", "--max_steps=2")
