@@ -345,6 +345,7 @@ def ask_all(kind, config, run, device):
     asked = {**asdict(config), "run": str(run), "base": base, "step": step, "questions": str(folder), "sha256": sha256}
     asked = {key: value for key, value in asked.items() if key not in ("out", "device", "batch_size")}
     refuse_another(out / f"{name}.json", asked)
+    out.mkdir(parents=True, exist_ok=True)
 
     modes = (("not_thinking", False), ("quiet_star", True)) if isinstance(model, QuietSTaR) else (("model", False),)
     own = {row: ask(candidate(model, thinking), questions, tokenizer, config, device, row) for row, thinking in modes}
@@ -370,7 +371,6 @@ def ask_all(kind, config, run, device):
     results["seconds"] = time.perf_counter() - start
     records = [{**q, **{row: scores[row][i] for row in scores}} for i, q in enumerate(questions)]
 
-    out.mkdir(parents=True, exist_ok=True)
     lines = "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records)
     replace_file(out / f"{name}.jsonl", lines.encode())
     draw_scores(results["rows"], f"{title}, {len(questions):,} questions", out / f"{name}.png")

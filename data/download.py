@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import sys
 import urllib.error
 import urllib.request
 from pathlib import Path
@@ -52,3 +53,17 @@ def json_lines(content, path, convert):
     if not found:
         raise ValueError(f"{path} is empty")
     return found
+
+
+def prepare_questions(config, url, name, sha256, convert):
+    """From a source of questions, JSON Lines, to config.out/questions.jsonl; an error ends it all with one line."""
+    try:
+        path = Path(config.out) / name
+        content = read_source(config.source, url, path, None if config.source and config.any_hash else sha256)
+        questions = json_lines(content, config.source or path, convert)
+        Path(config.out).mkdir(parents=True, exist_ok=True)
+        lines = "".join(json.dumps(q, ensure_ascii=False) + "\n" for q in questions)
+        replace_file(Path(config.out) / "questions.jsonl", lines.encode())
+    except (ValueError, OSError) as error:
+        sys.exit(f"prepare.py: {error}")
+    print(f"{config.out}: {len(questions):,} questions")

@@ -20,6 +20,7 @@ import lzma
 import multiprocessing
 import os
 import signal
+import sys
 from collections import deque
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
@@ -278,3 +279,27 @@ def hub_documents(name, subset, revision):
             yield row["text"], n
 
     return documents
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# the end of every prepare.py
+
+
+def report(out, prepare):
+    """Call prepare() -> meta and say what came of it; an error or Ctrl-C ends the program with one line."""
+    try:
+        meta = prepare()
+    except KeyboardInterrupt:
+        sys.exit(f"prepare.py: stopped; run the same command again to go on with {out}")
+    except (ValueError, OSError) as error:
+        sys.exit(f"prepare.py: {error}")
+    counts = ", ".join(f"{name} {count:,} tokens" for name, count in meta["tokens"].items())
+    print(f"{out}: {meta['documents']:,} documents, {counts}")
+
+
+def prepare_hub(config, tokenize, given):
+    """prepare_text of a dataset on the hub; max_tokens is 20 million if not said otherwise."""
+    tokenize.max_tokens = given.get("max_tokens", 20_000_000)
+    source = {"dataset": config.dataset, "subset": config.subset, "revision": config.revision}
+    documents = hub_documents(config.dataset, config.subset or None, config.revision)
+    return prepare_text(documents, config.out, source, tokenize, unit=" documents")

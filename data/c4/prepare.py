@@ -16,7 +16,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from config import from_cli  # noqa: E402
-from data.text import TokenizeConfig, hub_documents, prepare_text  # noqa: E402
+from data.text import TokenizeConfig, prepare_hub, report  # noqa: E402
 
 
 @dataclass
@@ -29,17 +29,7 @@ class C4Config:
 
 def main():
     config, tokenize, given = from_cli(__doc__, C4Config, TokenizeConfig)
-    tokenize.max_tokens = given.get("max_tokens", 20_000_000)
-    source = {"dataset": config.dataset, "subset": config.subset, "revision": config.revision}
-    try:
-        documents = hub_documents(config.dataset, config.subset or None, config.revision)
-        meta = prepare_text(documents, config.out, source, tokenize, unit=" documents")
-    except KeyboardInterrupt:
-        sys.exit(f"prepare.py: stopped; run the same command again to go on with {config.out}")
-    except (ValueError, OSError) as error:
-        sys.exit(f"prepare.py: {error}")
-    counts = ", ".join(f"{name} {count:,} tokens" for name, count in meta["tokens"].items())
-    print(f"{config.out}: {meta['documents']:,} documents, {counts}")
+    report(config.out, lambda: prepare_hub(config, tokenize, given))
 
 
 if __name__ == "__main__":

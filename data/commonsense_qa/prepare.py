@@ -10,7 +10,6 @@ It leaves questions.jsonl, one such line a question:
 {"question": "What do people aim to do at work?", "choices": ["complete job", ...], "answer": "A"}
 """
 
-import json
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,8 +17,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from config import from_cli  # noqa: E402
-from data.dataset import replace_file  # noqa: E402
-from data.download import json_lines, read_source  # noqa: E402
+from data.download import prepare_questions  # noqa: E402
 
 URL = "https://s3.amazonaws.com/commensenseqa/dev_rand_split.jsonl"
 SHA256 = "3210497fdaae614ac085d9eb873dd7f4d49b6f965a93adadc803e1229fd8a02a"
@@ -45,16 +43,7 @@ def question(line):
 
 def main():
     config, _ = from_cli(__doc__, CommonsenseQAConfig)
-    try:
-        path = Path(config.out) / "dev_rand_split.jsonl"
-        content = read_source(config.source, URL, path, None if config.source and config.any_hash else SHA256)
-        questions = json_lines(content, config.source or path, question)
-    except (ValueError, OSError) as error:
-        sys.exit(f"prepare.py: {error}")
-    Path(config.out).mkdir(parents=True, exist_ok=True)
-    lines = "".join(json.dumps(q, ensure_ascii=False) + "\n" for q in questions)
-    replace_file(Path(config.out) / "questions.jsonl", lines.encode())
-    print(f"{config.out}: {len(questions):,} questions")
+    prepare_questions(config, URL, "dev_rand_split.jsonl", SHA256, question)
 
 
 if __name__ == "__main__":

@@ -9,7 +9,6 @@ GSM8K (Cobbe et al. 2021, arXiv 2110.14168; MIT licence): 1,319 grade-school wor
 It leaves questions.jsonl, one such line a question: {"question": "Janet’s ducks lay 16 eggs ...", "answer": "18"}
 """
 
-import json
 import re
 import sys
 from dataclasses import dataclass
@@ -18,8 +17,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from config import from_cli  # noqa: E402
-from data.dataset import replace_file  # noqa: E402
-from data.download import json_lines, read_source  # noqa: E402
+from data.download import prepare_questions  # noqa: E402
 
 URL = "https://raw.githubusercontent.com/openai/grade-school-math/master/grade_school_math/data/test.jsonl"
 SHA256 = "3730d312f6e3440559ace48831e51066acaca737f6eabec99bccb9e4b3c39d14"
@@ -42,16 +40,7 @@ def question(line):
 
 def main():
     config, _ = from_cli(__doc__, GSM8KConfig)
-    try:
-        path = Path(config.out) / "test.jsonl"
-        content = read_source(config.source, URL, path, None if config.source and config.any_hash else SHA256)
-        questions = json_lines(content, config.source or path, question)
-    except (ValueError, OSError) as error:
-        sys.exit(f"prepare.py: {error}")
-    Path(config.out).mkdir(parents=True, exist_ok=True)
-    lines = "".join(json.dumps(q, ensure_ascii=False) + "\n" for q in questions)
-    replace_file(Path(config.out) / "questions.jsonl", lines.encode())
-    print(f"{config.out}: {len(questions):,} questions")
+    prepare_questions(config, URL, "test.jsonl", SHA256, question)
 
 
 if __name__ == "__main__":

@@ -12,12 +12,13 @@ Stopped, it goes on where it was when the same command is given again. Documents
 
 import sys
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from config import from_cli  # noqa: E402
-from data.text import TokenizeConfig, prepare_text, read_documents, text_files  # noqa: E402
+from data.text import TokenizeConfig, prepare_text, read_documents, report, text_files  # noqa: E402
 
 
 @dataclass
@@ -33,28 +34,22 @@ class TextfileConfig:
             raise ValueError("--source=FILE or FOLDER says what is to be read")
 
 
+def prepare(config, tokenize):
+    files = text_files(config.source, config.pattern)
+    sizes = [path.stat().st_size for path in files]
+    separator = config.separator.replace(r"\n", "\n").replace(r"\t", "\t")
+    source = {"files": [[path.name, size] for path, size in zip(files, sizes, strict=True)]}
+    source |= {"separator": separator, "key": config.key}
+
+    def documents(skip):
+        return islice(read_documents(files, separator, config.key), skip, None)
+
+    return prepare_text(documents, config.out, source, tokenize, sum(sizes))
+
+
 def main():
     config, tokenize, _ = from_cli(__doc__, TextfileConfig, TokenizeConfig)
-    separator = config.separator.replace(r"\n", "\n").replace(r"\t", "\t")
-    try:
-        files = text_files(config.source, config.pattern)
-        sizes = [path.stat().st_size for path in files]
-        source = {"files": [[path.name, size] for path, size in zip(files, sizes, strict=True)]}
-        source |= {"separator": separator, "key": config.key}
-
-        def documents(skip):
-            found = read_documents(files, separator, config.key)
-            for n, document in enumerate(found):
-                if n >= skip:
-                    yield document
-
-        meta = prepare_text(documents, config.out, source, tokenize, sum(sizes))
-    except KeyboardInterrupt:
-        sys.exit(f"prepare.py: stopped; run the same command again to go on with {config.out}")
-    except (ValueError, OSError) as error:
-        sys.exit(f"prepare.py: {error}")
-    counts = ", ".join(f"{name} {count:,} tokens" for name, count in meta["tokens"].items())
-    print(f"{config.out}: {meta['documents']:,} documents, {counts}")
+    report(config.out, lambda: prepare(config, tokenize))
 
 
 if __name__ == "__main__":
