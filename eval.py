@@ -29,7 +29,7 @@ from data.dataset import open_dataset, replace_file
 from data.text import read_documents, text_files
 from page import write_page
 from pictures import draw_curves, draw_difficulty, draw_mask, draw_sweep, draw_text, mean_and_error
-from questions import QuestionsConfig, ask_all
+from questions import QuestionsConfig, ask_all, must_exist
 from quiet_star import QuietSTaR, token_log_prob
 
 
@@ -186,11 +186,12 @@ def gains(config, device):
     out = Path(config.out or (run / f"eval_step{step:06d}" if settings else f"out/eval_{run.resolve().name}"))
     if config.text and not config.out:
         out = out / Path(config.text).name
+    base_folder = config.base or (settings["train"]["init_from"] if settings else "")
+    must_exist(base_folder)
     out.mkdir(parents=True, exist_ok=True)
 
     trained = measure(model, spans, meta, device, config.batch_size, "thinking")
     rows, difficulty = {}, trained.nll_base
-    base_folder = config.base or (settings["train"]["init_from"] if settings else "")
     if base_folder:
         base_model, its_tokenizer, *_ = load_model(base_folder, device)
         if its_tokenizer.to_json() != tokenizer.to_json():

@@ -345,6 +345,7 @@ def ask_all(kind, config, run, device):
     asked = {**asdict(config), "run": str(run), "base": base, "step": step, "questions": str(folder), "sha256": sha256}
     asked = {key: value for key, value in asked.items() if key not in ("out", "device", "batch_size")}
     refuse_another(out / f"{name}.json", asked)
+    must_exist(base, config.control)
     out.mkdir(parents=True, exist_ok=True)
 
     modes = (("not_thinking", False), ("quiet_star", True)) if isinstance(model, QuietSTaR) else (("model", False),)
@@ -378,6 +379,13 @@ def ask_all(kind, config, run, device):
     print_scores(title, results, first)
     print(f"table, picture and every question with its answers: {out / name}.json, .png, .jsonl")
     return results
+
+
+def must_exist(*folders):
+    """Said before the work, not after it. Raises ValueError."""
+    for folder in folders:
+        if folder and not Path(folder).is_dir():
+            raise ValueError(f"there is no model in {folder}, which the run is to be compared with: see --base")
 
 
 def refuse_another(path, asked):

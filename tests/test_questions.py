@@ -283,6 +283,7 @@ def test_the_command_compares_all_models_and_keeps_every_answer(work, monkeypatc
     for more, expected in (
         (["--seed=5"], "has results with seed=1337, not 5"),
         (["--n=99"], "--n=99, but"),
+        (["--n=3", "--control=nowhere"], "there is no model in nowhere"),
         ([f"--data={work}"], "no questions in"),
         (["--votes=2", "--no-cot"], "several votes want --cot"),
     ):
