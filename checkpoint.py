@@ -5,6 +5,7 @@ Run folders: what training leaves behind, and how everything else reads it.
   log.jsonl       one line a step
   checkpoint.pt   tensors and plain numbers, read with weights_only=True: never unpickled
   checkpoint_before.pt   the one before, for when checkpoint.pt turns out to be damaged
+  checkpoint.dcp/, checkpoint_before.dcp/   of a sharded run (--parallel=fsdp), instead: a file of each process
   tokenizer file  if the tokenizer has one (tokenizer.model, tekken.json, tokenizer.json)
 
 Wherever a run folder is asked for, a folder of official or Hugging Face weights with its tokenizer file serves as well.
@@ -14,8 +15,11 @@ Wherever a run folder is asked for, a folder of official or Hugging Face weights
 
 import json
 import os
+import shutil
 import sys
+import warnings
 import zipfile
+import zlib
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -25,6 +29,7 @@ from config import from_cli
 from data.dataset import replace_file, write_whole
 from data.tokenizer import from_json, load_tokenizer
 from model import ModelConfig, Transformer, load_mistral, save_mistral
+from parallel import barrier
 from quiet_star import QuietSTaR, QuietSTaRConfig
 
 
@@ -41,7 +46,9 @@ def save_checkpoint(folder, state):
 
 def load_checkpoint(folder, device="cpu"):
     """The state that save_checkpoint wrote; if it is damaged, the one before, and it says so. Raises ValueError, in one
-    line, if neither can be had."""
+    line, if neither can be had. Of a sharded checkpoint: all of it but the optimizer's part."""
+    if is_sharded(folder):
+        return gather_shards(folder)
     names = ("checkpoint_new.pt", "checkpoint.pt", "checkpoint_before.pt")  # the first: killed between two renames
     found, reasons = [Path(folder) / name for name in names if (Path(folder) / name).exists()], []
     if not found:
@@ -62,7 +69,167 @@ def load_checkpoint(folder, device="cpu"):
 
 
 def has_checkpoint(folder):
-    return any(Path(folder).glob("checkpoint*.pt"))
+    return any(Path(folder).glob("checkpoint*.pt")) or is_sharded(folder)
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# checkpoints of sharded runs, by torch.distributed.checkpoint: every process writes and reads its own slices, and as
+# many processes may read as want to
+
+
+def save_sharded(folder, model, optimizer, step, seconds, processes):
+    """Write checkpoint.dcp, all processes together, and keep the one before. Raises OSError in every process if one of
+    them cannot write. Processes on several machines need a folder that all of them see."""
+    from torch.distributed.checkpoint import FileSystemWriter, save
+    from torch.distributed.checkpoint.api import CheckpointException
+
+    path, before, written = (Path(folder) / name for name in ("checkpoint.dcp", OLD_SHARDS, NEW_SHARDS))
+    if processes.first:
+        shutil.rmtree(written, ignore_errors=True)
+    barrier(processes)
+    state = flat_state(model, optimizer) | {"step": torch.tensor(step), "seconds": torch.tensor(seconds).double()}
+    try:
+        save(state, storage_writer=FileSystemWriter(written))  # it waits for the disk to have them
+    except CheckpointException as error:
+        raise OSError(next(iter(error.failures.values()))[0]) from None
+    sums = {file.name: checksum(file) for file in sorted(written.glob(f"__{processes.rank}_*"))}
+    if processes.first:
+        sums[".metadata"] = checksum(written / ".metadata")
+    replace_file(written / f"sums_{processes.rank}.json", json.dumps({"of": processes.world, "sums": sums}).encode())
+    barrier(processes)
+    if processes.first:
+        if path.exists():
+            shutil.rmtree(before, ignore_errors=True)
+            os.rename(path, before)
+        os.rename(written, path)
+    barrier(processes)
+
+
+def load_sharded(folder, model, optimizer, processes):
+    """Load the newest whole checkpoint into model and optimizer, in place: (step, seconds). Raises ValueError."""
+    path = whole_shards(folder)
+    state = flat_state(model, optimizer) | {"step": torch.tensor(0), "seconds": torch.tensor(0.0).double()}
+    read_shards(path, state, no_dist=processes.world == 1)
+    return int(state["step"]), float(state["seconds"])
+
+
+def flat_state(model, optimizer):
+    """{name: tensor} of all weights, and of what AdamW keeps of each: slices, where they are sharded."""
+    state = {f"model.{name}": x for name, x in model.state_dict().items()}
+    for name, p in model.named_parameters():
+        kept = optimizer.state[p]
+        if not kept:  # before the first step: what it will be filled with
+            kept["step"] = torch.zeros((), device=p.device)
+            kept |= {"exp_avg": torch.zeros_like(p), "exp_avg_sq": torch.zeros_like(p)}
+        state |= {f"optimizer.{name}.{key}": x for key, x in kept.items()}
+    return state
+
+
+def gather_shards(folder):
+    """load_checkpoint, of a sharded one, in one piece and without the optimizer's part. Raises ValueError."""
+    path = whole_shards(folder)
+    kinds = shards_reader(path).read_metadata().state_dict_metadata
+    state = {
+        name: torch.empty(kind.size, dtype=kind.properties.dtype)
+        for name, kind in kinds.items()
+        if not name.startswith("optimizer.")
+    }
+    read_shards(path, state, no_dist=True)
+    weights = {name.removeprefix("model."): x for name, x in state.items() if name.startswith("model.")}
+    return {"step": int(state["step"]), "seconds": float(state["seconds"]), "model": weights}
+
+
+def read_shards(path, state, no_dist):
+    from torch.distributed.checkpoint import load
+    from torch.distributed.checkpoint.api import CheckpointException
+
+    try:
+        with warnings.catch_warnings(action="ignore"):  # that it reads alone, where it was told to
+            load(state, storage_reader=shards_reader(path), no_dist=no_dist)
+    except (CheckpointException, RuntimeError, KeyError, ValueError) as error:
+        reason = " ".join(str(error).split())
+        raise ValueError(f"{path} does not fit this model ({reason[:200]})") from None
+
+
+def shards_reader(path):
+    """torch's reader, but for its index: a pickle, of which nothing is let in but what describes tensors."""
+    import pickle
+
+    from torch.distributed.checkpoint import FileSystemReader
+
+    class Index(pickle.Unpickler):
+        def find_class(self, module, name):
+            if name in INDEX_NAMES.get(module, ()):
+                return super().find_class(module, name)
+            raise pickle.UnpicklingError(f"{module}.{name} has no place in a checkpoint")
+
+    class Reader(FileSystemReader):
+        def read_metadata(self, *args, **kwargs):
+            with open(Path(path) / ".metadata", "rb") as file:
+                return Index(file).load()
+
+    return Reader(path)
+
+
+INDEX_NAMES = {
+    "torch": ("Size", "float32", "float64", "int64"),
+    "torch.serialization": ("_get_layout",),
+    "torch.distributed.checkpoint.filesystem": ("_StorageInfo",),
+    "torch.distributed.checkpoint.metadata": (
+        "ChunkStorageMetadata",
+        "Metadata",
+        "MetadataIndex",
+        "StorageMeta",
+        "TensorProperties",
+        "TensorStorageMetadata",
+        "_MEM_FORMAT_ENCODING",
+    ),
+    "pathlib": ("PosixPath", "WindowsPath"),
+}
+NEW_SHARDS, OLD_SHARDS = "checkpoint_new.dcp", "checkpoint_before.dcp"
+
+
+def is_sharded(folder):
+    return any(Path(folder).glob("checkpoint*.dcp"))
+
+
+def whole_shards(folder):
+    """The newest sharded checkpoint whose checksums are right; says so if that is not the newest. Raises ValueError."""
+    reasons = []
+    for name in (NEW_SHARDS, "checkpoint.dcp", OLD_SHARDS):
+        path = Path(folder) / name
+        reason = what_is_wrong(path)
+        if reason is None:
+            if reasons:
+                print(f"{'; '.join(reasons)}: going back to {path.name}", file=sys.stderr)
+            return path
+        if path.exists() and name != NEW_SHARDS:  # that one may be half-written
+            reasons.append(f"{path} is damaged or cut short ({reason})")
+    raise ValueError("; ".join(reasons) + ": restore it, or delete it to start anew")
+
+
+def what_is_wrong(path):
+    """None if all that the processes wrote is there and has its checksum, else the reason."""
+    try:
+        first = json.loads((path / "sums_0.json").read_text())
+        for rank in range(first["of"]):
+            for name, wanted in json.loads((path / f"sums_{rank}.json").read_text())["sums"].items():
+                if checksum(path / name) != wanted:
+                    return f"wrong checksum of {name}"
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        return str(error)
+
+
+def checksum(path):
+    total = 0
+    with open(path, "rb") as file:
+        while block := file.read(2**24):
+            total = zlib.crc32(block, total)
+    return total
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# run folders
 
 
 def lock(folder):

@@ -32,7 +32,6 @@ A thought of position i, which has read x_0 .. x_i and is about to predict x_{i+
 Reading `end` predicts x_{i+1}, reading x_{i+1} predicts x_{i+2}, and so on: a predictions.
 """
 
-import copy
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
@@ -377,8 +376,8 @@ class QuietSTaR(nn.Module):
 
     def with_settings(self, **changes):
         """The same model, sharing all weights, with some settings changed: e.g. greedy thoughts for evaluation."""
-        other = copy.copy(self)
-        other.config = replace(self.config, **changes)
+        other = object.__new__(type(self))  # copy.copy would ask the class, and that of a sharded model makes another
+        other.__dict__ |= {**self.__dict__, "config": replace(self.config, **changes)}
         return other
 
     def forward(self, tokens, thoughts=None, positions=None, documents=None, noise=None):
@@ -520,7 +519,9 @@ class QuietSTaR(nn.Module):
         loss = 0.5 * nll_mixed + config.reinforce_weight * reinforce
         return Learned(loss, reinforce, None, -log_p_mixed, gate, reward, advantage, log_prob, valid, None)
 
-    def backward(self, tokens, documents=None, noise=None, scale=1.0, at_once=0, recompute=False):
+    def backward(
+        self, tokens, documents=None, noise=None, scale=1.0, at_once=0, recompute=False, before_last=lambda: None
+    ):
         """What forward() and (scale * loss).backward() do, in as little memory as you like. Returns the metrics.
 
         Thoughts of different positions have nothing to do with one another, so they can be had, and learned from, a
@@ -529,6 +530,7 @@ class QuietSTaR(nn.Module):
         backward pass comes last. Nothing is computed twice.
         recompute: sample the thoughts of each part without a graph, then learn from them as given, in two forwards:
         what was sampled is read twice, but parts can be smaller before they are too small to be fast.
+        before_last: called before the last of the backward passes, after which all gradients are complete.
         """
         positions, config = self.default_positions(tokens), self.config
         size = at_once or positions.shape[1]
@@ -553,6 +555,7 @@ class QuietSTaR(nn.Module):
             pair for layer in zip(text.keys_values, leaf.keys_values, strict=True) for pair in zip(*layer, strict=True)
         ]
         shared = [(x, y.grad) for x, y in shared if y.grad is not None]
+        before_last()
         go_back(*zip(*shared, strict=True))
 
         loss, reinforce = (sum(x) for x in zip(*losses, strict=True))

@@ -13,13 +13,13 @@ of processes, any micro_batch and any interruption give the same training. Run t
 import dataclasses
 import json
 import math
-import os
 import signal
 import subprocess
 import sys
 import time
 from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -29,19 +29,34 @@ from tqdm import tqdm
 
 from checkpoint import (
     has_checkpoint,
+    is_sharded,
     load_checkpoint,
     load_model,
+    load_sharded,
     load_weights,
     lock,
     read_config,
     read_log,
     save_checkpoint,
+    save_sharded,
     write_config,
 )
 from config import from_cli
 from data.dataset import document_numbers, open_dataset, replace_file
 from data.tokenizer import from_json
 from model import ModelConfig, Transformer
+from parallel import (
+    GATHER,
+    PARALLEL,
+    average_gradients,
+    average_metrics,
+    barrier,
+    hold,
+    release,
+    shard,
+    start_processes,
+    whole,
+)
 from quiet_star import QuietSTaR, QuietSTaRConfig, text_mean, token_log_prob
 
 HERE = Path(__file__).resolve().parent
@@ -76,12 +91,18 @@ class TrainConfig:
     eval_texts: int = 64  # held-out spans looked at
     save_every: int = 20  # steps between checkpoints
     seed: int = 1337  # of weights, batches and thoughts
+    parallel: str = "data"  # "data": processes share the texts; "fsdp": weights and optimizer too; "none": one process
+    gather: str = (
+        "step"  # fsdp: gather whole weights once a "step", or "layer" by layer at each call: slower, less memory
+    )
     device: str = "auto"  # "cpu", "cuda", or "auto": cuda where there is one
     dtype: str = "auto"  # "float32", "bfloat16" (autocast; the weights stay float32), or "auto": bfloat16 on cuda
 
     def __post_init__(self):
         for name, allowed in {
             "objective": ("quiet_star", "lm"),
+            "parallel": PARALLEL,
+            "gather": GATHER,
             "device": ("auto", "cpu", "cuda"),
             "dtype": ("auto", "float32", "bfloat16"),
         }.items():
@@ -106,70 +127,12 @@ MAY_CHANGE = {
     "eval_every",
     "eval_texts",
     "save_every",
+    "parallel",
+    "gather",
     "device",
     "out",
     "base_preset",
 }
-
-
-# ----------------------------------------------------------------------------------------------------------------------
-# processes
-
-
-@dataclass
-class Processes:
-    """This process among its siblings, as torchrun's environment tells; alone without it."""
-
-    rank: int
-    world: int
-    device: torch.device
-
-    @property
-    def first(self):
-        return self.rank == 0
-
-
-def start_processes(device):
-    rank, world, local = (
-        int(os.environ.get(name, d)) for name, d in (("RANK", 0), ("WORLD_SIZE", 1), ("LOCAL_RANK", 0))
-    )
-    cuda = torch.cuda.is_available() if device == "auto" else device == "cuda"
-    if cuda and local >= torch.cuda.device_count():
-        raise ValueError(
-            f"process {local} finds no GPU of its own: {torch.cuda.device_count()} are here; --device=cpu?"
-        )
-    if cuda:
-        torch.cuda.set_device(local)
-    if world > 1 and not dist.is_initialized():
-        dist.init_process_group("nccl" if cuda else "gloo")
-    return Processes(rank, world, torch.device("cuda", local) if cuda else torch.device("cpu"))
-
-
-def barrier(processes):
-    if processes.world > 1:
-        dist.barrier()
-
-
-def average_gradients(module, processes):
-    """The mean of all processes' gradients, in one message. Plainer than the DDP wrapper, whose hooks want a single
-    forward: a step of thinking calls the transformer many times."""
-    if processes.world == 1:
-        return
-    gradients = [p.grad for p in module.parameters() if p.grad is not None]
-    flat = torch.cat([g.flatten() for g in gradients])
-    dist.all_reduce(flat)
-    flat /= processes.world
-    for g, part in zip(gradients, flat.split([g.numel() for g in gradients]), strict=True):
-        g.copy_(part.view_as(g))
-
-
-def average_metrics(metrics, processes):
-    """The mean over processes of a dict of scalars: a dict of floats."""
-    values = torch.stack([torch.as_tensor(x, dtype=torch.float64, device=processes.device) for x in metrics.values()])
-    if processes.world > 1:
-        dist.all_reduce(values)
-        values /= processes.world
-    return dict(zip(metrics, values.tolist(), strict=True))
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -300,7 +263,7 @@ def run(train, model_config, quiet_config, given):
 def train_until_done(train, model_config, quiet_config, given, held):
     # Everything the user may have got wrong is found in here, before any work: one line, no traceback.
     try:
-        processes = start_processes(train.device)
+        processes = start_processes(train.device, train.parallel, train.gather)
         out = Path(train.out)
         prepare_what_is_missing(train, processes)
         data, held_out = open_dataset(train.data, "train"), open_dataset(train.data, "val")
@@ -317,13 +280,22 @@ def train_until_done(train, model_config, quiet_config, given, held):
         micro = train.micro_batch or local
         if local % micro:
             raise ValueError(f"micro_batch {micro} does not divide the {local} texts of each process")
+        if train.parallel == "fsdp" and train.eval_texts % processes.world:  # all must make the same calls
+            raise ValueError(f"fsdp: eval_texts {train.eval_texts} cannot be split among {processes.world} processes")
 
         tokenizer = from_json(data.meta["tokenizer"], train.data)
-        model = build_model(train, model_config, quiet_config, given, tokenizer).to(processes.device)
+        model = build_model(train, model_config, quiet_config, given, tokenizer)
+        size = sum(p.numel() for p in model.parameters())
+        transformer = model if train.objective == "lm" else model.model
+        bfloat16 = train.dtype == "bfloat16" or train.dtype == "auto" and processes.device.type == "cuda"
+        if train.parallel == "fsdp":
+            shard(model, transformer, processes, bfloat16)
+        else:
+            model.to(processes.device)
         optimizer = build_optimizer(model, train)
         settings = {
             "train": dataclasses.asdict(train),
-            "model": dataclasses.asdict(model.config if train.objective == "lm" else model.model.config),
+            "model": dataclasses.asdict(transformer.config),
             "quiet_star": dataclasses.asdict(quiet_config),
             "tokenizer": data.meta["tokenizer"],
         }
@@ -337,9 +309,8 @@ def train_until_done(train, model_config, quiet_config, given, held):
     if step >= train.max_steps:
         return say(f"{out}: all {train.max_steps} steps are done already")
 
-    bfloat16 = train.dtype == "bfloat16" or train.dtype == "auto" and processes.device.type == "cuda"
     autocast = (lambda: torch.autocast(processes.device.type, torch.bfloat16)) if bfloat16 else nullcontext
-    size, where = sum(p.numel() for p in model.parameters()), f"{processes.world} x {processes.device.type}"
+    where = f"{processes.world} x {processes.device.type}" + (", sharded" if train.parallel == "fsdp" else "")
     say(f"{out}: {train.objective}, {size:,} parameters, steps {step} to {train.max_steps}, on {where}")
     stop, old_handlers = stop_on_signals()
     log = held.enter_context(open(out / "log.jsonl", "a", encoding="utf-8")) if processes.first else None
@@ -360,17 +331,20 @@ def train_until_done(train, model_config, quiet_config, given, held):
         if train.objective == "quiet_star":
             noise = thought_noise(train.batch_size, train.span, quiet_config, train.seed, step)[mine]
         metrics = {}
+        hold(model, False, processes)
         for i in range(0, local, micro):
             tokens, documents = read_batch(
                 data, offsets[i : i + micro], length, train.separate_documents, processes.device
             )
+            completes = partial(hold, model, i + micro == local, processes)  # this step's gradients
             with autocast():
                 if train.objective == "lm":
                     loss, new = lm_loss(model, tokens, documents)
                 else:
-                    u = noise[i : i + micro].to(processes.device)
-                    new = model.backward(tokens, documents, u, micro / local, train.think_at_once, train.recompute)
+                    u, share = noise[i : i + micro].to(processes.device), micro / local
+                    new = model.backward(tokens, documents, u, share, train.think_at_once, train.recompute, completes)
             if train.objective == "lm":
+                completes()
                 (loss * micro / local).backward()
             metrics = {name: metrics.get(name, 0.0) + value * micro / local for name, value in new.items()}
 
@@ -383,7 +357,8 @@ def train_until_done(train, model_config, quiet_config, given, held):
             )
             sys.exit(f"train.py: error: the loss is {metrics['loss']} at step {step}; {kept}; try a lower --lr")
         stopping = metrics.pop("stop") > 0
-        metrics["grad_norm"] = float(torch.nn.utils.clip_grad_norm_(model.parameters(), train.grad_clip))
+        norm = torch.nn.utils.clip_grad_norm_(model.parameters(), train.grad_clip)
+        metrics["grad_norm"] = float(whole(norm))
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
         step += 1
@@ -392,6 +367,7 @@ def train_until_done(train, model_config, quiet_config, given, held):
         if step == train.max_steps or (train.eval_every and step % train.eval_every == 0):
             model.eval()
             metrics |= evaluate(model, held_out, train, length, processes, autocast)
+            release(model, processes)
             model.train()
 
         # 5. log
@@ -409,10 +385,13 @@ def train_until_done(train, model_config, quiet_config, given, held):
                 say(f"step {step}: loss {metrics['loss']:.4f}  {values}  ({seconds:.0f} s)")
 
         # 6. save
-        if processes.first and (stopping or step == train.max_steps or step % train.save_every == 0):
-            state = {"step": step, "seconds": seconds, "model": model.state_dict(), "optimizer": optimizer.state_dict()}
+        if stopping or step == train.max_steps or step % train.save_every == 0:
             try:
-                save_checkpoint(out, state)
+                if train.parallel == "fsdp":
+                    save_sharded(out, model, optimizer, step, seconds, processes)
+                elif processes.first:
+                    state = {"model": model.state_dict(), "optimizer": optimizer.state_dict()}
+                    save_checkpoint(out, {"step": step, "seconds": seconds, **state})
             except OSError as error:
                 kept = "the last good checkpoint is kept" if has_checkpoint(out) else "there is no checkpoint yet"
                 sys.exit(
@@ -464,8 +443,15 @@ def open_run(out, settings, model, optimizer, tokenizer, processes):
                     raise ValueError(
                         f"{out} holds another run ({name} is {was!r} there, {value!r} here): choose another --out"
                     )
-    step, seconds = 0, 0.0
-    if has_checkpoint(out):
+    step, seconds, sharded = 0, 0.0, settings["train"]["parallel"] == "fsdp"
+    if has_checkpoint(out) and sharded != is_sharded(out):
+        raise ValueError(
+            f"{out} was trained {'with' if not sharded else 'without'} --parallel=fsdp, and goes on only so; or begin "
+            f"a run with its weights: --init_from={out}"
+        )
+    if is_sharded(out):
+        step, seconds = load_sharded(out, model, optimizer, processes)
+    elif has_checkpoint(out):
         state = load_checkpoint(out)
         load_weights(model, state["model"], out / "checkpoint.pt")
         optimizer.load_state_dict(state["optimizer"])

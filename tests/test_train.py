@@ -32,8 +32,10 @@ def work(tmp_path):
 
 def flags(work, *more):
     paths = [f"--{k}={work / v}" for k, v in (("data", "data"), ("init_from", "base"))]
-    more = [f"--{k}={work / v}" if k in ("out", "init_from", "data") and v else f"--{k}={v}" for k, v in
-            (flag[2:].split("=", 1) for flag in more)]  # fmt: skip
+    more = [
+        f"{name}={work / value}" if value and name in ("--out", "--init_from", "--data") else f"{name}{is_}{value}"
+        for name, is_, value in (flag.partition("=") for flag in more)
+    ]
     return [*COMMON, *paths, *more]
 
 
