@@ -9,6 +9,7 @@ What does thinking cost? All figures are ratios within one run, so that they mea
                         positions, in texts of the same length: 1.0 is the floor
   peak memory / floor   what the two need at most above the weights and gradients they start with
   recompute             the same step with --recompute, over that without: seconds, peak memory
+  hard                  seconds of a step that thinks at the hardest positions (--think_share), over those of all
   growth                seconds of a step with half as many texts of twice the length, over those of the step
   generation / plain    seconds per emitted token, thinking before each, over plain generation
 """
@@ -21,6 +22,7 @@ import resource
 import sys
 import time
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -34,6 +36,7 @@ from quiet_star import QuietSTaR, QuietSTaRConfig, generate_with_thoughts, token
 class BenchConfig:
     texts: int = 16  # texts in a training step
     span: int = 64  # positions that think in each
+    think_share: float = 0.25  # share of positions that think in the row "thinking at the hardest"
     think_at_once: int = 0  # positions of a text that think together; 0: all (see train.py)
     recompute: bool = False  # sample first, then learn (see train.py)
     repeats: int = 5  # timed runs; the fastest counts
@@ -111,6 +114,12 @@ class Work:
         with self.autocast():
             self.quiet.backward(self.texts, at_once=self.bench.think_at_once, recompute=self.bench.recompute)
 
+    def think_at_hard(self):
+        quiet, bench = self.quiet, self.bench
+        with self.autocast():
+            where = partial(quiet.hard_positions, share=bench.think_share)
+            quiet.backward(self.texts, positions=where, at_once=bench.think_at_once, recompute=bench.recompute)
+
     def plain(self):
         """Forward and backward, in chunks that use no more memory than they must to be fast: 2,048 tokens."""
         model = self.quiet.model
@@ -142,12 +151,12 @@ def main():
                 memory.append(pool.apply(memory_of, (which, *setting)))
 
     work = Work(*settings)
-    steps = [work.think, work.plain, Work(*again).think]
+    steps = [work.think, work.plain, Work(*again).think, work.think_at_hard]
     if bench.texts > 1:
         steps.append(Work(replace(bench, texts=bench.texts // 2, span=2 * bench.span), *settings[1:]).think)
     for step in steps:
         step()  # warm up
-    think, plain, recompute, *longer = fastest(steps, bench.repeats, device)
+    think, plain, recompute, hard, *longer = fastest(steps, bench.repeats, device)
 
     prompt, quiet = work.texts[:1, : min(16, bench.span)], work.quiet.eval()
     generation = fastest(
@@ -166,6 +175,7 @@ def main():
         "recompute_time_ratio": recompute / think,
         "recompute_memory_ratio": memory[2] / memory[0],
         "growth_when_T_doubles": longer[0] / think if longer and bench.texts % 2 == 0 else None,
+        "hard_step_over_all": hard / think,
         "train_step_seconds": think,
         "train_floor_seconds": plain,
         "train_peak_bytes": memory[0],
@@ -190,6 +200,7 @@ def main():
     ]:
         print(f"{title:22}{ours:>10.2f} {unit:3}{theirs:>10.2f} {unit:3}{ours / theirs:>8.2f}")
     print(f"\n--recompute: {recompute / think:.2f} of the time, {memory[2] / memory[0]:.2f} of the memory")
+    print(f"thinking at the hardest {bench.think_share:.0%} of positions: {hard / think:.2f} of the time")
     if results["growth_when_T_doubles"]:
         print(f"half as many texts, twice as long: {results['growth_when_T_doubles']:.2f} of the time")
 

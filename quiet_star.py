@@ -315,6 +315,14 @@ def token_log_prob(head, hidden, tokens, temperature=1.0, chunk_numbers=2**25):
     return torch.cat(parts).view(tokens.shape)
 
 
+@torch.no_grad()
+def entropy(head, hidden, chunk_numbers=2**25):
+    """Entropy of softmax(head(hidden)) in nats: hidden (..., C) -> (...). Chunk by chunk, as token_log_prob."""
+    rows = hidden.reshape(-1, hidden.shape[-1]).split(max(1, chunk_numbers // head.out_features))
+    log_p = (head(some).float().log_softmax(-1) for some in rows)
+    return torch.cat([-(x.exp() * x).sum(-1) for x in log_p]).view(hidden.shape[:-1])
+
+
 def text_mean(values, valid, of_all=None):
     """Mean over the valid entries of each text (B, ...), then over texts: a batch's loss is the mean of its parts'.
 
@@ -411,8 +419,9 @@ class QuietSTaR(nn.Module):
         config, embed = self.config, self.model.tok_embeddings
         m, a = config.thought_len, config.n_true
         before = 0 if text_cache is None else text_cache.length  # tokens the cache holds already
+        if text is None:  # else `backward` has looked: on a GPU each look waits for all work before it
+            self.check(tokens, thoughts, positions, noise, before)
         positions = self.default_positions(tokens) if positions is None else positions
-        self.check(tokens, thoughts, positions, noise, before)
         N = config.n_thoughts if thoughts is None else thoughts.shape[1]
         (B, L), S = tokens.shape, positions.shape[1]
         sliding_window = self.model.config.sliding_window
@@ -424,8 +433,9 @@ class QuietSTaR(nn.Module):
         true = embed(take(tokens, ahead[..., :-1].clamp(max=L - 1)))[:, None]  # (B, 1, S, a-1, C)
 
         # The last token is only ever a target, unless some position thinks right after it (generation).
-        last_read = L if text_cache is not None or positions.max() == L - 1 else L - 1
-        unread, known = embed(tokens[:, :last_read]) if text is None else None, start  # known and not yet read
+        unread, known = None, start  # known and not yet read
+        if text is None:
+            unread = embed(tokens if text_cache is not None or positions.max() == L - 1 else tokens[:, :-1])
         h_text, h_policy, sampled = None if text is None else text.hidden, [], []
         for s in range(m):
             h_new, h = self.read(cache, unread, known)  # (B, T, C), (B, 1 or N, S, 1, C)
@@ -520,7 +530,15 @@ class QuietSTaR(nn.Module):
         return Learned(loss, reinforce, None, -log_p_mixed, gate, reward, advantage, log_prob, valid, None)
 
     def backward(
-        self, tokens, documents=None, noise=None, scale=1.0, at_once=0, recompute=False, before_last=lambda: None
+        self,
+        tokens,
+        documents=None,
+        noise=None,
+        positions=None,
+        scale=1.0,
+        at_once=0,
+        recompute=False,
+        before_last=lambda: None,
     ):
         """What forward() and (scale * loss).backward() do, in as little memory as you like. Returns the metrics.
 
@@ -528,13 +546,21 @@ class QuietSTaR(nn.Module):
         few positions at a time (at_once; 0: all). What they share is the text, which is read once: its hidden states,
         keys and values are leaves of the parts' graphs, where each part leaves its gradient, and the text's own
         backward pass comes last. Nothing is computed twice.
+        positions: (B, S) where to think, or a function that chooses them when the text is read, from h_text (B, L-1, C)
+        (`hard_positions`, say). noise is for all of default_positions, wherever is thought.
         recompute: sample the thoughts of each part without a graph, then learn from them as given, in two forwards:
         what was sampled is read twice, but parts can be smaller before they are too small to be fast.
         before_last: called before the last of the backward passes, after which all gradients are complete.
         """
-        positions, config = self.default_positions(tokens), self.config
+        self.check(tokens, None, None, noise)
+        config, text = self.config, self.read_text(tokens)
+        positions = positions(text.hidden) if callable(positions) else positions
+        if positions is None:
+            positions = self.default_positions(tokens)
+        else:
+            self.check(tokens, None, positions, None)
+            noise = None if noise is None else take(noise.transpose(1, 2), positions).transpose(1, 2).contiguous()
         size = at_once or positions.shape[1]
-        text = self.read_text(tokens)
         leaf = Text(as_leaf(text.hidden), [(as_leaf(k), as_leaf(v)) for k, v in text.keys_values])
         log_p_base, nll_base, valid_base = self.learn_text(tokens, leaf.hidden, documents)
         go_back(0.5 * scale * nll_base)
@@ -592,23 +618,36 @@ class QuietSTaR(nn.Module):
             "thought_nll": text_mean(-policy, some),
         }
 
+    def hard_positions(self, h_text, share):
+        """The positions at which the text alone leaves the model least certain: a share of all that may think, (B, S)
+        in ascending order. Training there alone is cheaper nearly in proportion: the one way below the cost of a
+        forward and backward pass for each token of each thought."""
+        uncertain = entropy(self.model.output, h_text[:, : h_text.shape[1] + 1 - self.config.n_true])
+        return uncertain.topk(share_of(share, uncertain.shape[1])).indices.sort().values
+
     def default_positions(self, tokens):
         """All positions with n_true tokens after them, (B, S)."""
         B, L = tokens.shape
         return torch.arange(max(0, L - self.config.n_true), device=tokens.device).expand(B, -1)
 
-    def check(self, tokens, thoughts, positions, noise, before):
+    def check(self, tokens, thoughts, positions, noise, before=0):
         """Refuse what cannot be right, in one line (ValueError)."""
-        N, m, (B, L), S = self.config.n_thoughts, self.config.thought_len, tokens.shape, positions.shape[-1]
+        N, m, (B, L) = self.config.n_thoughts, self.config.thought_len, tokens.shape
+        S = L - self.config.n_true if positions is None else positions.shape[-1]
         if S < 1:
             raise ValueError(f"{L} tokens are too few: thinking needs at least n_true + 1 = {self.config.n_true + 1}")
         for name, x, wanted in (("positions", positions, (B, S)), ("noise", noise, (B, N, S, m))):
             if x is not None and tuple(x.shape) != wanted:
                 raise ValueError(f"{name} of shape {wanted} are wanted, not {tuple(x.shape)}")
-        if positions.min() < before or positions.max() >= before + L:
+        if positions is not None and (positions.min() < before or positions.max() >= before + L):
             raise ValueError(f"positions must lie in the tokens read now, {before} to {before + L - 1}")
         if thoughts is not None and (thoughts.dim() != 4 or thoughts.shape[::2] != (B, S) or thoughts.shape[3] != m):
             raise ValueError(f"thoughts of shape ({B}, any, {S}, {m}) are wanted, not {tuple(thoughts.shape)}")
+
+
+def share_of(share, count):
+    """How many of count a share is: at least one."""
+    return max(1, round(share * count))
 
 
 def target_index(positions, n_true):

@@ -57,7 +57,7 @@ from parallel import (
     start_processes,
     whole,
 )
-from quiet_star import QuietSTaR, QuietSTaRConfig, text_mean, token_log_prob
+from quiet_star import QuietSTaR, QuietSTaRConfig, share_of, text_mean, token_log_prob
 
 HERE = Path(__file__).resolve().parent
 
@@ -74,6 +74,10 @@ class TrainConfig:
     separate_documents: bool = False  # predict no token across the end of a document
     batch_size: int = 8  # texts per step, over all processes
     micro_batch: int = 0  # texts per forward and process; 0: all of the process's; less needs less memory
+    think_at: str = (
+        "all"  # positions that think: "all", the "hard" (by the entropy of the base prediction), or "random"
+    )
+    think_share: float = 0.25  # share of a text's positions that think, where not all do
     think_at_once: int = 0  # positions of a text that think together; 0: all; fewer need less memory
     recompute: bool = (
         False  # sample thoughts first and read them again to learn: slower, with less memory for small parts
@@ -101,6 +105,7 @@ class TrainConfig:
     def __post_init__(self):
         for name, allowed in {
             "objective": ("quiet_star", "lm"),
+            "think_at": ("all", "hard", "random"),
             "parallel": PARALLEL,
             "gather": GATHER,
             "device": ("auto", "cpu", "cuda"),
@@ -114,6 +119,8 @@ class TrainConfig:
         for name in ("micro_batch", "think_at_once", "eval_every", "warmup_steps", "lr", "weight_decay", "seed"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name} must not be negative, as {getattr(self, name)} is")
+        if not 0 < self.think_share <= 1:
+            raise ValueError(f"think_share must be above 0 and at most 1, not {self.think_share}")
         if self.grad_clip <= 0:
             raise ValueError(f"grad_clip must be above 0, not {self.grad_clip}")
 
@@ -155,6 +162,15 @@ def thought_noise(count, positions, config, seed, step):
     """The uniform numbers by which the thoughts of a step are sampled, (count, N, S, m), likewise."""
     shape = count, config.n_thoughts, positions, config.thought_len
     return torch.from_numpy(np.random.default_rng((seed, step, 1)).random(shape, dtype=np.float32))
+
+
+def thinking_positions(model, count, train, step):
+    """Where the texts of a step think, as QuietSTaR.backward takes it: for random ones, again a pure function."""
+    if train.think_at == "hard":
+        return lambda h_text: model.hard_positions(h_text, train.think_share)
+    if train.think_at == "random":
+        order = np.random.default_rng((train.seed, step, 2)).random((count, train.span)).argsort()
+        return torch.from_numpy(np.sort(order[:, : share_of(train.think_share, train.span)]))
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -330,6 +346,8 @@ def train_until_done(train, model_config, quiet_config, given, held):
         offsets = batch_offsets(data, length, train.batch_size, train.seed, step)[mine]
         if train.objective == "quiet_star":
             noise = thought_noise(train.batch_size, train.span, quiet_config, train.seed, step)[mine]
+            where = thinking_positions(model, train.batch_size, train, step)
+            where = where[mine].to(processes.device) if torch.is_tensor(where) else where
         metrics = {}
         hold(model, False, processes)
         for i in range(0, local, micro):
@@ -341,8 +359,10 @@ def train_until_done(train, model_config, quiet_config, given, held):
                 if train.objective == "lm":
                     loss, new = lm_loss(model, tokens, documents)
                 else:
-                    u, share = noise[i : i + micro].to(processes.device), micro / local
-                    new = model.backward(tokens, documents, u, share, train.think_at_once, train.recompute, completes)
+                    u = noise[i : i + micro].to(processes.device)
+                    at = where[i : i + micro] if torch.is_tensor(where) else where
+                    how = micro / local, train.think_at_once, train.recompute, completes
+                    new = model.backward(tokens, documents, u, at, *how)
             if train.objective == "lm":
                 completes()
                 (loss * micro / local).backward()

@@ -458,6 +458,39 @@ def test_thinking_in_parts_gives_the_gradient_of_the_whole(at_once, window, thou
     assert all(grad.abs().max() > 0 for name, grad in grads.items() if thought_len and "start" not in name)
 
 
+@pytest.mark.parametrize("at_once, recompute", [(0, False), (2, True)])
+def test_thinking_at_chosen_positions_is_thinking_there_with_their_noise(at_once, recompute):
+    """And language modelling on the rest. Positions may be given, or chosen when the text is read."""
+    quiet = tiny(thought_len=2, n_true=2, n_thoughts=2, clamp_advantage=False)
+    tokens, noise = ids(2, 10), uniform(2, 2, 8, 2)
+    where = torch.tensor([[0, 3, 7], [2, 3, 4]])
+    its_noise = torch.stack([noise[b][:, where[b]] for b in range(2)])
+    loss, wanted = quiet(tokens, positions=where, noise=its_noise)
+    grads = gradients(loss, quiet)
+    for positions in (where, lambda h_text: where):
+        quiet.zero_grad()
+        found = quiet.backward(tokens, None, noise, positions, at_once=at_once, recompute=recompute)
+        for name in wanted:
+            assert_close(found[name], wanted[name], **CLOSE)
+        for name, weight in quiet.named_parameters():
+            assert_close(weight.grad, grads[name], **CLOSE, msg=name)
+
+
+@pytest.mark.parametrize("n_true, share, count", [(1, 0.25, 2), (3, 0.5, 4), (2, 0.01, 1), (2, 1.0, 9)])
+def test_hard_positions_are_those_of_largest_entropy(n_true, share, count):
+    """One position at a time: entropy by its definition; where n_true tokens follow; and in the text's order."""
+    quiet = tiny(n_true=n_true)
+    tokens = ids(2, 9 + n_true, seed=5)
+    found = quiet.hard_positions(quiet.read_text(tokens).hidden, share)
+    assert found.shape == (2, count) and (found.diff() > 0).all()
+    for b in range(2):
+        entropies = {}
+        for i in range(9):
+            p = quiet.model.logits(quiet.model(tokens[b : b + 1, : i + 1]))[0, -1].detach().softmax(-1)
+            entropies[i] = -sum(float(x * x.log()) for x in p)
+        assert sorted(sorted(entropies, key=entropies.get)[-count:]) == found[b].tolist()
+
+
 def test_parts_under_autocast_give_the_gradient_of_the_whole():
     """bfloat16 products of float32 weights: each part's gradient reaches the weights in float32."""
     quiet = tiny(thought_len=2, n_true=2).float()

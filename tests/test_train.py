@@ -57,6 +57,23 @@ def test_thinking_in_parts_is_the_same_training(work, how):
         torch.testing.assert_close(load_checkpoint(work / "parts")["model"][name], wanted, atol=2e-5, rtol=1e-3)
 
 
+@pytest.mark.parametrize("where", ["hard", "random"])
+def test_thinking_at_a_share_of_positions_is_the_same_training_for_every_split(work, where):
+    settings = [
+        "--max_steps=3",
+        f"--think_at={where}",
+        "--think_share=0.5",
+        "--reward_on=thought",
+        "--mixing_head_lr=50",
+    ]
+    go(work, "--out=whole", *settings)
+    go(work, "--out=parts", "--micro_batch=1", "--think_at_once=4", *settings)
+    agree(work / "whole", work / "parts")
+    go(work, "--out=all", "--max_steps=3", "--think_share=0.5", *settings[3:])
+    one, other = (read_log(work / name)[0] for name in ("whole", "all"))
+    assert one["nll_base"] == other["nll_base"] and one["reward"] != other["reward"]
+
+
 def test_a_run_leaves_a_model_a_log_and_its_settings(work):
     go(work, "--out=q", "--max_steps=3", "--eval_every=2")
     model, tokenizer, config, step = load_run(work / "q")
