@@ -618,12 +618,18 @@ class QuietSTaR(nn.Module):
             "thought_nll": text_mean(-policy, some),
         }
 
-    def hard_positions(self, h_text, share):
-        """The positions at which the text alone leaves the model least certain: a share of all that may think, (B, S)
-        in ascending order. Training there alone is cheaper nearly in proportion: the one way below the cost of a
-        forward and backward pass for each token of each thought."""
-        uncertain = entropy(self.model.output, h_text[:, : h_text.shape[1] + 1 - self.config.n_true])
-        return uncertain.topk(share_of(share, uncertain.shape[1])).indices.sort().values
+    def hard_positions(self, h_text, share, noise=None):
+        """A share of the positions that may think, (B, S) in ascending order: where the text alone leaves the model
+        least certain. Training there alone costs less nearly in proportion: the one way below a forward and backward
+        pass for each token of each thought.
+
+        noise: uniform numbers (B, all that may think), to draw positions in proportion to their entropy instead,
+        without putting any back (Gumbel top-k): what no thought can foresee is uncertain too, and crowds out the rest.
+        """
+        hardness = entropy(self.model.output, h_text[:, : h_text.shape[1] + 1 - self.config.n_true])
+        if noise is not None:
+            hardness = hardness.clamp(min=1e-9).log() - (-noise.to(hardness).clamp(min=1e-9).log()).log()
+        return hardness.topk(share_of(share, hardness.shape[1])).indices.sort().values
 
     def default_positions(self, tokens):
         """All positions with n_true tokens after them, (B, S)."""

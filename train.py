@@ -105,7 +105,7 @@ class TrainConfig:
     def __post_init__(self):
         for name, allowed in {
             "objective": ("quiet_star", "lm"),
-            "think_at": ("all", "hard", "random"),
+            "think_at": ("all", "hard", "hardest", "random"),
             "parallel": PARALLEL,
             "gather": GATHER,
             "device": ("auto", "cpu", "cuda"),
@@ -159,18 +159,22 @@ def batch_offsets(dataset, length, count, seed, step):
 
 
 def thought_noise(count, positions, config, seed, step):
-    """The uniform numbers by which the thoughts of a step are sampled, (count, N, S, m), likewise."""
+    """The uniform numbers by which a step's thoughts are sampled, (count, N, S, m), and by which it is decided where to
+    think, (count, S): likewise."""
     shape = count, config.n_thoughts, positions, config.thought_len
-    return torch.from_numpy(np.random.default_rng((seed, step, 1)).random(shape, dtype=np.float32))
+    numbers = [
+        np.random.default_rng((seed, step, i)).random(wanted, dtype=np.float32)
+        for i, wanted in ((1, shape), (2, shape[::2]))
+    ]
+    return [torch.from_numpy(x) for x in numbers]
 
 
-def thinking_positions(model, count, train, step):
-    """Where the texts of a step think, as QuietSTaR.backward takes it: for random ones, again a pure function."""
-    if train.think_at == "hard":
-        return lambda h_text: model.hard_positions(h_text, train.think_share)
+def thinking_positions(model, train, noise):
+    """Where texts think, as QuietSTaR.backward takes it. noise (B, span): the uniform numbers that decide."""
     if train.think_at == "random":
-        order = np.random.default_rng((train.seed, step, 2)).random((count, train.span)).argsort()
-        return torch.from_numpy(np.sort(order[:, : share_of(train.think_share, train.span)]))
+        return noise.topk(share_of(train.think_share, train.span)).indices.sort().values
+    noise = noise if train.think_at == "hard" else None
+    return None if train.think_at == "all" else partial(model.hard_positions, share=train.think_share, noise=noise)
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -345,9 +349,7 @@ def train_until_done(train, model_config, quiet_config, given, held):
         mine = slice(processes.rank * local, (processes.rank + 1) * local)
         offsets = batch_offsets(data, length, train.batch_size, train.seed, step)[mine]
         if train.objective == "quiet_star":
-            noise = thought_noise(train.batch_size, train.span, quiet_config, train.seed, step)[mine]
-            where = thinking_positions(model, train.batch_size, train, step)
-            where = where[mine].to(processes.device) if torch.is_tensor(where) else where
+            noise = thought_noise(train.batch_size, train.span, quiet_config, train.seed, step)
         metrics = {}
         hold(model, False, processes)
         for i in range(0, local, micro):
@@ -359,10 +361,10 @@ def train_until_done(train, model_config, quiet_config, given, held):
                 if train.objective == "lm":
                     loss, new = lm_loss(model, tokens, documents)
                 else:
-                    u = noise[i : i + micro].to(processes.device)
-                    at = where[i : i + micro] if torch.is_tensor(where) else where
+                    u, chance = (x[mine][i : i + micro].to(processes.device) for x in noise)
+                    where = thinking_positions(model, train, chance)
                     how = micro / local, train.think_at_once, train.recompute, completes
-                    new = model.backward(tokens, documents, u, at, *how)
+                    new = model.backward(tokens, documents, u, where, *how)
             if train.objective == "lm":
                 completes()
                 (loss * micro / local).backward()

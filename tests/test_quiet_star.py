@@ -491,6 +491,20 @@ def test_hard_positions_are_those_of_largest_entropy(n_true, share, count):
         assert sorted(sorted(entropies, key=entropies.get)[-count:]) == found[b].tolist()
 
 
+def test_hard_positions_can_be_drawn_in_proportion_to_their_entropy():
+    """One of each text: how often each position comes, of 20,000 draws."""
+    quiet = tiny(n_true=1)
+    with torch.no_grad():
+        quiet.model.output.weight[:4] *= 8  # some predictions are sure
+    h_text = quiet.read_text(ids(1, 7, seed=5)).hidden
+    p = quiet.model.logits(h_text[0]).detach().softmax(-1)
+    wanted = -(p * p.log()).sum(-1)
+    found = quiet.hard_positions(h_text.expand(20000, -1, -1), 1 / 6, uniform(20000, 6))
+    share = found.flatten().bincount(minlength=6) / 20000
+    assert wanted.max() > 1.5 * wanted.min()
+    assert_close(share.double(), wanted / wanted.sum(), atol=0.015, rtol=0)
+
+
 def test_parts_under_autocast_give_the_gradient_of_the_whole():
     """bfloat16 products of float32 weights: each part's gradient reaches the weights in float32."""
     quiet = tiny(thought_len=2, n_true=2).float()

@@ -57,7 +57,7 @@ def test_thinking_in_parts_is_the_same_training(work, how):
         torch.testing.assert_close(load_checkpoint(work / "parts")["model"][name], wanted, atol=2e-5, rtol=1e-3)
 
 
-@pytest.mark.parametrize("where", ["hard", "random"])
+@pytest.mark.parametrize("where", ["hard", "hardest", "random"])
 def test_thinking_at_a_share_of_positions_is_the_same_training_for_every_split(work, where):
     settings = [
         "--max_steps=3",
