@@ -1,4 +1,5 @@
 # make demo   a small model learns to think: install, train, evaluate; interrupt it and run it again as you like
+# make share  after the demo: thinking everywhere, and at a quarter of the positions, against seconds of training
 # make test   the tests, and the linter
 
 PYTHON ?= python3
@@ -7,7 +8,7 @@ SEED ?= 1337
 PY = .venv/bin/python
 QUIET = $(PY) train.py --init_from=$(OUT)/base --seed=$(SEED)
 
-.PHONY: demo test
+.PHONY: demo share test
 
 demo: .venv/for_demo
 	$(PY) train.py --config=config/arithmetic_base.toml --out=$(OUT)/base --seed=$(SEED)
@@ -16,6 +17,14 @@ demo: .venv/for_demo
 	for m in 0 3; do $(QUIET) --out=$(OUT)/thought_len_$$m --thought_len=$$m || exit $$?; done
 	$(PY) eval.py --run=$(OUT)/quiet_star
 	$(PY) eval.py demo --out=$(OUT)
+
+share: .venv/for_demo
+	for at in all hard random; do for step in 20 40 60 80 120 160 240 320 400; do \
+		if [ $$at = all ] && [ $$step -gt 160 ]; then break; fi; \
+		$(QUIET) --out=out/share/$$at --think_at=$$at --min_lr_share=1 --max_steps=$$step --eval_every=0 --eval_texts=8 || exit $$?; \
+		$(PY) eval.py --run=out/share/$$at || exit $$?; \
+	done; done
+	$(PY) eval.py curve --runs=out/share/all,out/share/hard,out/share/random
 
 test: .venv/for_test
 	$(PY) -m ruff check .

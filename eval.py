@@ -6,11 +6,12 @@ What did thinking bring? Base model and Quiet-STaR side by side.
     python eval.py gsm8k --run=out/mine                   zero-shot questions (questions.py, data/gsm8k)
     python eval.py commonsense_qa --run=out/mine          zero-shot questions (questions.py, data/commonsense_qa)
     python eval.py demo --out=out/demo                    the table of `make demo`
+    python eval.py curve --runs=out/one,out/other         what gains found of runs, at each step it looked at
 
-gains, gsm8k, commonsense_qa and demo have settings of their own: python eval.py gsm8k --help. In gains, every token is
-predicted three ways: by the base model that training started from, by the trained model without thoughts, and by the
-trained model after one greedy thought per position (as the paper evaluates). It leaves a table, pictures, results.json,
-and gains.html, in which each token tells its thought.
+Each has settings of its own: python eval.py gsm8k --help. In gains, every token is predicted three ways: by the base
+model that training started from, by the trained model without thoughts, and by the trained model after one greedy
+thought per position (as the paper evaluates). It leaves a table, pictures, results.json, and gains.html, in which each
+token tells its thought.
 """
 
 import json
@@ -28,7 +29,7 @@ from config import from_cli
 from data.dataset import open_dataset, replace_file
 from data.text import read_documents, text_files
 from page import write_page
-from pictures import draw_curves, draw_difficulty, draw_mask, draw_sweep, draw_text, mean_and_error
+from pictures import draw_curves, draw_difficulty, draw_mask, draw_runs, draw_sweep, draw_text, mean_and_error
 from questions import QuestionsConfig, ask_all, must_exist
 from quiet_star import QuietSTaR, token_log_prob
 
@@ -60,6 +61,17 @@ class DemoConfig:
     def __post_init__(self):
         if self.texts < 1 or self.batch_size < 1:
             raise ValueError("texts and batch_size must be at least 1")
+
+
+@dataclass
+class CurveConfig:
+    runs: str = ""  # folders of runs, with commas between them, each measured by gains at some steps
+    out: str = ""  # folder to write; empty: the one that holds the first run
+    device: str = "cpu"  # nothing is computed
+
+    def __post_init__(self):
+        if not self.runs:
+            raise ValueError("--runs is needed: folders of runs, with commas between them")
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -153,7 +165,7 @@ def print_table(rows):
 
 def last_run():
     """The folder in out/ whose thinking model was saved last."""
-    found = sorted(Path("out").glob("**/checkpoint.pt"), key=lambda path: path.stat().st_mtime, reverse=True)
+    found = sorted(Path("out").glob("**/checkpoint.*"), key=lambda path: path.stat().st_mtime, reverse=True)
     for path in found:
         if read_config(path.parent)["train"]["objective"] == "quiet_star":
             return path.parent
@@ -301,7 +313,40 @@ def demo(config, device):
     print(f"table: {out / 'results.json'}   picture: {out / 'thought_len_sweep.png'}   {seconds['total']:.0f} s in all")
 
 
-COMMANDS = {"gains": GainsConfig, "gsm8k": QuestionsConfig, "commonsense_qa": QuestionsConfig, "demo": DemoConfig}
+# ----------------------------------------------------------------------------------------------------------------------
+# curve: runs over their training
+
+
+def curve(config, device):
+    """Accuracy at answers (or else nats saved per token) against seconds of training, from what gains left in runs."""
+    rows = {}
+    for run in map(Path, config.runs.split(",")):
+        seconds = {line["step"]: line["seconds"] for line in read_log(run)}
+        found = [json.loads(path.read_text("utf-8")) for path in sorted(run.glob("eval_step*/results.json"))]
+        if not found:
+            raise ValueError(f"{run} was not measured yet: python eval.py gains --run={run}, at several steps")
+        name = "answer_accuracy" if found[0]["answers"] else "nats_per_token"
+        values = [x["quiet_star"][name] if x["answers"] else x["gain"][name] for x in found]
+        steps = [x["step"] for x in found]
+        rows[run.name] = [(step, seconds[step], value) for step, value in zip(steps, values, strict=True)]
+    print(f"{'':12}{'step':>6}{'seconds':>10}{name:>18}")
+    for run, points in rows.items():
+        for step, took, value in points:
+            print(f"{run:12}{step:>6}{took:>10.1f}{value:>18.4f}")
+    out = Path(config.out or Path(config.runs.split(",")[0]).parent)
+    out.mkdir(parents=True, exist_ok=True)
+    write_results(out / "curve.json", {"columns": ["step", "seconds", name], **rows})
+    draw_runs(rows, name, out / "curve.png")
+    print(f"table: {out / 'curve.json'}   picture: {out / 'curve.png'}")
+
+
+COMMANDS = {
+    "gains": GainsConfig,
+    "gsm8k": QuestionsConfig,
+    "commonsense_qa": QuestionsConfig,
+    "demo": DemoConfig,
+    "curve": CurveConfig,
+}
 
 
 def main():
@@ -316,8 +361,8 @@ def main():
         device = config.device if config.device != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
         if command == "gains":
             gains(config, device)
-        elif command == "demo":
-            demo(config, device)
+        elif command in ("demo", "curve"):
+            (demo if command == "demo" else curve)(config, device)
         else:
             ask_all(command, config, config.run or last_run(), device)
     except (ValueError, OSError) as error:

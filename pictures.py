@@ -141,6 +141,17 @@ def draw_sweep(sweep, base_accuracy, path):
     save_picture(figure, path)
 
 
+def draw_runs(rows, name, path):
+    """Runs over their training: {run: [(step, seconds, value)]}."""
+    plt = pyplot()
+    figure, axes = plt.subplots(figsize=(5, 3.2))
+    for run, points in rows.items():
+        axes.plot([p[1] for p in points], [p[2] for p in points], marker="o", ms=3, label=run)
+    axes.set(xlabel="seconds of training", ylabel=name.replace("_", " "))
+    axes.legend()
+    save_picture(figure, path)
+
+
 def draw_scores(rows, title, path):
     """Scores of several models, {row: {metric: (mean, standard error)}}, as bars with 95 % intervals."""
     plt = pyplot()
