@@ -12,6 +12,8 @@ What does thinking cost? All figures are ratios within one run, so that they mea
   hard                  seconds of a step that thinks at the hardest positions (--think_share), over those of all
   growth                seconds of a step with half as many texts of twice the length, over those of the step
   generation / plain    seconds per emitted token, thinking before each, over plain generation
+
+    python bench.py memory --config=config/mistral7b.toml --gpus=8        what fits, without trying (see memory.py)
 """
 
 import json
@@ -136,6 +138,10 @@ def memory_of(which, *settings):
 
 
 def main():
+    if sys.argv[1:2] == ["memory"]:
+        import memory  # it wants parts of torch that take long to import
+
+        return memory.main(sys.argv[2:])
     defaults = ["--vocab_size=42", *sys.argv[1:]]
     bench, model_config, quiet_config, _ = from_cli(__doc__, BenchConfig, ModelConfig, QuietSTaRConfig, argv=defaults)
     device = bench.device if bench.device != "auto" else "cuda" if torch.cuda.is_available() else "cpu"

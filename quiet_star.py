@@ -554,12 +554,12 @@ class QuietSTaR(nn.Module):
         """
         self.check(tokens, None, None, noise)
         config, text = self.config, self.read_text(tokens)
-        positions = positions(text.hidden) if callable(positions) else positions
-        if positions is None:
-            positions = self.default_positions(tokens)
-        else:
+        if torch.is_tensor(positions):
             self.check(tokens, None, positions, None)
-            noise = None if noise is None else take(noise.transpose(1, 2), positions).transpose(1, 2).contiguous()
+        chosen = positions(text.hidden) if callable(positions) else positions
+        positions = self.default_positions(tokens) if chosen is None else chosen
+        if chosen is not None and noise is not None:
+            noise = take(noise.transpose(1, 2), positions).transpose(1, 2).contiguous()
         size = at_once or positions.shape[1]
         leaf = Text(as_leaf(text.hidden), [(as_leaf(k), as_leaf(v)) for k, v in text.keys_values])
         log_p_base, nll_base, valid_base = self.learn_text(tokens, leaf.hidden, documents)
