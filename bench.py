@@ -28,10 +28,11 @@ from functools import partial
 from pathlib import Path
 
 import torch
+import torch.nn.functional as F
 
 from config import from_cli
 from model import ModelConfig, Transformer
-from quiet_star import QuietSTaR, QuietSTaRConfig, generate_with_thoughts, token_log_prob
+from quiet_star import QuietSTaR, QuietSTaRConfig, generate_with_thoughts
 
 
 @dataclass
@@ -123,11 +124,13 @@ class Work:
             quiet.backward(self.texts, positions=where, at_once=bench.think_at_once, recompute=bench.recompute)
 
     def plain(self):
-        """Forward and backward, in chunks that use no more memory than they must to be fast: 2,048 tokens."""
+        """Forward and backward, in chunks that use no more memory than they must to be fast."""
         model = self.quiet.model
-        for tokens in self.plain_texts.split(max(1, 2048 // self.bench.span)):
+        tokens_at_once = 512 if self.device == "cpu" else 16384
+        for tokens in self.plain_texts.split(max(1, tokens_at_once // self.bench.span)):
             with self.autocast():
-                loss = -token_log_prob(model.output, model(tokens[:, :-1]), tokens[:, 1:]).sum()
+                logits = model.logits(model(tokens[:, :-1])).float().flatten(0, 1)
+                loss = F.cross_entropy(logits, tokens[:, 1:].flatten(), reduction="sum")
             loss.backward()
 
 

@@ -38,7 +38,7 @@ from typing import NamedTuple
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
-from torch.utils.checkpoint import checkpoint
+from torch.autograd.function import once_differentiable
 
 from model import KVCache, all_ended, attention, own_token, sample
 
@@ -293,26 +293,88 @@ def thought_advantage(reward, clamp):
     return advantage.clamp(min=0) if clamp else advantage
 
 
-def token_log_prob(head, hidden, tokens, temperature=1.0, chunk_numbers=2**25):
+def token_log_prob(head, hidden, tokens, temperature=1.0, known=None, chunk_numbers=None):
     """log softmax(head(hidden) / temperature)[tokens]: hidden (..., C), tokens (...) -> (...).
 
-    Logits are V numbers a row, far more than anything else here. When they exceed chunk_numbers they are made chunk by
-    chunk, and made again in the backward pass instead of being kept.
+    known: the same, where it was computed before (when the tokens were sampled): only the gradient is left to do.
+    """
+    rows = max(1, (chunk_numbers or CHUNK_NUMBERS[hidden.device.type]) // head.out_features)
+    known = None if known is None else known.reshape(-1)
+    h, t = hidden.reshape(-1, hidden.shape[-1]), tokens.reshape(-1)
+    return TokenLogProb.apply(h, head.weight, t, temperature, known, rows).view(tokens.shape)
+
+
+CHUNK_NUMBERS = {"cpu": 2**20, "cuda": 2**25}  # small enough for a cache, large enough to keep a GPU busy
+
+
+class TokenLogProb(torch.autograd.Function):
+    """The above, of rows: hidden (n, C), weight (V, C), tokens (n,).
+
+    Logits are V numbers a row, far more than anything else here. They are made some rows at a time, and made again on
+    the way back instead of being kept; and there only for rows whose gradient is not 0: of a position's two thoughts,
+    the one that was not the better has an advantage of 0.
     """
 
-    def some(h, t):
-        logits = head(h)
-        logits = logits if logits.dtype == torch.float64 else logits.float()
-        logits = logits if temperature == 1 else logits / temperature
-        return -F.cross_entropy(logits, t, reduction="none")
+    @staticmethod
+    def forward(ctx, hidden, weight, tokens, temperature, known, rows):
+        device = hidden.device.type
+        ctx.dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else weight.dtype
+        ctx.save_for_backward(hidden, weight, tokens)
+        ctx.temperature, ctx.rows = temperature, rows
+        if known is not None:
+            return known.clone()
+        weight, parts = weight.to(ctx.dtype), zip(hidden.split(rows), tokens.split(rows), strict=True)
+        return torch.cat([chosen(h.to(ctx.dtype) @ weight.T, t, temperature) for h, t in parts])
 
-    h, t = hidden.reshape(-1, hidden.shape[-1]), tokens.reshape(-1)
-    rows = max(1, chunk_numbers // head.out_features)
-    if len(t) <= rows:
-        return some(h, t).view(tokens.shape)
-    parts = zip(h.split(rows), t.split(rows), strict=True)
-    parts = [checkpoint(some, *part, use_reentrant=False, preserve_rng_state=False) for part in parts]
-    return torch.cat(parts).view(tokens.shape)
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, gradient):
+        hidden, weight, tokens = ctx.saved_tensors
+        d_hidden, d_weight = torch.zeros_like(hidden), torch.zeros_like(weight)
+        weight = weight.to(ctx.dtype)
+        for some in gradient.nonzero()[:, 0].split(ctx.rows):
+            h, t, slope = hidden[some].to(ctx.dtype), tokens[some], gradient[some] / ctx.temperature
+            # d log p(t) / d logits = (1 at t, else 0) - p
+            logits = precise(h @ weight.T)
+            logits = logits if ctx.temperature == 1 else logits / ctx.temperature
+            d_logits = logits.softmax(-1).mul_(-slope[:, None])
+            d_logits[torch.arange(len(t), device=t.device), t] += slope
+            d_logits = d_logits.to(ctx.dtype)
+            d_hidden[some] = (d_logits @ weight).to(hidden.dtype)
+            if ctx.dtype == d_weight.dtype:
+                d_weight.addmm_(d_logits.T, h)
+            else:
+                d_weight += d_logits.T @ h
+        return d_hidden, d_weight, None, None, None, None
+
+
+def chosen(logits, tokens, temperature=1.0):
+    """log softmax(logits / temperature)[tokens]: (..., V), (...) -> (...)."""
+    logits = precise(logits) if temperature == 1 else precise(logits) / temperature
+    return -F.cross_entropy(logits.reshape(-1, logits.shape[-1]), tokens.reshape(-1), reduction="none").view(
+        tokens.shape
+    )
+
+
+def precise(x):
+    """x in float32 at least."""
+    return x if x.dtype == torch.float64 else x.float()
+
+
+class LateEmbedding(torch.autograd.Function):
+    """Zeros (..., C) to add to embeddings of tokens (...) that are looked up later, one by one, without a gradient: it
+    comes through the zeros, for all tokens at once. A table's gradient is as large as the table, however few tokens
+    were looked up."""
+
+    @staticmethod
+    def forward(ctx, table, tokens):
+        ctx.tokens, ctx.rows = tokens, len(table)  # tokens: to be filled in before the way back
+        return table.new_zeros(()).expand(*tokens.shape, table.shape[1])
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, gradient):
+        return torch.ops.aten.embedding_dense_backward(gradient, ctx.tokens, ctx.rows, -1, False), None
 
 
 @torch.no_grad()
@@ -348,11 +410,13 @@ class Thoughts(NamedTuple):
     h_base: torch.Tensor  # (B, 1, S, a, C) at position i + j - 1, about to predict x_{i+j}, without the thought
     h_thought: torch.Tensor  # (B, N, S, a, C) the same, having read the thought
     h_policy: torch.Tensor  # (B, N, S, m, C) about to say t_1 .. t_m
+    log_prob: torch.Tensor | None  # (B, N, S, m) of t_1 .. t_m, without a gradient; None for thoughts that were given
 
 
 class Text(NamedTuple):
     """A text that was read, and what its thoughts look at."""
 
+    embedded: torch.Tensor  # (B, L, C)
     hidden: torch.Tensor  # (B, T, C)
     keys_values: list  # by layer: keys and values (B, K, T, hd)
 
@@ -405,8 +469,9 @@ class QuietSTaR(nn.Module):
         """Read tokens (B, L) alone but for the last, which is only ever a target: Text."""
         T, model = tokens.shape[1] - 1, self.model
         cache = ThoughtCache(model.config.n_layers, tokens[:, :0], self.config, model.config.sliding_window)
-        hidden = model(tokens[:, :T], cache.expect(T, 0, 0), cache=cache)
-        return Text(hidden, cache.text)
+        embedded = model.tok_embeddings(tokens)
+        hidden = model(embedded[:, :T], cache.expect(T, 0, 0), cache=cache)
+        return Text(embedded, hidden, cache.text)
 
     def think(self, tokens, thoughts=None, positions=None, noise=None, text_cache=None, text=None, only_sample=False):
         """THINK at all chosen positions in parallel (section 4.2), and read on: returns Thoughts. See `forward`.
@@ -414,9 +479,10 @@ class QuietSTaR(nn.Module):
         Nothing is read twice and nothing known waits: [text, start] go through the transformer together, then t_1 ..
         t_{m-1} one step at a time as they are sampled, then [t_m, end, x_{i+1} .. x_{i+a-1}]: m + 1 forwards. Thoughts
         that are given are known, and go in together: two. text_cache: a KVCache that holds the text before `tokens`.
-        text: what `read_text` made of tokens, not to be read again. only_sample: return the thoughts' tokens alone.
+        text: what `read_text` made of tokens, not to be read again. only_sample: return the thoughts' tokens and their
+        log-probabilities alone.
         """
-        config, embed = self.config, self.model.tok_embeddings
+        config, table = self.config, self.model.tok_embeddings.weight
         m, a = config.thought_len, config.n_true
         before = 0 if text_cache is None else text_cache.length  # tokens the cache holds already
         if text is None:  # else `backward` has looked: on a GPU each look waits for all work before it
@@ -427,31 +493,37 @@ class QuietSTaR(nn.Module):
         sliding_window = self.model.config.sliding_window
         cache = ThoughtCache(self.model.config.n_layers, positions, config, sliding_window, text_cache, text)
 
+        embedded = F.embedding(tokens, table) if text is None else text.embedded  # (B, L, C)
         start, end = (x.expand(B, 1, S, 1, -1) for x in self.thought_tokens())
         ahead = positions[:, :, None] - before + torch.arange(1, a + 1, device=tokens.device)  # (B, S, a) of x_{i+j}
         # Past the text's end the last token stands in for what is not there; `valid` keeps it out of every loss.
-        true = embed(take(tokens, ahead[..., :-1].clamp(max=L - 1)))[:, None]  # (B, 1, S, a-1, C)
+        true = take(embedded, ahead[..., :-1].clamp(max=L - 1))[:, None]  # (B, 1, S, a-1, C)
 
         # The last token is only ever a target, unless some position thinks right after it (generation).
         unread, known = None, start  # known and not yet read
         if text is None:
-            unread = embed(tokens if text_cache is not None or positions.max() == L - 1 else tokens[:, :-1])
-        h_text, h_policy, sampled = None if text is None else text.hidden, [], []
+            unread = embedded if text_cache is not None or positions.max() == L - 1 else embedded[:, :-1]
+        h_text, h_policy, log_prob = None if text is None else text.hidden, [], None
+        sampled = tokens.new_empty(B, N, S, m) if thoughts is None else thoughts
+        if m and thoughts is None:
+            log_prob, late = [], LateEmbedding.apply(table, sampled).split(1, dim=3)
         for s in range(m):
             h_new, h = self.read(cache, unread, known)  # (B, T, C), (B, 1 or N, S, 1, C)
             h_text, unread = h_new if h_text is None else h_text, None
-            if thoughts is not None:  # given: no need to go step by step
-                known, sampled = embed(thoughts), [thoughts]
-                h_policy = [h.expand(B, N, S, 1, -1)]
-                break
             h_policy.append(h.expand(B, N, S, 1, -1))
-            with torch.no_grad():  # one step's logits live at a time; log-probabilities are made in `learn`
+            if thoughts is not None:  # given: no need to go step by step
+                known = F.embedding(thoughts, table)
+                break
+            with torch.no_grad():  # one step's logits live at a time
                 logits = self.model.logits(h[:, :, :, 0]).expand(B, N, S, -1)
                 u = None if noise is None else noise[..., s]
-                sampled.append(sample(logits, config.thought_temperature, u)[..., None])  # (B, N, S, 1)
-            known = embed(sampled[-1])  # (B, N, S, 1, C)
+                sampled[..., s] = sample(logits, config.thought_temperature, u)
+                log_prob.append(chosen(logits, sampled[..., s], config.log_prob_temperature))  # (B, N, S)
+                known = F.embedding(sampled[..., s : s + 1], table)
+            known = known + late[s]  # (B, N, S, 1, C)
+        log_prob = torch.stack(log_prob, dim=3) if log_prob else None
         if only_sample:
-            return torch.cat(sampled, dim=3) if m else tokens.new_empty(B, N, S, 0)
+            return sampled, log_prob
 
         width = known.shape[1]  # N, or 1 if there is nothing in which thoughts could differ (m = 0)
         known = torch.cat((known, end.expand(B, width, S, 1, -1), true.expand(B, width, S, a - 1, -1)), dim=3)
@@ -461,12 +533,13 @@ class QuietSTaR(nn.Module):
             h_policy.append(h[:, :, :, : m - 1])
 
         return Thoughts(
-            tokens=torch.cat(sampled, dim=3) if m else tokens.new_empty(B, N, S, 0),
+            tokens=sampled,
             positions=positions,
             h_text=h_text,
             h_base=take(h_text, (ahead - 1).clamp(max=h_text.shape[1] - 1))[:, None],
             h_thought=h[:, :, :, -a:].expand(B, N, S, a, -1),
             h_policy=torch.cat(h_policy, dim=3) if m else h.new_empty(B, N, S, 0, h.shape[-1]),
+            log_prob=log_prob,
         )
 
     def read(self, cache, text, thought):
@@ -513,7 +586,9 @@ class QuietSTaR(nn.Module):
         of_all = valid if positions is None else self.targets(tokens, positions, documents)[0]
         h_mixed, gate = self.talk(thoughts)
         log_p_mixed = token_log_prob(head, h_mixed, target[:, None].expand(gate.shape))  # (B, N, S, a)
-        log_prob = token_log_prob(head, thoughts.h_policy, thoughts.tokens, config.log_prob_temperature)  # (B, N, S, m)
+        log_prob = token_log_prob(  # (B, N, S, m)
+            head, thoughts.h_policy, thoughts.tokens, config.log_prob_temperature, thoughts.log_prob
+        )
 
         with torch.no_grad():  # a reward is a fact, not something to differentiate
             log_p_reward = log_p_mixed
@@ -543,7 +618,7 @@ class QuietSTaR(nn.Module):
         """What forward() and (scale * loss).backward() do, in as little memory as you like. Returns the metrics.
 
         Thoughts of different positions have nothing to do with one another, so they can be had, and learned from, a
-        few positions at a time (at_once; 0: all). What they share is the text, which is read once: its hidden states,
+        few positions at a time (at_once; 0: see `good_part`). What they share is the text, which is read once: its hidden states,
         keys and values are leaves of the parts' graphs, where each part leaves its gradient, and the text's own
         backward pass comes last. Nothing is computed twice.
         positions: (B, S) where to think, or a function that chooses them when the text is read, from h_text (B, L-1, C)
@@ -558,29 +633,27 @@ class QuietSTaR(nn.Module):
             self.check(tokens, None, positions, None)
         chosen = positions(text.hidden) if callable(positions) else positions
         positions = self.default_positions(tokens) if chosen is None else chosen
+        at_once = at_once or self.good_part(positions, recompute)
         if chosen is not None and noise is not None:
             noise = take(noise.transpose(1, 2), positions).transpose(1, 2).contiguous()
-        size = at_once or positions.shape[1]
-        leaf = Text(as_leaf(text.hidden), [(as_leaf(k), as_leaf(v)) for k, v in text.keys_values])
+        leaf = Text(*map(as_leaf, text[:2]), [(as_leaf(k), as_leaf(v)) for k, v in text.keys_values])
         log_p_base, nll_base, valid_base = self.learn_text(tokens, leaf.hidden, documents)
         go_back(0.5 * scale * nll_base)
         log_p_base, losses, parts = log_p_base.detach(), [], []
-        noises = [None] * -(-positions.shape[1] // size) if noise is None else noise.split(size, dim=2)
-        for some, u in zip(positions.split(size, dim=1), noises, strict=True):
-            thoughts = None
+        noises = [None] * -(-positions.shape[1] // at_once) if noise is None else noise.split(at_once, dim=2)
+        for some, u in zip(positions.split(at_once, dim=1), noises, strict=True):
             if recompute and config.thought_len:
                 with torch.no_grad():
-                    thoughts = self.think(tokens, positions=some, noise=u, text=leaf, only_sample=True)
-            thoughts = self.think(tokens, thoughts, some, None if recompute else u, text=leaf)
+                    sampled, log_prob = self.think(tokens, positions=some, noise=u, text=leaf, only_sample=True)
+                thoughts = self.think(tokens, sampled, some, text=leaf)._replace(log_prob=log_prob)
+            else:
+                thoughts = self.think(tokens, positions=some, noise=u, text=leaf)
             learned = self.learn_thoughts(tokens, thoughts, log_p_base, documents, positions)
             go_back(scale * learned.loss)
             losses.append((learned.loss.detach(), learned.reinforce.detach()))
             parts.append([x.detach() for x in learned[3:9]])
-        shared = [(text.hidden, leaf.hidden)]
-        shared += [
-            pair for layer in zip(text.keys_values, leaf.keys_values, strict=True) for pair in zip(*layer, strict=True)
-        ]
-        shared = [(x, y.grad) for x, y in shared if y.grad is not None]
+        shared = [(x.embedded, x.hidden, *(y for layer in x.keys_values for y in layer)) for x in (text, leaf)]
+        shared = [(x, y.grad) for x, y in zip(*shared, strict=True) if y.grad is not None]
         before_last()
         go_back(*zip(*shared, strict=True))
 
@@ -591,6 +664,15 @@ class QuietSTaR(nn.Module):
         }
         loss = loss + 0.5 * nll_base.detach()
         return self.metrics(Learned(loss, reinforce, nll_base=-log_p_base, valid_base=valid_base, **joined))
+
+    def good_part(self, positions, recompute):
+        """How many positions should think together, of positions (B, S). On a GPU all: it wants work. On a CPU a step of
+        2**16 numbers is as fast as a larger one, and memory is cheaper to use again than to ask for. A quarter of
+        either to save memory, if what was sampled is read again anyway."""
+        (B, S), config = positions.shape, self.config
+        if positions.device.type == "cpu":
+            S = min(S, max(1, 2**16 // (B * config.n_thoughts * self.model.config.dim)))
+        return max(1, S // 4) if recompute else S
 
     def targets(self, tokens, positions, documents):
         """The true tokens ahead, and which of them count: valid and targets, (B, S, a)."""
