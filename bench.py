@@ -11,7 +11,8 @@ What does thinking cost? All figures are ratios within one run, so that they mea
   recompute             the same step with --recompute, over that without: seconds, peak memory
   hard                  seconds of a step that thinks at the hardest positions (--think_share), over those of all
   growth                seconds of a step with half as many texts of twice the length, over those of the step
-  generation / plain    seconds per emitted token, thinking before each, over plain generation
+  generation / plain    seconds per emitted token, thinking before each, over plain generation: where the guess of the
+                        next token (see generate_with_thoughts) is always right, and where it is nearly always wrong
 
     python bench.py memory --config=config/mistral7b.toml --gpus=8        what fits, without trying (see memory.py)
 """
@@ -40,13 +41,14 @@ class BenchConfig:
     texts: int = 16  # texts in a training step
     span: int = 64  # positions that think in each
     think_share: float = 0.25  # share of positions that think in the row "thinking at the hardest"
-    think_at_once: int = 0  # positions of a text that think together; 0: all (see train.py)
+    think_at_once: int = 0  # positions of a text that think together; 0: as many as is good (see train.py)
     recompute: bool = False  # sample first, then learn (see train.py)
     repeats: int = 5  # timed runs; the fastest counts
     new_tokens: int = 32  # tokens generated
     threads: int = 0  # CPU threads; 0: as torch chooses
     device: str = "auto"  # "cpu", "cuda", or "auto": cuda where there is one
     json: bool = False  # print one JSON object instead of the table
+    gate: float = 0.02  # standard deviation of the mixing head's last weights
     seed: int = 1337  # of weights and tokens
 
     def __post_init__(self):
@@ -101,6 +103,8 @@ class Work:
             torch.set_num_threads(bench.threads)
         torch.manual_seed(bench.seed)
         self.quiet = QuietSTaR(Transformer(model_config), quiet_config).to(device)
+        # A gate of exactly 0 would make all rewards equal, and REINFORCE would have nothing to do.
+        torch.nn.init.normal_(self.quiet.mixing_head.last.weight, std=bench.gate)
         self.bench, self.device = bench, device
         m, a, N, V = quiet_config.thought_len, quiet_config.n_true, quiet_config.n_thoughts, model_config.vocab_size
         # As many token positions: every text's own, and for each of them N thoughts of m + 2 and a - 1 true tokens.
@@ -167,20 +171,17 @@ def main():
         step()  # warm up
     think, plain, recompute, hard, *longer = fastest(steps, bench.repeats, device)
 
-    prompt, quiet = work.texts[:1, : min(16, bench.span)], work.quiet.eval()
-    generation = fastest(
-        [
-            lambda: generate_with_thoughts(quiet, prompt, bench.new_tokens, temperature=0),
-            lambda: quiet.model.generate(prompt, bench.new_tokens, temperature=0),
-        ],
-        bench.repeats,
-        device,
-    )
+    prompt = work.texts[:1, : min(16, bench.span)]
+    right, wrong = (Work(replace(bench, gate=gate), *settings[1:]).quiet.eval() for gate in (0.0, 1.0))
+    speak = [partial(generate_with_thoughts, x, prompt, bench.new_tokens, temperature=0) for x in (right, wrong)]
+    speak.append(partial(right.model.generate, prompt, bench.new_tokens, temperature=0))
+    *generation, plainly = fastest(speak, bench.repeats, device)
 
     results = {
         "train_step_over_floor": think / plain,
         "train_peak_memory_over_floor": memory[0] / memory[1],
-        "generate_over_plain": generation[0] / generation[1],
+        "generate_over_plain": generation[0] / plainly,
+        "generate_over_plain_wrong_guesses": generation[1] / plainly,
         "recompute_time_ratio": recompute / think,
         "recompute_memory_ratio": memory[2] / memory[0],
         "growth_when_T_doubles": longer[0] / think if longer and bench.texts % 2 == 0 else None,
@@ -190,8 +191,9 @@ def main():
         "train_peak_bytes": memory[0],
         "recompute_peak_bytes": memory[2],
         "train_floor_peak_bytes": memory[1],
+        "train_peak_bytes_per_text_token": memory[0] / (bench.texts * bench.span),
         "generate_seconds_per_token": generation[0] / bench.new_tokens,
-        "plain_seconds_per_token": generation[1] / bench.new_tokens,
+        "plain_seconds_per_token": plainly / bench.new_tokens,
         "threads": torch.get_num_threads(),
         "device": torch.cuda.get_device_name() if device == "cuda" else f"cpu ({platform.machine()})",
         "shape": {"texts": bench.texts, "span": bench.span, **asdict(model_config), **asdict(quiet_config)},
@@ -205,10 +207,12 @@ def main():
     for title, unit, (ours, theirs) in [
         ("training step", "s", (think, plain)),
         ("peak memory of a step", "MiB", [x / MiB for x in memory[:2]]),
-        ("a generated token", "ms", [1000 * x / bench.new_tokens for x in generation]),
+        ("a generated token", "ms", [1000 * x / bench.new_tokens for x in (generation[0], plainly)]),
     ]:
         print(f"{title:22}{ours:>10.2f} {unit:3}{theirs:>10.2f} {unit:3}{ours / theirs:>8.2f}")
-    print(f"\n--recompute: {recompute / think:.2f} of the time, {memory[2] / memory[0]:.2f} of the memory")
+    print(f"\na generated token, the next one guessed wrong: {generation[1] / plainly:.2f} of plain")
+    print(f"peak memory of a step: {memory[0] / (bench.texts * bench.span) / 1024:,.0f} KiB for each token of text")
+    print(f"--recompute: {recompute / think:.2f} of the time, {memory[2] / memory[0]:.2f} of the memory")
     print(f"thinking at the hardest {bench.think_share:.0%} of positions: {hard / think:.2f} of the time")
     if results["growth_when_T_doubles"]:
         print(f"half as many texts, twice as long: {results['growth_when_T_doubles']:.2f} of the time")

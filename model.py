@@ -132,6 +132,16 @@ class KVCache:
         self.seen[layer] = end
         return self.k[layer, :, :, :end], self.v[layer, :, :, :end]
 
+    def held(self):
+        """Views of all keys and values (B, K, S, hd), by layer."""
+        return [(k[:, :, : self.length], v[:, :, : self.length]) for k, v in zip(self.k, self.v, strict=True)]
+
+    def take_back(self):
+        """Forget the last token, and return its keys and values (B, K, 1, hd), by layer."""
+        self.seen = [n - 1 for n in self.seen]
+        kept = slice(self.length, self.length + 1)
+        return [(k[:, :, kept].clone(), v[:, :, kept].clone()) for k, v in zip(self.k, self.v, strict=True)]
+
     def attend(self, layer, q, k, v, mask):
         return attention(q, *self.append(layer, k, v), mask)
 
@@ -268,13 +278,15 @@ class Transformer(nn.Module):
         B, T = tokens.shape
         cache = KVCache(self.config, B, T + max_new_tokens, tokens.device, self.tok_embeddings.weight.dtype)
         lengths = torch.full((B,), T, device=tokens.device) if lengths is None else lengths
-        out = new = tokens[:, : int(lengths.min())]
-        while out.shape[1] < T + max_new_tokens and not all_ended(out, lengths, stop):
+        out = torch.cat((tokens, tokens.new_empty(B, max_new_tokens)), dim=1)
+        at, total = int(lengths.min()), T + max_new_tokens
+        new = out[:, :at]
+        while at < total and not all_ended(out[:, :at], lengths, stop):
             hidden = self(new, cache=cache)[:, -1]  # (B, C)
             new = sample(self.logits(hidden), temperature, generator=generator)
-            new = own_token(new, tokens, out.shape[1], lengths)[:, None]  # (B, 1)
-            out = torch.cat((out, new), dim=1)
-        return out
+            new = out[:, at : at + 1].copy_(own_token(new, tokens, at, lengths)[:, None])  # (B, 1)
+            at += 1
+        return out[:, :at]
 
 
 def own_token(sampled, tokens, at, lengths):

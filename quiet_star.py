@@ -118,17 +118,16 @@ class ThoughtCache:
     the order (N, S, R).
     """
 
-    def __init__(self, n_layers, positions, config, sliding_window=None, text_cache=None, text=None):
+    def __init__(self, config, positions, explicit=False, text=None, text_cache=None, own=None):
         self.positions = positions  # (B, S) the positions that think
-        self.sliding_window = sliding_window
-        self.explicit = config.explicit_mask
+        self.sliding_window, self.explicit = config.sliding_window, explicit
+        self.text = [None] * config.n_layers if text is None else text.keys_values  # by layer: k and v (B, K, T, hd)
         self.text_cache = text_cache  # a KVCache when generating: the text grows, its thoughts are forgotten
-        self.text = [None] * n_layers if text is None else text.keys_values  # by layer: keys, values (B, K, T, hd)
-        self.own = [None] * n_layers  # by layer: keys and values (B, K, N, S, D, hd)
-        self.n_text = 0 if text_cache is None else text_cache.length  # text tokens read
-        if text is not None:
-            self.n_text = text.hidden.shape[1]
-        self.n_steps = 0  # steps of each thought read (D)
+        self.own = [None] * config.n_layers if own is None else own  # by layer: k and v (B, K, N, S, D, hd)
+        self.n_text = 0 if text is None else text.hidden.shape[1]  # text tokens read
+        if text_cache is not None:
+            self.text, self.n_text = text_cache.held(), text_cache.length
+        self.n_steps = 0 if own is None else own[0][0].shape[4]  # steps of each thought read (D)
 
     def expect(self, T, N, R):
         """Announce the next call of the transformer, as each must be: T text tokens and R steps of N thoughts. Returns
@@ -139,6 +138,7 @@ class ThoughtCache:
         self.new_text = torch.arange(self.n_text, self.n_text + T, device=device)
         self.new_steps = torch.arange(self.n_steps, self.n_steps + R, device=device)
         self.n_text, self.n_steps = self.n_text + T, self.n_steps + R
+        self.masks = None  # made when the first layer asks for them, and the same for all others
         ids = (self.positions[:, None, :, None] + 1 + self.new_steps).expand(B, N, S, R)
         return torch.cat((self.new_text.expand(B, T), ids.flatten(1)), dim=1)  # (B, T + N*S*R)
 
@@ -185,13 +185,12 @@ class ThoughtCache:
     # one's own thought a product with D keys. One softmax spans the two parts.
 
     def attend_text(self, q, k, v):
-        first, n = len(self.new_text) == self.n_text, self.n_text
-        if first and (self.sliding_window is None or n <= self.sliding_window):
+        n, T, window = self.n_text, len(self.new_text), self.sliding_window
+        if (T == n or T == 1) and (window is None or n <= window):
             return attention(q, k, v, None)  # plain causal
-        none = torch.full_like(self.new_text, -1)
-        everything = torch.arange(n, device=q.device)
-        key = everything, torch.full_like(everything, -1), torch.full_like(everything, -1)
-        return attention(q, k, v, thought_mask((self.new_text, none, none), key, self.sliding_window))
+        text, none = torch.arange(n, device=q.device), torch.full((n,), -1, device=q.device)
+        query, key = (self.new_text, none[:T], none[:T]), (text, none, none)
+        return attention(q, k, v, thought_mask(query, key, window))
 
     def attend_thoughts(self, q, k_text, v_text, k_own, v_own):
         B, K, N, S, D, hd = k_own.shape
@@ -202,19 +201,24 @@ class ThoughtCache:
         text_scores = (q.reshape(B, K, -1, hd) @ k_text.transpose(2, 3)).view(B, K, N, S, G, R, T)
         own_scores = (q.reshape(B, K, N, S, G * R, hd) @ k_own.transpose(4, 5)).view(B, K, N, S, G, R, D)
 
-        here, text = self.positions[:, None, None, :, None, None, None], torch.arange(T, device=q.device)
-        step, past = self.new_steps[:, None], torch.arange(D, device=q.device)
-        see_text, see_own = text <= here, past <= step  # (B, 1, 1, S, 1, 1, T) and (R, D)
-        if self.sliding_window is not None:
-            see_text = see_text & (here + 1 + step - text < self.sliding_window)  # (B, 1, 1, S, 1, R, T)
-            see_own = see_own & (step - past < self.sliding_window)
-        # 0 or -inf is added: unlike filling, that leaves nothing to do on the way back
-        masks = (torch.zeros_like(see, dtype=q.dtype).masked_fill_(~see, -torch.inf) for see in (see_text, see_own))
-        scores = torch.cat([x + mask for x, mask in zip((text_scores, own_scores), masks, strict=True)], dim=-1)
+        self.masks = self.masks or self.make_masks(T, D, q.dtype)
+        scores = torch.cat([x + mask for x, mask in zip((text_scores, own_scores), self.masks, strict=True)], dim=-1)
         p_text, p_own = scores.softmax(-1).split((T, D), dim=-1)
         y = (p_text.reshape(B, K, -1, T) @ v_text).view(B, K, N, S, G * R, hd)
         y = y + p_own.reshape(B, K, N, S, G * R, D) @ v_own
         return y.view(B, K, N, S, G, R, hd).permute(0, 1, 4, 2, 3, 5, 6).reshape(B, K * G, N * S * R, hd)
+
+    def make_masks(self, T, D, dtype):
+        """`thought_mask` of the new steps, in two parts to be added to scores: against the text (B, 1, 1, S, 1, 1 or R,
+        T), against one's own thought (R, D). Adding 0 or -inf leaves nothing to do on the way back, as filling does."""
+        device = self.positions.device
+        here, text = self.positions[:, None, None, :, None, None, None], torch.arange(T, device=device)
+        step, past = self.new_steps[:, None], torch.arange(D, device=device)
+        see_text, see_own = text <= here, past <= step
+        if self.sliding_window is not None:
+            see_text = see_text & (here + 1 + step - text < self.sliding_window)
+            see_own = see_own & (step - past < self.sliding_window)
+        return [torch.zeros_like(see, dtype=dtype).masked_fill_(~see, -torch.inf) for see in (see_text, see_own)]
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -468,41 +472,39 @@ class QuietSTaR(nn.Module):
     def read_text(self, tokens):
         """Read tokens (B, L) alone but for the last, which is only ever a target: Text."""
         T, model = tokens.shape[1] - 1, self.model
-        cache = ThoughtCache(model.config.n_layers, tokens[:, :0], self.config, model.config.sliding_window)
+        cache = ThoughtCache(model.config, tokens[:, :0], self.config.explicit_mask)
         embedded = model.tok_embeddings(tokens)
         hidden = model(embedded[:, :T], cache.expect(T, 0, 0), cache=cache)
         return Text(embedded, hidden, cache.text)
 
-    def think(self, tokens, thoughts=None, positions=None, noise=None, text_cache=None, text=None, only_sample=False):
+    def think(self, tokens, thoughts=None, positions=None, noise=None, text=None, only_sample=False):
         """THINK at all chosen positions in parallel (section 4.2), and read on: returns Thoughts. See `forward`.
 
         Nothing is read twice and nothing known waits: [text, start] go through the transformer together, then t_1 ..
         t_{m-1} one step at a time as they are sampled, then [t_m, end, x_{i+1} .. x_{i+a-1}]: m + 1 forwards. Thoughts
-        that are given are known, and go in together: two. text_cache: a KVCache that holds the text before `tokens`.
-        text: what `read_text` made of tokens, not to be read again. only_sample: return the thoughts' tokens and their
-        log-probabilities alone.
+        that are given are known, and go in together: two.
+        text: what `read_text` made of tokens, not to be read again.
+        only_sample: return the thoughts' tokens and their log-probabilities alone.
         """
         config, table = self.config, self.model.tok_embeddings.weight
         m, a = config.thought_len, config.n_true
-        before = 0 if text_cache is None else text_cache.length  # tokens the cache holds already
         if text is None:  # else `backward` has looked: on a GPU each look waits for all work before it
-            self.check(tokens, thoughts, positions, noise, before)
+            self.check(tokens, thoughts, positions, noise)
         positions = self.default_positions(tokens) if positions is None else positions
         N = config.n_thoughts if thoughts is None else thoughts.shape[1]
         (B, L), S = tokens.shape, positions.shape[1]
-        sliding_window = self.model.config.sliding_window
-        cache = ThoughtCache(self.model.config.n_layers, positions, config, sliding_window, text_cache, text)
+        cache = ThoughtCache(self.model.config, positions, config.explicit_mask, text=text)
 
         embedded = F.embedding(tokens, table) if text is None else text.embedded  # (B, L, C)
         start, end = (x.expand(B, 1, S, 1, -1) for x in self.thought_tokens())
-        ahead = positions[:, :, None] - before + torch.arange(1, a + 1, device=tokens.device)  # (B, S, a) of x_{i+j}
+        ahead = positions[:, :, None] + torch.arange(1, a + 1, device=tokens.device)  # (B, S, a) of x_{i+j}
         # Past the text's end the last token stands in for what is not there; `valid` keeps it out of every loss.
         true = take(embedded, ahead[..., :-1].clamp(max=L - 1))[:, None]  # (B, 1, S, a-1, C)
 
-        # The last token is only ever a target, unless some position thinks right after it (generation).
+        # The last token is only ever a target, unless some position thinks right after it.
         unread, known = None, start  # known and not yet read
         if text is None:
-            unread = embedded if text_cache is not None or positions.max() == L - 1 else embedded[:, :-1]
+            unread = embedded if positions.max() == L - 1 else embedded[:, :-1]
         h_text, h_policy, log_prob = None if text is None else text.hidden, [], None
         sampled = tokens.new_empty(B, N, S, m) if thoughts is None else thoughts
         if m and thoughts is None:
@@ -618,9 +620,9 @@ class QuietSTaR(nn.Module):
         """What forward() and (scale * loss).backward() do, in as little memory as you like. Returns the metrics.
 
         Thoughts of different positions have nothing to do with one another, so they can be had, and learned from, a
-        few positions at a time (at_once; 0: see `good_part`). What they share is the text, which is read once: its hidden states,
-        keys and values are leaves of the parts' graphs, where each part leaves its gradient, and the text's own
-        backward pass comes last. Nothing is computed twice.
+        few positions at a time (at_once; 0: see `good_part`). What they share is the text, which is read once: its
+        embeddings, hidden states, keys and values are leaves of the parts' graphs, where each part leaves its gradient,
+        and the text's own backward pass comes last. Nothing is computed twice but logits (see `TokenLogProb`).
         positions: (B, S) where to think, or a function that chooses them when the text is read, from h_text (B, L-1, C)
         (`hard_positions`, say). noise is for all of default_positions, wherever is thought.
         recompute: sample the thoughts of each part without a graph, then learn from them as given, in two forwards:
@@ -666,8 +668,8 @@ class QuietSTaR(nn.Module):
         return self.metrics(Learned(loss, reinforce, nll_base=-log_p_base, valid_base=valid_base, **joined))
 
     def good_part(self, positions, recompute):
-        """How many positions should think together, of positions (B, S). On a GPU all: it wants work. On a CPU a step of
-        2**16 numbers is as fast as a larger one, and memory is cheaper to use again than to ask for. A quarter of
+        """How many positions should think together, of positions (B, S). On a GPU all: it wants work. On a CPU a step
+        of 2**16 numbers is as fast as a larger one, and memory is cheaper to use again than to ask for. A quarter of
         either to save memory, if what was sampled is read again anyway."""
         (B, S), config = positions.shape, self.config
         if positions.device.type == "cpu":
@@ -718,7 +720,7 @@ class QuietSTaR(nn.Module):
         B, L = tokens.shape
         return torch.arange(max(0, L - self.config.n_true), device=tokens.device).expand(B, -1)
 
-    def check(self, tokens, thoughts, positions, noise, before=0):
+    def check(self, tokens, thoughts, positions, noise):
         """Refuse what cannot be right, in one line (ValueError)."""
         N, m, (B, L) = self.config.n_thoughts, self.config.thought_len, tokens.shape
         S = L - self.config.n_true if positions is None else positions.shape[-1]
@@ -727,8 +729,8 @@ class QuietSTaR(nn.Module):
         for name, x, wanted in (("positions", positions, (B, S)), ("noise", noise, (B, N, S, m))):
             if x is not None and tuple(x.shape) != wanted:
                 raise ValueError(f"{name} of shape {wanted} are wanted, not {tuple(x.shape)}")
-        if positions is not None and (positions.min() < before or positions.max() >= before + L):
-            raise ValueError(f"positions must lie in the tokens read now, {before} to {before + L - 1}")
+        if positions is not None and (positions.min() < 0 or positions.max() >= L):
+            raise ValueError(f"positions must lie in the text, 0 to {L - 1}")
         if thoughts is not None and (thoughts.dim() != 4 or thoughts.shape[::2] != (B, S) or thoughts.shape[3] != m):
             raise ValueError(f"thoughts of shape ({B}, any, {S}, {m}) are wanted, not {tuple(thoughts.shape)}")
 
@@ -773,26 +775,56 @@ def generate_with_thoughts(
 
     Thoughts are greedy by default, as in the paper's evaluation. They live only until their token is out: what is
     kept, as text and in the cache, is the text alone. Start and end are outside of the vocabulary, hence never
-    emitted. Each new token costs m + 1 forwards: [x, start], t_1 .. t_{m-1}, [t_m, end]; one if m = 0.
-    lengths (B,) of unequal prompts, and stop: see model.Transformer.generate; the first new token is the one after the
-    shortest prompt, then.
+    emitted. lengths (B,) of unequal prompts, and stop: see model.Transformer.generate; the first new token is the one
+    after the shortest prompt, then.
+
+    A token costs m + 1 forwards: [x, start], t_1 .. t_{m-1}, [t_m, end]. But one that has read few tokens is as fast as
+    one that has read fewer, and mostly the thought does not change the next token. So the last forward reads on, as if
+    the token were what it would be without the thought (with the same draw): [t_m, end], and [guess, start]. If it
+    turns out to be the token, m forwards were enough; if not, the guess is forgotten. What is said is the same.
     """
     if max_new_tokens < 1:
         raise ValueError(f"max_new_tokens must be at least 1, not {max_new_tokens}")
-    quiet = quiet.with_settings(n_thoughts=1, n_true=1, thought_temperature=thought_temperature)
-    model, (B, T) = quiet.model, tokens.shape
-    text_cache = KVCache(model.config, B, T + max_new_tokens, tokens.device, model.tok_embeddings.weight.dtype)
+    model, (B, T), m = quiet.model, tokens.shape, quiet.config.thought_len
+    embed, total = model.tok_embeddings, T + max_new_tokens
+    text_cache = KVCache(
+        model.config, B, total + 1, tokens.device, embed.weight.dtype
+    )  # one for a start that is read on
     lengths = torch.full((B,), T, device=tokens.device) if lengths is None else lengths
-    out = new = tokens[:, : int(lengths.min())]
-    thoughts, gates = [], []
-    while out.shape[1] < T + max_new_tokens and not all_ended(out, lengths, stop):
-        last = torch.full((B, 1), out.shape[1] - 1, device=tokens.device)
-        noise = torch.rand(B, 1, 1, quiet.config.thought_len, generator=generator, device=tokens.device)
-        thought = quiet.think(new, positions=last, noise=noise, text_cache=text_cache)
-        h_mixed, gate = quiet.talk(thought)  # (B, 1, 1, 1, C), (B, 1, 1, 1)
-        new = sample(model.logits(h_mixed[:, 0, 0, 0]), temperature, generator=generator)
-        new = own_token(new, tokens, out.shape[1], lengths)[:, None]  # (B, 1)
-        out = torch.cat((out, new), dim=1)
-        thoughts.append(thought.tokens[:, 0])  # (B, 1, m)
-        gates.append(gate[:, 0, 0])  # (B, 1)
-    return out, torch.cat(thoughts, dim=1), torch.cat(gates, dim=1)
+    start, end = (x.expand(B, 1, 1, 1, -1) for x in quiet.thought_tokens())
+    out = torch.cat((tokens, tokens.new_empty(B, max_new_tokens)), dim=1)
+    at = int(lengths.min())
+    new, own, said, gates = out[:, :at], None, [], []  # own: keys and values of a start that was read already
+
+    while at < total and not all_ended(out[:, :at], lengths, stop):
+        last = torch.full((B, 1), at - 1, device=tokens.device)
+        cache = ThoughtCache(model.config, last, quiet.config.explicit_mask, text_cache=text_cache, own=own)
+        if own is None:
+            known = start if m else torch.cat((start, end), dim=3)
+            h_text, h = quiet.read(cache, embed(new), known)  # (B, T, C), (B, 1, 1, R, C)
+        h_base, thought = h_text[:, -1], []
+        for s in range(m):
+            if s > 0:
+                _, h = quiet.read(cache, None, embed(thought[-1])[:, None, None])
+            thought.append(sample(model.logits(h[:, 0, 0]), thought_temperature, generator=generator))  # (B, 1)
+        draw = torch.rand(B, generator=generator, device=tokens.device)
+        own = None
+        if m:
+            guess = own_token(sample(model.logits(h_base), temperature, draw), tokens, at, lengths)  # (B,)
+            ahead = torch.stack((embed(guess), start[:, 0, 0, 0]), dim=1)  # (B, 2, C), for a while a part of the text
+            known = torch.cat((embed(thought[-1])[:, None, None], end), dim=3)
+            h_ahead, h = quiet.read(cache, ahead, known)
+            own = [[x[:, :, None, None] for x in kv] for kv in text_cache.take_back()]  # (B, K, 1, 1, 1, hd)
+        w = quiet.mixing_head(h_base, h[:, 0, 0, -1])  # (B, 1)
+        h_mixed = h_base + w * (h[:, 0, 0, -1] - h_base)
+        new = own_token(sample(model.logits(h_mixed), temperature, draw), tokens, at, lengths)  # (B,)
+        if m and torch.equal(new, guess):
+            h_text, h = h_ahead[:, :1], h_ahead[:, None, None, 1:]
+        elif m:
+            text_cache.take_back()
+            own = None
+        new = out[:, at : at + 1].copy_(new[:, None])
+        said.append(torch.cat(thought, dim=1) if m else tokens.new_empty(B, 0))
+        gates.append(w)
+        at += 1
+    return out[:, :at], torch.stack(said, dim=1), torch.cat(gates, dim=1)
