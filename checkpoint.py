@@ -4,7 +4,8 @@ Run folders: what training leaves behind, and how everything else reads it.
   config.json     the settings of the run, the shape of its model, its tokenizer
   log.jsonl       one line a step
   checkpoint.pt   tensors and plain numbers, read with weights_only=True: never unpickled
-  checkpoint_before.pt   the one before, for when checkpoint.pt turns out to be damaged
+  checkpoint_before.pt   the one before, for when checkpoint.pt turns out to be damaged (with --keep=3,
+                  checkpoint_before_2.pt as well, and so on)
   checkpoint.dcp/, checkpoint_before.dcp/   of a sharded run (--parallel=fsdp), instead: a file of each process
   tokenizer file  if the tokenizer has one (tokenizer.model, tekken.json, tokenizer.json)
 
@@ -33,15 +34,34 @@ from parallel import barrier
 from quiet_star import QuietSTaR, QuietSTaRConfig
 
 
-def save_checkpoint(folder, state):
-    """Write checkpoint.pt, never half of it, and keep the one before."""
-    path, before = Path(folder) / "checkpoint.pt", Path(folder) / "checkpoint_before.pt"
+def save_checkpoint(folder, state, keep=2):
+    """Write checkpoint.pt, never half of it, and keep those before: `keep` in all."""
     written = Path(folder) / "checkpoint_new.pt"
     write_whole(written, lambda file: torch.save(state, file))
-    if path.exists():
-        os.replace(path, before)
-    os.replace(written, path)
-    return path
+    return move_up(written, keep)
+
+
+def move_up(written, keep):
+    """checkpoint_new becomes checkpoint, which becomes checkpoint_before, and so on. Killed at any moment, all that was
+    there is there, but for the oldest."""
+    folder, ending = written.parent, written.suffix
+    names = ["", "_before", *(f"_before_{i}" for i in range(2, keep))][:keep]
+    newest, *older = places = [folder / f"checkpoint{name}{ending}" for name in names]
+    for path in checkpoints(folder, ending):
+        if path not in places and path != written or path == places[-1]:
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+    for place, above in zip(reversed(older), reversed(places[:-1]), strict=True):
+        if above.exists():
+            os.rename(above, place)
+    os.rename(written, newest)
+    return newest
+
+
+def checkpoints(folder, ending):
+    """The checkpoints of a folder, the newest first. One that is still called new may be whole, if all ended between
+    two renames."""
+    found = sorted(Path(folder).glob(f"checkpoint*{ending}"), key=lambda path: (len(path.name), path.name))
+    return sorted(found, key=lambda path: path.stem != "checkpoint_new")
 
 
 def load_checkpoint(folder, device="cpu"):
@@ -49,8 +69,7 @@ def load_checkpoint(folder, device="cpu"):
     line, if neither can be had. Of a sharded checkpoint: all of it but the optimizer's part."""
     if is_sharded(folder):
         return gather_shards(folder)
-    names = ("checkpoint_new.pt", "checkpoint.pt", "checkpoint_before.pt")  # the first: killed between two renames
-    found, reasons = [Path(folder) / name for name in names if (Path(folder) / name).exists()], []
+    found, reasons = checkpoints(folder, ".pt"), []
     if not found:
         raise ValueError(f"there is no checkpoint in {folder}: train one with train.py --out={folder}")
     for path in found:
@@ -77,13 +96,13 @@ def has_checkpoint(folder):
 # many processes may read as want to
 
 
-def save_sharded(folder, model, optimizer, step, seconds, processes):
-    """Write checkpoint.dcp, all processes together, and keep the one before. Raises OSError in every process if one of
-    them cannot write. Processes on several machines need a folder that all of them see."""
+def save_sharded(folder, model, optimizer, step, seconds, processes, keep=2):
+    """Write checkpoint.dcp, all processes together, and keep those before: `keep` in all. Raises OSError in every
+    process if one of them cannot write. Processes on several machines need a folder that all of them see."""
     from torch.distributed.checkpoint import FileSystemWriter, save
     from torch.distributed.checkpoint.api import CheckpointException
 
-    path, before, written = (Path(folder) / name for name in ("checkpoint.dcp", OLD_SHARDS, NEW_SHARDS))
+    written = Path(folder) / "checkpoint_new.dcp"
     if processes.first:
         shutil.rmtree(written, ignore_errors=True)
     barrier(processes)
@@ -98,10 +117,7 @@ def save_sharded(folder, model, optimizer, step, seconds, processes):
     replace_file(written / f"sums_{processes.rank}.json", json.dumps({"of": processes.world, "sums": sums}).encode())
     barrier(processes)
     if processes.first:
-        if path.exists():
-            shutil.rmtree(before, ignore_errors=True)
-            os.rename(path, before)
-        os.rename(written, path)
+        move_up(written, keep)
     barrier(processes)
 
 
@@ -186,7 +202,6 @@ INDEX_NAMES = {
     ),
     "pathlib": ("PosixPath", "WindowsPath"),
 }
-NEW_SHARDS, OLD_SHARDS = "checkpoint_new.dcp", "checkpoint_before.dcp"
 
 
 def is_sharded(folder):
@@ -196,14 +211,13 @@ def is_sharded(folder):
 def whole_shards(folder):
     """The newest sharded checkpoint whose checksums are right; says so if that is not the newest. Raises ValueError."""
     reasons = []
-    for name in (NEW_SHARDS, "checkpoint.dcp", OLD_SHARDS):
-        path = Path(folder) / name
+    for path in checkpoints(folder, ".dcp"):
         reason = what_is_wrong(path)
         if reason is None:
             if reasons:
                 print(f"{'; '.join(reasons)}: going back to {path.name}", file=sys.stderr)
             return path
-        if path.exists() and name != NEW_SHARDS:  # that one may be half-written
+        if path.stem != "checkpoint_new":  # that one may be half-written
             reasons.append(f"{path} is damaged or cut short ({reason})")
     raise ValueError("; ".join(reasons) + ": restore it, or delete it to start anew")
 

@@ -7,12 +7,14 @@ Settings from the command line: every field of a dataclass is a --flag, and the 
 """
 
 import argparse
+import ast
 import dataclasses
 import inspect
 import re
 import tomllib
 import types
 import typing
+from pathlib import Path
 
 
 class OneLineErrors(argparse.ArgumentParser):
@@ -22,20 +24,7 @@ class OneLineErrors(argparse.ArgumentParser):
 
 def from_cli(description, *classes, argv=None):
     """Parse flags into one instance of each dataclass, and a dict of what was given by flag or preset."""
-    parser = OneLineErrors(
-        description=description, allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--config", metavar="FILE.toml", help="a preset; flags overrule it")
-    for cls in classes:
-        group, helps = parser.add_argument_group(cls.__name__), comments(cls)
-        for field in dataclasses.fields(cls):
-            text = f"{helps.get(field.name, '')} (default: {field.default})"
-            kind = bare_type(field.type)
-            if kind is bool:
-                option = dict(action=argparse.BooleanOptionalAction)
-            else:
-                option = dict(type=or_none(kind) if field.type is not kind else kind, metavar=kind.__name__.upper())
-            group.add_argument(f"--{field.name}", default=argparse.SUPPRESS, help=text.replace("%", "%%"), **option)
+    parser = flags_of(description, {cls: inspect.getsource(cls) for cls in classes})
     flags = vars(parser.parse_args(argv))
     preset = flags.pop("config")
     try:
@@ -45,6 +34,38 @@ def from_cli(description, *classes, argv=None):
         ], given
     except ValueError as error:
         parser.error(str(error))
+
+
+def print_help(description, **files):
+    """What --help prints, without importing anything of the files whose dataclasses are named (file=class): torch alone
+    takes a second. Ends the program."""
+    sources = {}
+    for file, name in files.items():
+        text = (Path(__file__).parent / f"{file}.py").read_text("utf-8")
+        node = next(x for x in ast.parse(text).body if isinstance(x, ast.ClassDef) and x.name == name)
+        space = {"dataclass": dataclasses.dataclass}
+        exec(compile(ast.Module([node], []), file, "exec"), space)
+        sources[space[name]] = ast.get_source_segment(text, node)
+    flags_of(description, sources).parse_args(["--help"])
+
+
+def flags_of(description, sources):
+    """The parser of all fields of dataclasses, {class: its source text}."""
+    parser = OneLineErrors(
+        description=description, allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--config", metavar="FILE.toml", help="a preset; flags overrule it")
+    for cls, source in sources.items():
+        group, helps = parser.add_argument_group(cls.__name__), comments(source)
+        for field in dataclasses.fields(cls):
+            text = f"{helps.get(field.name, '')} (default: {field.default})"
+            kind = bare_type(field.type)
+            if kind is bool:
+                option = dict(action=argparse.BooleanOptionalAction)
+            else:
+                option = dict(type=or_none(kind) if field.type is not kind else kind, metavar=kind.__name__.upper())
+            group.add_argument(f"--{field.name}", default=argparse.SUPPRESS, help=text.replace("%", "%%"), **option)
+    return parser
 
 
 def read_preset(path, classes):
@@ -80,6 +101,6 @@ def or_none(kind):
     return parse
 
 
-def comments(cls):
-    """The comment behind each field of a dataclass, by the field's name."""
-    return dict(re.findall(r"^    (\w+): [^#\n]*#\s*(.*)$", inspect.getsource(cls), flags=re.MULTILINE))
+def comments(source):
+    """The comment behind each field of a dataclass, by the field's name; of a field in brackets, inside of them."""
+    return dict(re.findall(r"^    (\w+): (?:[^#\n]*\(\n)?[^#\n]*#\s*(.*)$", source, flags=re.MULTILINE))

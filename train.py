@@ -10,12 +10,18 @@ The batch of a step is a function of seed and step alone, and so is the noise th
 of processes, any micro_batch and any interruption give the same training. Run the same command again to go on.
 """
 
+import sys
+
+if __name__ == "__main__" and {"-h", "--help"} & {*sys.argv}:  # at once, before torch is imported
+    from config import print_help
+
+    print_help(__doc__, train="TrainConfig", model="ModelConfig", quiet_star="QuietSTaRConfig")
+
 import dataclasses
 import json
 import math
 import signal
 import subprocess
-import sys
 import time
 from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass
@@ -74,14 +80,10 @@ class TrainConfig:
     separate_documents: bool = False  # predict no token across the end of a document
     batch_size: int = 8  # texts per step, over all processes
     micro_batch: int = 0  # texts per forward and process; 0: all of the process's; less needs less memory
-    think_at: str = (
-        "all"  # positions that think: "all", the "hard" (by the entropy of the base prediction), or "random"
-    )
+    think_at: str = "all"  # at which positions to think: all; hard ones (drawn by base entropy), the hardest, or random
     think_share: float = 0.25  # share of a text's positions that think, where not all do
-    think_at_once: int = 0  # positions of a text that think together; 0: all; fewer need less memory
-    recompute: bool = (
-        False  # sample thoughts first and read them again to learn: slower, with less memory for small parts
-    )
+    think_at_once: int = 0  # positions of a text that think together, fewer: less memory; 0: as many as is good
+    recompute: bool = False  # sample thoughts, then read them again to learn, fewer at once: slower, less memory
     max_steps: int = 150  # optimizer steps
     lr: float = 1e-4  # learning rate, after warm-up
     warmup_steps: int = 10  # steps in which the learning rate rises from 0
@@ -94,11 +96,10 @@ class TrainConfig:
     eval_every: int = 50  # steps between looks at held-out text; 0: only at the end
     eval_texts: int = 64  # held-out spans looked at
     save_every: int = 20  # steps between checkpoints
+    keep: int = 2  # checkpoints kept: the newest, and those before it for when it turns out to be damaged
     seed: int = 1337  # of weights, batches and thoughts
     parallel: str = "data"  # "data": processes share the texts; "fsdp": weights and optimizer too; "none": one process
-    gather: str = (
-        "step"  # fsdp: gather whole weights once a "step", or "layer" by layer at each call: slower, less memory
-    )
+    gather: str = "step"  # fsdp: gather weights once a "step", or "layer" by layer at each call: slower, less memory
     device: str = "auto"  # "cpu", "cuda", or "auto": cuda where there is one
     dtype: str = "auto"  # "float32", "bfloat16" (autocast; the weights stay float32), or "auto": bfloat16 on cuda
 
@@ -119,6 +120,10 @@ class TrainConfig:
         for name in ("micro_batch", "think_at_once", "eval_every", "warmup_steps", "lr", "weight_decay", "seed"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name} must not be negative, as {getattr(self, name)} is")
+        if self.keep < 2:
+            raise ValueError(
+                f"keep must be at least 2, not {self.keep}: while one checkpoint is written, one must be there"
+            )
         if not 0 < self.think_share <= 1:
             raise ValueError(f"think_share must be above 0 and at most 1, not {self.think_share}")
         if self.grad_clip <= 0:
@@ -134,6 +139,7 @@ MAY_CHANGE = {
     "eval_every",
     "eval_texts",
     "save_every",
+    "keep",
     "parallel",
     "gather",
     "device",
@@ -410,10 +416,10 @@ def train_until_done(train, model_config, quiet_config, given, held):
         if stopping or step == train.max_steps or step % train.save_every == 0:
             try:
                 if train.parallel == "fsdp":
-                    save_sharded(out, model, optimizer, step, seconds, processes)
+                    save_sharded(out, model, optimizer, step, seconds, processes, train.keep)
                 elif processes.first:
                     state = {"model": model.state_dict(), "optimizer": optimizer.state_dict()}
-                    save_checkpoint(out, {"step": step, "seconds": seconds, **state})
+                    save_checkpoint(out, {"step": step, "seconds": seconds, **state}, train.keep)
             except OSError as error:
                 kept = "the last good checkpoint is kept" if has_checkpoint(out) else "there is no checkpoint yet"
                 sys.exit(

@@ -1,5 +1,6 @@
 """Training: the same for every split of a batch, every number of processes and every interruption; clear refusals."""
 
+import dataclasses
 import json
 import os
 import signal
@@ -254,6 +255,20 @@ def test_a_loss_that_is_not_a_number_stops_the_run_and_names_the_last_good_check
     assert load_checkpoint(work / "q")["step"] == 1
 
 
+def test_help_lists_every_setting_with_its_comment_and_does_without_torch(work):
+    """Importing torch takes a second, and whoever asks for help has done nothing yet."""
+    command = [sys.executable, "-X", "importtime", "train.py", "--help"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0 and "torch" not in done.stderr
+    words = " ".join(done.stdout.split())
+    for cls in (trainer.TrainConfig, trainer.ModelConfig, trainer.QuietSTaRConfig):
+        for field in dataclasses.fields(cls):
+            said = words.split(f" --{field.name} ")[-1].split(" --")[0]
+            flag = f"--{field.name}"
+            assert flag in words and f"(default: {field.default})" in words, flag
+            assert cls.__name__ in words and (field.type is bool or len(said.split("(default")[0].split()) > 1), flag
+
+
 def test_the_script_itself_exits_non_zero_with_one_line(work):
     done = subprocess.run([sys.executable, "train.py", "--foo"], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 2 and done.stderr.count("\n") == 1 and not done.stdout
@@ -329,6 +344,23 @@ def test_a_damaged_checkpoint_falls_back_to_the_one_before_and_says_so(work, cap
         path.write_bytes(b"")
     with pytest.raises(ValueError, match="delete it to start anew"):
         load_checkpoint(work / "q")
+
+
+@pytest.mark.parametrize("way", [[], ["--parallel=fsdp"]])
+def test_the_last_k_checkpoints_are_kept_and_each_serves(work, way):
+    ending = "dcp" if way else "pt"
+    go(work, "--out=q", "--max_steps=5", "--save_every=1", "--keep=3", *way)
+    names = [f"checkpoint{name}.{ending}" for name in ("", "_before", "_before_2")]
+    assert sorted(path.name for path in (work / "q").glob(f"checkpoint*{ending}")) == sorted(names)
+    for step, name in zip((5, 4, 3), names, strict=True):
+        assert load_checkpoint(work / "q")["step"] == step
+        (work / "q" / name).rename(work / name)
+    for name in names:
+        (work / name).rename(work / "q" / name)
+    go(work, "--out=q", "--max_steps=6", "--save_every=1", *way)  # fewer are wanted now
+    assert sorted(path.name for path in (work / "q").glob(f"checkpoint*{ending}")) == sorted(names[:2])
+    if way:
+        torch.distributed.destroy_process_group()
 
 
 def test_killed_between_its_two_renames_the_newest_is_loaded(work):
