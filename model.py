@@ -132,15 +132,12 @@ class KVCache:
         self.seen[layer] = end
         return self.k[layer, :, :, :end], self.v[layer, :, :, :end]
 
-    def held(self):
-        """Views of all keys and values (B, K, S, hd), by layer."""
-        return [(k[:, :, : self.length], v[:, :, : self.length]) for k, v in zip(self.k, self.v, strict=True)]
-
-    def take_back(self):
-        """Forget the last token, and return its keys and values (B, K, 1, hd), by layer."""
-        self.seen = [n - 1 for n in self.seen]
-        kept = slice(self.length, self.length + 1)
-        return [(k[:, :, kept].clone(), v[:, :, kept].clone()) for k, v in zip(self.k, self.v, strict=True)]
+    def keep(self, n, places):
+        """Forget all but the first n tokens and those at places (a slice), which move up behind them."""
+        moved = [x[:, :, :, places].clone() for x in (self.k, self.v)]
+        end = n + moved[0].shape[3]
+        self.k[:, :, :, n:end], self.v[:, :, :, n:end] = moved
+        self.seen = [end] * len(self.seen)
 
     def attend(self, layer, q, k, v, mask):
         return attention(q, *self.append(layer, k, v), mask)

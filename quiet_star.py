@@ -118,16 +118,13 @@ class ThoughtCache:
     the order (N, S, R).
     """
 
-    def __init__(self, config, positions, explicit=False, text=None, text_cache=None, own=None):
+    def __init__(self, config, positions, explicit=False, text=None):
         self.positions = positions  # (B, S) the positions that think
         self.sliding_window, self.explicit = config.sliding_window, explicit
         self.text = [None] * config.n_layers if text is None else text.keys_values  # by layer: k and v (B, K, T, hd)
-        self.text_cache = text_cache  # a KVCache when generating: the text grows, its thoughts are forgotten
-        self.own = [None] * config.n_layers if own is None else own  # by layer: k and v (B, K, N, S, D, hd)
+        self.own = [None] * config.n_layers  # by layer: k and v (B, K, N, S, D, hd)
         self.n_text = 0 if text is None else text.hidden.shape[1]  # text tokens read
-        if text_cache is not None:
-            self.text, self.n_text = text_cache.held(), text_cache.length
-        self.n_steps = 0 if own is None else own[0][0].shape[4]  # steps of each thought read (D)
+        self.n_steps = 0  # steps of each thought read (D)
 
     def expect(self, T, N, R):
         """Announce the next call of the transformer, as each must be: T text tokens and R steps of N thoughts. Returns
@@ -148,8 +145,7 @@ class ThoughtCache:
         parts = T, N * S * R  # split and not sliced: the gradients of two slices are two full tensors, added
         (q_text, q_thought), *(k_parts, v_parts) = (x.split(parts, dim=2) for x in (q, k, v))
         if T:
-            new = k_parts[0], v_parts[0]
-            self.text[layer] = new if self.text_cache is None else self.text_cache.append(layer, *new)
+            self.text[layer] = k_parts[0], v_parts[0]
         if not N * S * R:  # the text alone
             return self.attend_text(q_text, *self.text[layer])
         own = [x[1].unflatten(2, (N, S, R)) for x in (k_parts, v_parts)]  # (B, K, N, S, R, hd)
@@ -185,12 +181,11 @@ class ThoughtCache:
     # one's own thought a product with D keys. One softmax spans the two parts.
 
     def attend_text(self, q, k, v):
-        n, T, window = self.n_text, len(self.new_text), self.sliding_window
-        if (T == n or T == 1) and (window is None or n <= window):
+        if self.sliding_window is None or self.n_text <= self.sliding_window:
             return attention(q, k, v, None)  # plain causal
-        text, none = torch.arange(n, device=q.device), torch.full((n,), -1, device=q.device)
-        query, key = (self.new_text, none[:T], none[:T]), (text, none, none)
-        return attention(q, k, v, thought_mask(query, key, window))
+        none = torch.full_like(self.new_text, -1)
+        text = self.new_text, none, none
+        return attention(q, k, v, thought_mask(text, text, self.sliding_window))
 
     def attend_thoughts(self, q, k_text, v_text, k_own, v_own):
         B, K, N, S, D, hd = k_own.shape
@@ -778,53 +773,59 @@ def generate_with_thoughts(
     emitted. lengths (B,) of unequal prompts, and stop: see model.Transformer.generate; the first new token is the one
     after the shortest prompt, then.
 
-    A token costs m + 1 forwards: [x, start], t_1 .. t_{m-1}, [t_m, end]. But one that has read few tokens is as fast as
-    one that has read fewer, and mostly the thought does not change the next token. So the last forward reads on, as if
-    the token were what it would be without the thought (with the same draw): [t_m, end], and [guess, start]. If it
+    A token costs m + 1 forwards: [x, start], t_1 .. t_{m-1}, [t_m, end]. But a forward that reads four tokens is nearly
+    as fast as one that reads two, and mostly the thought does not change the next token. So the last forward reads on,
+    as if the token were what it would be without the thought (with the same draw): [t_m, end, guess, start]. If it
     turns out to be the token, m forwards were enough; if not, the guess is forgotten. What is said is the same.
     """
     if max_new_tokens < 1:
         raise ValueError(f"max_new_tokens must be at least 1, not {max_new_tokens}")
     model, (B, T), m = quiet.model, tokens.shape, quiet.config.thought_len
-    embed, total = model.tok_embeddings, T + max_new_tokens
-    text_cache = KVCache(
-        model.config, B, total + 1, tokens.device, embed.weight.dtype
-    )  # one for a start that is read on
-    lengths = torch.full((B,), T, device=tokens.device) if lengths is None else lengths
-    start, end = (x.expand(B, 1, 1, 1, -1) for x in quiet.thought_tokens())
+    embed, total, device = model.tok_embeddings, T + max_new_tokens, tokens.device
+    # One thought at the end of the text sees all before it: to the cache it is text, until its token is out.
+    cache = KVCache(model.config, B, total + m + 3, device, embed.weight.dtype)
+    lengths = torch.full((B,), T, device=device) if lengths is None else lengths
+    start, end = (x.expand(B, 1, -1) for x in quiet.thought_tokens())  # (B, 1, C)
     out = torch.cat((tokens, tokens.new_empty(B, max_new_tokens)), dim=1)
     at = int(lengths.min())
-    new, own, said, gates = out[:, :at], None, [], []  # own: keys and values of a start that was read already
+    new, guessed, said, gates = out[:, :at], False, [], []
 
     while at < total and not all_ended(out[:, :at], lengths, stop):
-        last = torch.full((B, 1), at - 1, device=tokens.device)
-        cache = ThoughtCache(model.config, last, quiet.config.explicit_mask, text_cache=text_cache, own=own)
-        if own is None:
-            known = start if m else torch.cat((start, end), dim=3)
-            h_text, h = quiet.read(cache, embed(new), known)  # (B, T, C), (B, 1, 1, R, C)
-        h_base, thought = h_text[:, -1], []
+        if not guessed:
+            hidden = model(torch.cat((embed(new), start) if m else (embed(new), start, end), dim=1), cache=cache)
+            h_base, h = hidden[:, -2 if m else -3], hidden[:, -1]  # (B, C): after x, after start (or end)
+        thought = tokens.new_empty(B, m)
         for s in range(m):
             if s > 0:
-                _, h = quiet.read(cache, None, embed(thought[-1])[:, None, None])
-            thought.append(sample(model.logits(h[:, 0, 0]), thought_temperature, generator=generator))  # (B, 1)
-        draw = torch.rand(B, generator=generator, device=tokens.device)
-        own = None
+                h = model(thought[:, s - 1 : s], cache=cache)[:, 0]
+            thought[:, s] = sample(model.logits(h), thought_temperature, generator=generator)
+        draw = torch.rand(B, generator=generator, device=device)
         if m:
             guess = own_token(sample(model.logits(h_base), temperature, draw), tokens, at, lengths)  # (B,)
-            ahead = torch.stack((embed(guess), start[:, 0, 0, 0]), dim=1)  # (B, 2, C), for a while a part of the text
-            known = torch.cat((embed(thought[-1])[:, None, None], end), dim=3)
-            h_ahead, h = quiet.read(cache, ahead, known)
-            own = [[x[:, :, None, None] for x in kv] for kv in text_cache.take_back()]  # (B, K, 1, 1, 1, hd)
-        w = quiet.mixing_head(h_base, h[:, 0, 0, -1])  # (B, 1)
-        h_mixed = h_base + w * (h[:, 0, 0, -1] - h_base)
-        new = own_token(sample(model.logits(h_mixed), temperature, draw), tokens, at, lengths)  # (B,)
-        if m and torch.equal(new, guess):
-            h_text, h = h_ahead[:, :1], h_ahead[:, None, None, 1:]
-        elif m:
-            text_cache.take_back()
-            own = None
-        new = out[:, at : at + 1].copy_(new[:, None])
-        said.append(torch.cat(thought, dim=1) if m else tokens.new_empty(B, 0))
+            known = torch.cat((embed(thought[:, -1:]), end, embed(guess[:, None]), start), dim=1)  # (B, 4, C)
+            keys = guess_layout(at, m, device)
+            query = keys[:, -4:]
+            hidden = model(
+                known, query[0] + 1 + query[2], thought_mask(query, keys, model.config.sliding_window), cache
+            )  # (B, 4, C)
+            h = hidden[:, 1]
+        w = quiet.mixing_head(h_base, h)  # (B, 1)
+        logits = model.logits(h_base + w * (h - h_base))
+        new = own_token(sample(logits, temperature, draw), tokens, at, lengths)  # (B,)
+        guessed = m > 0 and torch.equal(new, guess)
+        cache.keep(at, slice(at + m + 2, at + m + 4) if guessed else slice(0))
+        h_base, h = hidden[:, -2], hidden[:, -1]
+        new = out[:, at : at + 1].copy_(new[:, None])  # (B, 1)
+        said.append(thought)
         gates.append(w)
         at += 1
     return out[:, :at], torch.stack(said, dim=1), torch.cat(gates, dim=1)
+
+
+def guess_layout(at, m, device):
+    """The triples (position, thought, step), (3, at + m + 4), of a text of `at` tokens, the whole thought of its last
+    position, a guess of the next token, and the start of that one's thought."""
+    position = [*range(at), *[at - 1] * (m + 2), at, at]
+    thought = [-1] * at + [0] * (m + 2) + [-1, 0]
+    step = [-1] * at + [*range(m + 2)] + [-1, 0]
+    return torch.tensor((position, thought, step), device=device)
