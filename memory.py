@@ -21,7 +21,7 @@ from tqdm import tqdm
 from checkpoint import read_config
 from config import from_cli
 from model import ModelConfig, Transformer, hugging_face_config, official_config
-from quiet_star import QuietSTaR, QuietSTaRConfig
+from quiet_star import CHUNK_NUMBERS, QuietSTaR, QuietSTaRConfig
 from train import TrainConfig
 
 GB = 1e9
@@ -76,34 +76,48 @@ class Alive(TorchDispatchMode):
         weakref.finalize(storage, gone)
 
 
-def activations(train, model_config, quiet_config, texts, dtype=torch.float32, weights=torch.float32):
+def activations(train, model_config, quiet_config, texts, dtype=torch.float32, weights=torch.float32, gpu=True):
     """Bytes that forward and backward of so many texts need at most, above weights and gradients.
 
-    dtype: of the arithmetic (autocast); weights: bfloat16 if they are gathered so (fsdp). All blocks are alike: two and
-    three of them tell the rest.
+    dtype: of the arithmetic (autocast); weights: bfloat16 if they are gathered so (fsdp). All blocks are alike: what
+    the last two of a few add is what each further one adds. gpu: think as many positions at once, and make as many
+    logits at once, as there.
     """
-    two, three = (peak(train, replace(model_config, n_layers=n), quiet_config, texts, dtype, weights) for n in (2, 3))
-    return two + (model_config.n_layers - 2) * (three - two)
+    some = min(6, model_config.n_layers)  # with very few, it is the head and not a block that needs most
+    fewer, more = (
+        peak(train, replace(model_config, n_layers=n), quiet_config, texts, dtype, weights, gpu)
+        for n in (max(1, some - 1), some)
+    )
+    return more + (model_config.n_layers - some) * (more - fewer)
 
 
-def peak(train, model_config, quiet_config, texts, dtype=torch.float32, weights=torch.float32):
+def peak(train, model_config, quiet_config, texts, dtype=torch.float32, weights=torch.float32, gpu=True):
     """The same with as many blocks as the model has. Parts of a text that think one after the other are alike, too: two
     of them do."""
     with FakeTensorMode():
-        before = torch.get_default_dtype()
+        before = torch.get_default_dtype(), CHUNK_NUMBERS["cpu"]
         torch.set_default_dtype(weights)  # for tensors without numbers there is no .to(dtype)
         try:
             quiet = QuietSTaR(Transformer(model_config), quiet_config)
+            torch.set_default_dtype(before[0])
+            CHUNK_NUMBERS["cpu"] = CHUNK_NUMBERS["cuda"] if gpu else before[1]
+            return peak_of(quiet, train, texts, dtype, gpu)
         finally:
-            torch.set_default_dtype(before)
-        for p in quiet.parameters():
-            p.grad = torch.empty_like(p)
-        tokens = torch.zeros(texts, train.span + quiet_config.n_true, dtype=torch.long)
-        where = torch.arange(min(train.span, 2 * (train.think_at_once or train.span))).expand(texts, -1)
-        alive = Alive()
-        with alive, torch.autocast("cpu", dtype, enabled=dtype != torch.float32):
-            quiet.backward(tokens, None, None, lambda _: where, 1.0, train.think_at_once, train.recompute)
-        return alive.most
+            torch.set_default_dtype(before[0])
+            CHUNK_NUMBERS["cpu"] = before[1]
+
+
+def peak_of(quiet, train, texts, dtype, gpu):
+    for p in quiet.parameters():
+        p.grad = torch.empty_like(p)
+    tokens = torch.zeros(texts, train.span + quiet.config.n_true, dtype=torch.long)
+    everywhere = quiet.default_positions(tokens)
+    at_once = train.think_at_once or quiet.good_part(everywhere, train.recompute, "cuda" if gpu else "cpu")
+    alive = Alive()
+    with alive, torch.autocast("cpu", dtype, enabled=dtype != torch.float32):
+        where = everywhere[:, : 2 * at_once]
+        quiet.backward(tokens, None, None, lambda _: where, 1.0, at_once, train.recompute)
+    return alive.most
 
 
 # ----------------------------------------------------------------------------------------------------------------------

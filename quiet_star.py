@@ -662,12 +662,12 @@ class QuietSTaR(nn.Module):
         loss = loss + 0.5 * nll_base.detach()
         return self.metrics(Learned(loss, reinforce, nll_base=-log_p_base, valid_base=valid_base, **joined))
 
-    def good_part(self, positions, recompute):
+    def good_part(self, positions, recompute, device=None):
         """How many positions should think together, of positions (B, S). On a GPU all: it wants work. On a CPU a step
         of 2**16 numbers is as fast as a larger one, and memory is cheaper to use again than to ask for. A quarter of
         either to save memory, if what was sampled is read again anyway."""
         (B, S), config = positions.shape, self.config
-        if positions.device.type == "cpu":
+        if (device or positions.device.type) == "cpu":
             S = min(S, max(1, 2**16 // (B * config.n_thoughts * self.model.config.dim)))
         return max(1, S // 4) if recompute else S
 
