@@ -1,5 +1,6 @@
 # make demo   a small model learns to think: install, train, evaluate; interrupt it and run it again as you like
 # make share  after the demo: thinking everywhere, and at a quarter of the positions, against seconds of training
+# make paper  does REINFORCE choose the useful thoughts? a table and a picture in out/paper; stop and go on as you like
 # make test   the tests, and the linter
 
 PYTHON ?= python3
@@ -8,7 +9,7 @@ SEED ?= 1337
 PY = .venv/bin/python
 QUIET = $(PY) train.py --init_from=$(OUT)/base --seed=$(SEED)
 
-.PHONY: demo share test
+.PHONY: demo share paper test
 
 demo: .venv/for_demo
 	$(PY) train.py --config=config/arithmetic_base.toml --out=$(OUT)/base --seed=$(SEED)
@@ -19,12 +20,15 @@ demo: .venv/for_demo
 	$(PY) eval.py demo --out=$(OUT)
 
 share: .venv/for_demo
-	for at in all hard random; do for step in 20 40 60 80 120 160 240 320 400; do \
-		if [ $$at = all ] && [ $$step -gt 160 ]; then break; fi; \
+	for at in all hard random; do for step in 5 10 15 20 30 40 60 80 120 160; do \
+		if [ $$at = all ] && [ $$step -gt 80 ]; then break; fi; \
 		$(QUIET) --out=out/share/$$at --think_at=$$at --min_lr_share=1 --max_steps=$$step --eval_every=0 --eval_texts=8 || exit $$?; \
 		$(PY) eval.py --run=out/share/$$at || exit $$?; \
 	done; done
 	$(PY) eval.py curve --runs=out/share/all,out/share/hard,out/share/random
+
+paper: .venv/for_demo
+	$(PY) paper.py chatter
 
 test: .venv/for_test
 	$(PY) -m ruff check .

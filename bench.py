@@ -207,10 +207,10 @@ def main():
     for title, unit, (ours, theirs) in [
         ("training step", "s", (think, plain)),
         ("peak memory of a step", "MiB", [x / MiB for x in memory[:2]]),
-        ("a generated token", "ms", [1000 * x / bench.new_tokens for x in (generation[0], plainly)]),
+        ("a token, guessed right", "ms", [1000 * x / bench.new_tokens for x in (generation[0], plainly)]),
     ]:
         print(f"{title:22}{ours:>10.2f} {unit:3}{theirs:>10.2f} {unit:3}{ours / theirs:>8.2f}")
-    print(f"\na generated token, the next one guessed wrong: {generation[1] / plainly:.2f} of plain")
+    print(f"\na generated token, guessed wrong: {generation[1] / plainly:.2f} of plain")
     print(f"peak memory of a step: {memory[0] / (bench.texts * bench.span) / 1024:,.0f} KiB for each token of text")
     print(f"--recompute: {recompute / think:.2f} of the time, {memory[2] / memory[0]:.2f} of the memory")
     print(f"thinking at the hardest {bench.think_share:.0%} of positions: {hard / think:.2f} of the time")

@@ -16,6 +16,7 @@ Wherever a run folder is asked for, a folder of official or Hugging Face weights
 
 import json
 import os
+import re
 import shutil
 import sys
 import warnings
@@ -37,36 +38,47 @@ from quiet_star import QuietSTaR, QuietSTaRConfig
 def save_checkpoint(folder, state, keep=2):
     """Write checkpoint.pt, never half of it, and keep those before: `keep` in all."""
     written = Path(folder) / "checkpoint_new.pt"
+    if written.exists():  # whole, and killed before it was moved
+        move_up(written, keep)
     write_whole(written, lambda file: torch.save(state, file))
     return move_up(written, keep)
 
 
 def move_up(written, keep):
     """checkpoint_new becomes checkpoint, which becomes checkpoint_before, and so on. Killed at any moment, all that was
-    there is there, but for the oldest."""
+    there is there, but for the oldest of `keep`."""
     folder, ending = written.parent, written.suffix
-    names = ["", "_before", *(f"_before_{i}" for i in range(2, keep))][:keep]
-    newest, *older = places = [folder / f"checkpoint{name}{ending}" for name in names]
+    names = ["", "_before", *(f"_before_{i}" for i in range(2, keep))]
+    places = [folder / f"checkpoint{name}{ending}" for name in names]
     for path in checkpoints(folder, ending):
-        if path not in places and path != written or path == places[-1]:
-            shutil.rmtree(path) if path.is_dir() else path.unlink()
-    for place, above in zip(reversed(older), reversed(places[:-1]), strict=True):
-        if above.exists():
-            os.rename(above, place)
-    os.rename(written, newest)
-    return newest
+        if path not in places and path != written:  # more were kept before
+            remove(path)
+    free = next((i for i, place in enumerate(places) if not place.exists()), None)
+    if free is None:
+        free = keep - 1
+        remove(places[free])
+    for i in range(free, 0, -1):
+        os.rename(places[i - 1], places[i])
+    os.rename(written, places[0])
+    return places[0]
+
+
+def remove(path):
+    shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 
 def checkpoints(folder, ending):
     """The checkpoints of a folder, the newest first. One that is still called new may be whole, if all ended between
-    two renames."""
-    found = sorted(Path(folder).glob(f"checkpoint*{ending}"), key=lambda path: (len(path.name), path.name))
+    two renames. Files of other names are the user's."""
+    ours = re.compile(r"checkpoint(_new|_before(_\d+)?)?")
+    found = [path for path in Path(folder).glob(f"checkpoint*{ending}") if ours.fullmatch(path.stem)]
+    found.sort(key=lambda path: (len(path.name), path.name))
     return sorted(found, key=lambda path: path.stem != "checkpoint_new")
 
 
 def load_checkpoint(folder, device="cpu"):
-    """The state that save_checkpoint wrote; if it is damaged, the one before, and it says so. Raises ValueError, in one
-    line, if neither can be had. Of a sharded checkpoint: all of it but the optimizer's part."""
+    """The newest state that is whole, of those that save_checkpoint wrote; says so if that is not the newest. Raises
+    ValueError, in one line, if none can be had. Of a sharded checkpoint: all of it but the optimizer's part."""
     if is_sharded(folder):
         return gather_shards(folder)
     found, reasons = checkpoints(folder, ".pt"), []
@@ -88,7 +100,7 @@ def load_checkpoint(folder, device="cpu"):
 
 
 def has_checkpoint(folder):
-    return any(Path(folder).glob("checkpoint*.pt")) or is_sharded(folder)
+    return bool(checkpoints(folder, ".pt")) or is_sharded(folder)
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -103,8 +115,11 @@ def save_sharded(folder, model, optimizer, step, seconds, processes, keep=2):
     from torch.distributed.checkpoint.api import CheckpointException
 
     written = Path(folder) / "checkpoint_new.dcp"
-    if processes.first:
-        shutil.rmtree(written, ignore_errors=True)
+    if processes.first and written.exists():
+        if what_is_wrong(written) is None:  # killed before it was moved
+            move_up(written, keep)
+        else:
+            remove(written)
     barrier(processes)
     state = flat_state(model, optimizer) | {"step": torch.tensor(step), "seconds": torch.tensor(seconds).double()}
     try:
@@ -205,7 +220,7 @@ INDEX_NAMES = {
 
 
 def is_sharded(folder):
-    return any(Path(folder).glob("checkpoint*.dcp"))
+    return bool(checkpoints(folder, ".dcp"))
 
 
 def whole_shards(folder):

@@ -37,8 +37,8 @@ def from_cli(description, *classes, argv=None):
 
 
 def print_help(description, **files):
-    """What --help prints, without importing anything of the files whose dataclasses are named (file=class): torch alone
-    takes a second. Ends the program."""
+    """Print what --help prints, and exit. The dataclasses are read from the source text instead of importing the files,
+    since importing torch takes a second. files: file=class."""
     sources = {}
     for file, name in files.items():
         text = (Path(__file__).parent / f"{file}.py").read_text("utf-8")
@@ -102,5 +102,5 @@ def or_none(kind):
 
 
 def comments(source):
-    """The comment behind each field of a dataclass, by the field's name; of a field in brackets, inside of them."""
+    """The comment behind each field of a dataclass, by the field's name; of one in several lines, in the second."""
     return dict(re.findall(r"^    (\w+): (?:[^#\n]*\(\n)?[^#\n]*#\s*(.*)$", source, flags=re.MULTILINE))

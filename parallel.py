@@ -103,6 +103,8 @@ def shard(model, transformer, processes, bfloat16):
     policy = MixedPrecisionPolicy(torch.bfloat16, torch.float32) if bfloat16 else MixedPrecisionPolicy()
     for layer in transformer.layers:
         fully_shard(layer, mesh=mesh, mp_policy=policy, reshard_after_forward=processes.gather == "layer")
+    if bfloat16:  # what goes into the model stays as it is: the noise that draws thoughts must be float32
+        policy = MixedPrecisionPolicy(torch.bfloat16, torch.float32, cast_forward_inputs=False)
     fully_shard(model, mesh=mesh, mp_policy=policy, reshard_after_forward=False)
     if hasattr(model, "backward"):  # a method that calls the parts, as forward does
         register_fsdp_forward_method(model, "backward")

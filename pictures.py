@@ -166,3 +166,15 @@ def draw_scores(rows, title, path):
     axes.set(ylabel="per cent", title=title)
     axes.legend(fontsize=7)
     save_picture(figure, path)
+
+
+def draw_over_training(rows, name, path):
+    """Settings over training, {setting: (steps, values (seeds, steps))}: mean over seeds, from least to most shaded."""
+    plt = pyplot()
+    figure, axes = plt.subplots(figsize=(6.4, 4))
+    for number, (setting, (steps, values)) in enumerate(rows.items()):
+        (line,) = axes.plot(steps, values.mean(0), label=setting, lw=2.4 if number == 0 else 1.2)
+        axes.fill_between(steps, values.min(0), values.max(0), alpha=0.15, color=line.get_color(), lw=0)
+    axes.set(xlabel="step", ylabel=name, ylim=(0, 1.02))
+    axes.legend(fontsize=7, loc="center left", bbox_to_anchor=(1, 0.5))
+    save_picture(figure, path)

@@ -42,7 +42,7 @@ from torch.autograd.function import once_differentiable
 
 from model import KVCache, all_ended, attention, own_token, sample
 
-REWARDS = ("mixed", "thought")
+REWARDS, BASELINES = ("mixed", "thought"), ("others", "all", "none")
 
 
 @dataclass
@@ -52,18 +52,20 @@ class QuietSTaRConfig:
     n_true: int = 1  # true tokens each thought is scored on (a); the paper: more, for real text
     reinforce_weight: float = 1.0  # weight of the REINFORCE term in the loss; 0: none
     reward_on: str = "mixed"  # score thoughts by the "mixed" prediction (paper) or by the ungated "thought" branch
+    baseline: str = "others"  # a thought's baseline: mean reward of its position's "others", of "all", or "none"
     clamp_advantage: bool = True  # drop negative advantages, as the paper does: steadier, but biased
     thought_temperature: float = 1.0  # thoughts are sampled at this temperature; 0: greedily
     log_prob_temperature: float = 1.0  # temperature of log p(thought) in the REINFORCE term (the release: 3)
     embedding_scale: float = 20.0  # start/end are stored divided by this, so that Adam moves them that much faster
-    explicit_mask: bool = False  # attend through the whole boolean mask: slow, and the definition of the fast form
+    explicit_mask: bool = False  # attend through the whole boolean mask: slow; the definition of the fast form
 
     def __post_init__(self):
         for name, least in (("thought_len", 0), ("n_thoughts", 1), ("n_true", 1)):
             if getattr(self, name) < least:
                 raise ValueError(f"{name} must be at least {least}, not {getattr(self, name)}")
-        if self.reward_on not in REWARDS:
-            raise ValueError(f"reward_on must be one of {', '.join(REWARDS)}, not {self.reward_on!r}")
+        for name, allowed in (("reward_on", REWARDS), ("baseline", BASELINES)):
+            if getattr(self, name) not in allowed:
+                raise ValueError(f"{name} must be one of {', '.join(allowed)}, not {getattr(self, name)!r}")
         if not (self.thought_temperature >= 0 and self.log_prob_temperature > 0 and self.embedding_scale > 0):
             raise ValueError("thought_temperature must be >= 0, log_prob_temperature and embedding_scale > 0")
 
@@ -127,7 +129,7 @@ class ThoughtCache:
         self.n_steps = 0  # steps of each thought read (D)
 
     def expect(self, T, N, R):
-        """Announce the next call of the transformer, as each must be: T text tokens and R steps of N thoughts. Returns
+        """Call this before every call of the transformer: it will read T text tokens and R steps of N thoughts. Returns
         its position ids (B, T + N*S*R)."""
         B, S = self.positions.shape
         device = self.positions.device
@@ -196,7 +198,7 @@ class ThoughtCache:
         text_scores = (q.reshape(B, K, -1, hd) @ k_text.transpose(2, 3)).view(B, K, N, S, G, R, T)
         own_scores = (q.reshape(B, K, N, S, G * R, hd) @ k_own.transpose(4, 5)).view(B, K, N, S, G, R, D)
 
-        self.masks = self.masks or self.make_masks(T, D, q.dtype)
+        self.masks = self.masks or self.make_masks(T, D, text_scores.dtype)
         scores = torch.cat([x + mask for x, mask in zip((text_scores, own_scores), self.masks, strict=True)], dim=-1)
         p_text, p_own = scores.softmax(-1).split((T, D), dim=-1)
         y = (p_text.reshape(B, K, -1, T) @ v_text).view(B, K, N, S, G * R, hd)
@@ -205,7 +207,7 @@ class ThoughtCache:
 
     def make_masks(self, T, D, dtype):
         """`thought_mask` of the new steps, in two parts to be added to scores: against the text (B, 1, 1, S, 1, 1 or R,
-        T), against one's own thought (R, D). Adding 0 or -inf leaves nothing to do on the way back, as filling does."""
+        T), against one's own thought (R, D). Adding 0 or -inf needs no work on the way back; filling would."""
         device = self.positions.device
         here, text = self.positions[:, None, None, :, None, None, None], torch.arange(T, device=device)
         step, past = self.new_steps[:, None], torch.arange(D, device=device)
@@ -278,26 +280,30 @@ def thought_reward(log_p, log_p_base, valid):
     return ((log_p - log_p_base[:, None]) * valid[:, None]).sum(-1)
 
 
-def thought_advantage(reward, clamp):
+def thought_advantage(reward, clamp, baseline="others"):
     """reward - baseline, (B, N, S): the baseline of a thought is the mean reward of the position's *other* thoughts.
 
-    Leaving the thought itself out keeps the gradient unbiased; the mean over all N would only shrink it by (N-1)/N. It
-    is never divided by a standard deviation (explodes when rewards agree) nor taken over other positions (whose
-    difficulty would leak in). One thought has no others: its baseline is 0, which is "with minus without the thought".
+    Leaving the thought itself out keeps the gradient unbiased; the mean over "all" N only shrinks it by (N-1)/N. It is
+    never divided by a standard deviation (explodes when rewards agree) nor taken over other positions (whose difficulty
+    would leak in). One thought has no others: its baseline is 0, as with "none", "with minus without the thought".
     clamp drops negative advantages, as the paper does: it no longer follows the gradient of the expected reward.
     """
     N = reward.shape[1]
-    baseline = (reward.sum(1, keepdim=True) - reward) / (N - 1) if N > 1 else 0.0
-    advantage = reward - baseline
+    if baseline == "all":
+        advantage = reward - reward.mean(1, keepdim=True)
+    elif baseline == "others" and N > 1:
+        advantage = reward - (reward.sum(1, keepdim=True) - reward) / (N - 1)
+    else:
+        advantage = reward
     return advantage.clamp(min=0) if clamp else advantage
 
 
 def token_log_prob(head, hidden, tokens, temperature=1.0, known=None, chunk_numbers=None):
     """log softmax(head(hidden) / temperature)[tokens]: hidden (..., C), tokens (...) -> (...).
 
-    known: the same, where it was computed before (when the tokens were sampled): only the gradient is left to do.
+    known: the result, if it was computed already, when the tokens were sampled: only the gradient is left to do.
     """
-    rows = max(1, (chunk_numbers or CHUNK_NUMBERS[hidden.device.type]) // head.out_features)
+    rows = max(1, (chunk_numbers or CHUNK_NUMBERS.get(hidden.device.type, 2**25)) // head.out_features)
     known = None if known is None else known.reshape(-1)
     h, t = hidden.reshape(-1, hidden.shape[-1]), tokens.reshape(-1)
     return TokenLogProb.apply(h, head.weight, t, temperature, known, rows).view(tokens.shape)
@@ -310,8 +316,8 @@ class TokenLogProb(torch.autograd.Function):
     """The above, of rows: hidden (n, C), weight (V, C), tokens (n,).
 
     Logits are V numbers a row, far more than anything else here. They are made some rows at a time, and made again on
-    the way back instead of being kept; and there only for rows whose gradient is not 0: of a position's two thoughts,
-    the one that was not the better has an advantage of 0.
+    the way back instead of being kept; and there only for rows whose gradient is not 0: with clamp_advantage, every
+    thought below its baseline drops out. (On a GPU, to look for them waits for all work before: cheaper than logits.)
     """
 
     @staticmethod
@@ -329,8 +335,9 @@ class TokenLogProb(torch.autograd.Function):
     @once_differentiable
     def backward(ctx, gradient):
         hidden, weight, tokens = ctx.saved_tensors
-        d_hidden, d_weight = torch.zeros_like(hidden), torch.zeros_like(weight)
-        weight = weight.to(ctx.dtype)
+        wide = torch.promote_types(weight.dtype, torch.float32)  # chunks are not added up in bfloat16
+        d_hidden, d_weight = torch.zeros_like(hidden), torch.zeros_like(weight, dtype=wide)
+        kind, weight = weight.dtype, weight.to(ctx.dtype)
         for some in gradient.nonzero()[:, 0].split(ctx.rows):
             h, t, slope = hidden[some].to(ctx.dtype), tokens[some], gradient[some] / ctx.temperature
             # d log p(t) / d logits = (1 at t, else 0) - p
@@ -344,7 +351,7 @@ class TokenLogProb(torch.autograd.Function):
                 d_weight.addmm_(d_logits.T, h)
             else:
                 d_weight += d_logits.T @ h
-        return d_hidden, d_weight, None, None, None, None
+        return d_hidden, d_weight.to(kind), None, None, None, None
 
 
 def chosen(logits, tokens, temperature=1.0):
@@ -361,13 +368,15 @@ def precise(x):
 
 
 class LateEmbedding(torch.autograd.Function):
-    """Zeros (..., C) to add to embeddings of tokens (...) that are looked up later, one by one, without a gradient: it
-    comes through the zeros, for all tokens at once. A table's gradient is as large as the table, however few tokens
-    were looked up."""
+    """Zeros (..., C) for tokens (...) that are not known yet, to be added to their embeddings.
+
+    Looking up each token when it is sampled would make one gradient as large as the table per step. So they are looked
+    up without a gradient, and the backward pass of these zeros makes the table's gradient once, for all of them.
+    """
 
     @staticmethod
     def forward(ctx, table, tokens):
-        ctx.tokens, ctx.rows = tokens, len(table)  # tokens: to be filled in before the way back
+        ctx.tokens, ctx.rows = tokens, len(table)  # saved tensors may not be filled in afterwards; these are
         return table.new_zeros(()).expand(*tokens.shape, table.shape[1])
 
     @staticmethod
@@ -377,8 +386,9 @@ class LateEmbedding(torch.autograd.Function):
 
 
 @torch.no_grad()
-def entropy(head, hidden, chunk_numbers=2**25):
+def entropy(head, hidden):
     """Entropy of softmax(head(hidden)) in nats: hidden (..., C) -> (...). Chunk by chunk, as token_log_prob."""
+    chunk_numbers = CHUNK_NUMBERS.get(hidden.device.type, 2**25)
     rows = hidden.reshape(-1, hidden.shape[-1]).split(max(1, chunk_numbers // head.out_features))
     log_p = (head(some).float().log_softmax(-1) for some in rows)
     return torch.cat([-(x.exp() * x).sum(-1) for x in log_p]).view(hidden.shape[:-1])
@@ -387,8 +397,8 @@ def entropy(head, hidden, chunk_numbers=2**25):
 def text_mean(values, valid, of_all=None):
     """Mean over the valid entries of each text (B, ...), then over texts: a batch's loss is the mean of its parts'.
 
-    of_all: valid entries of which these are a part, of values that are spread over parts: their sum, then, over the
-    number of all, so that the parts add up to the mean.
+    of_all: if values are a part of all entries, which of all are valid. Their sum is divided by the number of those,
+    so that the means of the parts add up to the mean of all.
     """
     copies = values.flatten(1).shape[1] // valid[0].numel()  # valid may be the same for all thoughts
     count = (valid if of_all is None else of_all).flatten(1).sum(1) * copies
@@ -475,7 +485,7 @@ class QuietSTaR(nn.Module):
     def think(self, tokens, thoughts=None, positions=None, noise=None, text=None, only_sample=False):
         """THINK at all chosen positions in parallel (section 4.2), and read on: returns Thoughts. See `forward`.
 
-        Nothing is read twice and nothing known waits: [text, start] go through the transformer together, then t_1 ..
+        Nothing is read twice and nothing known waits: [text, start] (or start, if the text was read) together, t_1 ..
         t_{m-1} one step at a time as they are sampled, then [t_m, end, x_{i+1} .. x_{i+a-1}]: m + 1 forwards. Thoughts
         that are given are known, and go in together: two.
         text: what `read_text` made of tokens, not to be read again.
@@ -593,7 +603,7 @@ class QuietSTaR(nn.Module):
                 log_p_reward = token_log_prob(head, thoughts.h_thought, target[:, None].expand(gate.shape))
             log_p_base_ahead = take(log_p_base, (target_index(thoughts.positions, config.n_true) - 1).clamp(max=L - 2))
             reward = thought_reward(log_p_reward, log_p_base_ahead, valid)  # (B, N, S)
-            advantage = thought_advantage(reward, config.clamp_advantage)
+            advantage = thought_advantage(reward, config.clamp_advantage, config.baseline)
 
         # "Loss" only in that its gradient, in expectation over thoughts, is minus that of the expected reward.
         reinforce = -text_mean(advantage * log_prob.sum(-1), valid.any(-1)[:, None], of_all.any(-1)[:, None])
@@ -612,14 +622,14 @@ class QuietSTaR(nn.Module):
         recompute=False,
         before_last=lambda: None,
     ):
-        """What forward() and (scale * loss).backward() do, in as little memory as you like. Returns the metrics.
+        """What forward() and (scale * loss).backward() do, in less memory. Returns the metrics.
 
         Thoughts of different positions have nothing to do with one another, so they can be had, and learned from, a
         few positions at a time (at_once; 0: see `good_part`). What they share is the text, which is read once: its
         embeddings, hidden states, keys and values are leaves of the parts' graphs, where each part leaves its gradient,
-        and the text's own backward pass comes last. Nothing is computed twice but logits (see `TokenLogProb`).
+        and the text's own backward pass comes last. Without recompute nothing is computed twice but logits.
         positions: (B, S) where to think, or a function that chooses them when the text is read, from h_text (B, L-1, C)
-        (`hard_positions`, say). noise is for all of default_positions, wherever is thought.
+        (`hard_positions`, say). noise covers all default_positions, even if only some of them think.
         recompute: sample the thoughts of each part without a graph, then learn from them as given, in two forwards:
         what was sampled is read twice, but parts can be smaller before they are too small to be fast.
         before_last: called before the last of the backward passes, after which all gradients are complete.
@@ -636,8 +646,8 @@ class QuietSTaR(nn.Module):
         leaf = Text(*map(as_leaf, text[:2]), [(as_leaf(k), as_leaf(v)) for k, v in text.keys_values])
         log_p_base, nll_base, valid_base = self.learn_text(tokens, leaf.hidden, documents)
         go_back(0.5 * scale * nll_base)
-        log_p_base, losses, parts = log_p_base.detach(), [], []
-        noises = [None] * -(-positions.shape[1] // at_once) if noise is None else noise.split(at_once, dim=2)
+        log_p_base, parts = log_p_base.detach(), []
+        noises = [None] * len(positions.split(at_once, dim=1)) if noise is None else noise.split(at_once, dim=2)
         for some, u in zip(positions.split(at_once, dim=1), noises, strict=True):
             if recompute and config.thought_len:
                 with torch.no_grad():
@@ -647,25 +657,23 @@ class QuietSTaR(nn.Module):
                 thoughts = self.think(tokens, positions=some, noise=u, text=leaf)
             learned = self.learn_thoughts(tokens, thoughts, log_p_base, documents, positions)
             go_back(scale * learned.loss)
-            losses.append((learned.loss.detach(), learned.reinforce.detach()))
-            parts.append([x.detach() for x in learned[3:9]])
+            parts.append(learned._make(x if x is None else x.detach() for x in learned))
+            del thoughts, learned  # or they would live through the next part
         shared = [(x.embedded, x.hidden, *(y for layer in x.keys_values for y in layer)) for x in (text, leaf)]
-        shared = [(x, y.grad) for x, y in zip(*shared, strict=True) if y.grad is not None]
+        shared = [(x, y.grad) for x, y in zip(*shared, strict=True) if x.requires_grad and y.grad is not None]
         before_last()
-        go_back(*zip(*shared, strict=True))
+        if shared:  # else the model is frozen
+            go_back(*zip(*shared, strict=True))
 
-        loss, reinforce = (sum(x) for x in zip(*losses, strict=True))
         places = dict(nll_mixed=2, gate=2, reward=2, advantage=2, log_prob=2, valid=1)  # where S is
-        joined = {
-            name: torch.cat(x, dim) for (name, dim), x in zip(places.items(), zip(*parts, strict=True), strict=True)
-        }
-        loss = loss + 0.5 * nll_base.detach()
+        joined = {name: torch.cat([getattr(x, name) for x in parts], dim) for name, dim in places.items()}
+        loss, reinforce = sum(x.loss for x in parts) + 0.5 * nll_base.detach(), sum(x.reinforce for x in parts)
         return self.metrics(Learned(loss, reinforce, nll_base=-log_p_base, valid_base=valid_base, **joined))
 
     def good_part(self, positions, recompute, device=None):
-        """How many positions should think together, of positions (B, S). On a GPU all: it wants work. On a CPU a step
-        of 2**16 numbers is as fast as a larger one, and memory is cheaper to use again than to ask for. A quarter of
-        either to save memory, if what was sampled is read again anyway."""
+        """How many of positions (B, S) should think together. On a GPU all: it is faster with more work. On a CPU so
+        many that the hidden states of one step are about 2**16 numbers: more is no faster, and smaller buffers are used
+        again. With recompute a quarter of that, as it is there to save memory."""
         (B, S), config = positions.shape, self.config
         if (device or positions.device.type) == "cpu":
             S = min(S, max(1, 2**16 // (B * config.n_thoughts * self.model.config.dim)))
@@ -776,7 +784,8 @@ def generate_with_thoughts(
     A token costs m + 1 forwards: [x, start], t_1 .. t_{m-1}, [t_m, end]. But a forward that reads four tokens is nearly
     as fast as one that reads two, and mostly the thought does not change the next token. So the last forward reads on,
     as if the token were what it would be without the thought (with the same draw): [t_m, end, guess, start]. If it
-    turns out to be the token, m forwards were enough; if not, the guess is forgotten. What is said is the same.
+    is the token, in every row of the batch, m forwards were enough; if not, the guess is forgotten, for all rows. The
+    text is the same either way, up to rounding.
     """
     if max_new_tokens < 1:
         raise ValueError(f"max_new_tokens must be at least 1, not {max_new_tokens}")
@@ -825,7 +834,7 @@ def generate_with_thoughts(
 def guess_layout(at, m, device):
     """The triples (position, thought, step), (3, at + m + 4), of a text of `at` tokens, the whole thought of its last
     position, a guess of the next token, and the start of that one's thought."""
-    position = [*range(at), *[at - 1] * (m + 2), at, at]
-    thought = [-1] * at + [0] * (m + 2) + [-1, 0]
-    step = [-1] * at + [*range(m + 2)] + [-1, 0]
-    return torch.tensor((position, thought, step), device=device)
+    place = torch.arange(at + m + 4, device=device)
+    layout = torch.stack((place.clamp(max=at - 1), -(place < at).long(), (place - at).clamp(min=-1)))
+    layout[:, -2:] = torch.tensor(((at, at), (-1, 0), (-1, 0)), device=device)
+    return layout

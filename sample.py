@@ -46,8 +46,7 @@ def main():
     except (ValueError, OSError) as error:
         sys.exit(f"sample.py: error: {error}")
 
-    # The generator serves the tokens and the global seed the thoughts, so that both can be had again.
-    torch.manual_seed(config.seed)
+    # One generator draws tokens and thoughts: the same seed says the same.
     generator = torch.Generator(device).manual_seed(config.seed)
     thinking = isinstance(model, QuietSTaR) and not config.without_thoughts
     if not thinking:

@@ -462,12 +462,14 @@ def open_run(out, settings, model, optimizer, tokenizer, processes):
     """Go on with the run in `out`, or begin it: (steps done, seconds they took). Raises ValueError, OSError."""
     if (out / "config.json").exists():
         old = read_config(out)
+        # a setting that is newer than the run was what it is by default
+        default = {f.name: f.default for cls in (TrainConfig, QuietSTaRConfig) for f in dataclasses.fields(cls)}
         for part in ("train", "model", "quiet_star", "tokenizer"):
             if part == "quiet_star" and settings["train"]["objective"] == "lm":
                 continue
             for name, value in settings[part].items():
-                if name not in MAY_CHANGE and old[part].get(name) != value:
-                    was = old[part].get(name)
+                was = old[part].get(name, default.get(name))
+                if name not in MAY_CHANGE and was != value:
                     raise ValueError(
                         f"{out} holds another run ({name} is {was!r} there, {value!r} here): choose another --out"
                     )

@@ -173,11 +173,20 @@ def test_a_full_disk_in_a_sharded_run_is_one_line(deep, monkeypatch):
     torch.distributed.destroy_process_group()
 
 
-def test_bfloat16_shards_learn_in_float32(deep):
-    """Weights are gathered in bfloat16, gradients and what is kept are float32."""
+def test_bfloat16_shards_learn_in_float32(deep, monkeypatch):
+    """Weights are gathered in bfloat16, gradients and what is kept are float32, and so are the numbers that thoughts
+    are drawn with."""
+    think, kinds = trainer.QuietSTaR.think, set()
+
+    def watched(self, tokens, thoughts=None, positions=None, noise=None, **more):
+        kinds.update([noise.dtype] if noise is not None else [])
+        return think(self, tokens, thoughts, positions, noise, **more)
+
+    monkeypatch.setattr(trainer.QuietSTaR, "think", watched)
     for name, way in {"plain": [], "sharded": ["--parallel=fsdp"]}.items():
         go(deep, f"--out={name}", "--init_from=base3", "--max_steps=3", "--dtype=bfloat16", "--lr=1e-6", *way)
     torch.distributed.destroy_process_group()
+    assert kinds == {torch.float32}
     losses = [[line["loss"] for line in read_log(deep / name)] for name in ("plain", "sharded")]
     assert losses[0] == pytest.approx(losses[1], abs=1e-2)
     before, after = load_run(deep / "base3")[0], load_run(deep / "sharded")[0].model

@@ -458,6 +458,24 @@ def test_thinking_in_parts_gives_the_gradient_of_the_whole(at_once, window, thou
     assert all(grad.abs().max() > 0 for name, grad in grads.items() if thought_len and "start" not in name)
 
 
+@pytest.mark.parametrize("frozen", ["model.tok_embeddings", "model.output", "model"])
+def test_thinking_in_parts_with_frozen_weights(frozen):
+    """The mixing head and the thought tokens alone may learn; what is frozen gets no gradient."""
+    quiet = tiny(thought_len=2, n_true=2, n_thoughts=2)
+    quiet.get_submodule(frozen).requires_grad_(False)
+    tokens, noise = ids(2, 8), uniform(2, 2, 6, 2)
+    loss, _ = quiet(tokens, noise=noise)
+    loss.backward()
+    wanted = {name: weight.grad for name, weight in quiet.named_parameters()}
+    quiet.zero_grad()
+    quiet.backward(tokens, noise=noise, at_once=4)
+    assert wanted["mixing_head.last.weight"].abs().max() > 0
+    for name, weight in quiet.named_parameters():
+        assert (weight.grad is None) == (wanted[name] is None), name
+        if weight.grad is not None:
+            assert_close(weight.grad, wanted[name], **CLOSE, msg=name)
+
+
 @pytest.mark.parametrize("at_once, recompute", [(0, False), (2, True)])
 def test_thinking_at_chosen_positions_is_thinking_there_with_their_noise(at_once, recompute):
     """And language modelling on the rest. Positions may be given, or chosen when the text is read."""
@@ -645,6 +663,8 @@ def test_advantage_by_hand():
     assert thought_advantage(reward, False).tolist() == [[[-4.5, -15.0], [0.0, -15.0], [4.5, 30.0]]]
     assert thought_advantage(reward, True).tolist() == [[[0.0, 0.0], [0.0, 0.0], [4.5, 30.0]]]
     assert thought_advantage(reward[:, :1], False).tolist() == [[[1.0, 10.0]]]
+    assert thought_advantage(reward, False, "all").tolist() == [[[-3.0, -10.0], [0.0, -10.0], [3.0, 20.0]]]
+    assert thought_advantage(reward, True, "none").tolist() == reward.tolist()
 
 
 @pytest.mark.parametrize("reward_on", ["mixed", "thought"])
@@ -746,8 +766,8 @@ def test_generating_leaves_the_models_settings_alone_and_follows_its_generator()
 
 @pytest.mark.parametrize(
     "field, value",
-    [("thought_len", -1), ("n_thoughts", 0), ("n_true", 0), ("reward_on", "x"), ("thought_temperature", -1.0),
-     ("log_prob_temperature", 0.0), ("embedding_scale", 0.0)],
+    [("thought_len", -1), ("n_thoughts", 0), ("n_true", 0), ("reward_on", "x"), ("baseline", "x"),
+     ("thought_temperature", -1.0), ("log_prob_temperature", 0.0), ("embedding_scale", 0.0)],
 )  # fmt: skip
 def test_bad_settings_are_refused_by_name(field, value):
     """Catches a typo in a config that trains for hours as something else."""

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 import train as trainer
-from checkpoint import load_checkpoint, load_run, read_log
+from checkpoint import checkpoints, load_checkpoint, load_run, read_log, save_checkpoint
 from data.dataset import write_dataset
 from data.tokenizer import CharTokenizer
 
@@ -363,12 +363,50 @@ def test_the_last_k_checkpoints_are_kept_and_each_serves(work, way):
         torch.distributed.destroy_process_group()
 
 
-def test_killed_between_its_two_renames_the_newest_is_loaded(work):
-    go(work, "--out=q", "--max_steps=2", "--save_every=1")
-    (work / "q" / "checkpoint.pt").rename(work / "q" / "checkpoint_new.pt")
-    assert load_checkpoint(work / "q")["step"] == 2
-    go(work, "--out=q", "--max_steps=3", "--save_every=1")
-    assert load_checkpoint(work / "q")["step"] == 3 and not (work / "q" / "checkpoint_new.pt").exists()
+@pytest.mark.parametrize("way", [[], ["--parallel=fsdp"]])
+def test_killed_between_its_renames_the_newest_is_loaded_and_nothing_is_lost_by_going_on(work, way):
+    """Nor is a copy that somebody made."""
+    ending = "dcp" if way else "pt"
+    go(work, "--out=q", "--max_steps=3", "--save_every=1", *way)
+    (work / "q" / f"checkpoint.{ending}").rename(work / "q" / f"checkpoint_new.{ending}")
+    (work / "q" / f"checkpoint_mine.{ending}").mkdir()
+    assert load_checkpoint(work / "q")["step"] == 3
+    go(work, "--out=q", "--max_steps=4", "--save_every=1", *way)
+    names = {path.name for path in (work / "q").glob(f"checkpoint*.{ending}")}
+    assert names == {f"checkpoint{name}.{ending}" for name in ("", "_before", "_mine")}
+    for step, name in ((4, "checkpoint"), (3, "checkpoint_before")):
+        assert load_checkpoint(work / "q")["step"] == step
+        (work / "q" / f"{name}.{ending}").rename(work / f"{name}.gone")
+    if way:
+        torch.distributed.destroy_process_group()
+
+
+def test_a_rotation_that_was_broken_off_anywhere_keeps_what_there_is(tmp_path):
+    """With three kept, at each of its renames: the two newest of before are still there after the next save."""
+    for broken in range(4):
+        folder = tmp_path / str(broken)
+        folder.mkdir()
+        for step in (1, 2, 3):
+            save_checkpoint(folder, {"step": step}, keep=3)
+        renames, rename = [], os.rename
+
+        def breaks(*paths, broken=broken, renames=renames, rename=rename):
+            renames.append(paths)
+            if len(renames) > broken:
+                raise KeyboardInterrupt
+            rename(*paths)
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr("checkpoint.os.rename", breaks)
+            if broken < 3:
+                with pytest.raises(KeyboardInterrupt):
+                    save_checkpoint(folder, {"step": 4}, keep=3)
+            else:
+                save_checkpoint(folder, {"step": 4}, keep=3)
+        assert load_checkpoint(folder)["step"] == 4
+        save_checkpoint(folder, {"step": 5}, keep=3)
+        steps = [torch.load(path, weights_only=True)["step"] for path in checkpoints(folder, ".pt")]
+        assert steps == [5, 4, 3], broken
 
 
 def test_a_full_disk_is_one_line_and_leaves_the_last_good_checkpoint(work, monkeypatch):
