@@ -32,7 +32,7 @@ FULL, HALF = 4, 2  # bytes of a float32 and a bfloat16
 class MemoryConfig:
     gpus: int = 8  # processes that share the work, one a GPU
     gpu_memory: float = 80.0  # GB of each
-    thought_lens: str = "4,8,12,16"  # thought lengths to look at besides thought_len
+    thought_lens: str = "4,8,16"  # thought lengths to look at besides thought_len
     json: bool = False  # print one JSON object instead of the table
 
     def __post_init__(self):
@@ -83,7 +83,7 @@ def activations(train, model_config, quiet_config, texts, dtype=torch.float32, w
     the last two of a few add is what each further one adds. gpu: think as many positions at once, and make as many
     logits at once, as there.
     """
-    some = min(6, model_config.n_layers)  # with very few, it is the head and not a block that needs most
+    some = min(10, model_config.n_layers)  # with fewer, the moment of the peak is another one
     fewer, more = (
         peak(train, replace(model_config, n_layers=n), quiet_config, texts, dtype, weights, gpu)
         for n in (max(1, some - 1), some)

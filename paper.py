@@ -65,7 +65,7 @@ def train_all(runs, jobs):
     """Train runs {folder: flags}, `jobs` at a time."""
     with ThreadPoolExecutor(jobs) as pool:
         waiting = [
-            pool.submit(script, "train.py", f"--out={folder}", *flags, log=folder.with_suffix(".log"))
+            pool.submit(script, "train.py", f"--out={folder}", *flags, log=folder.parent / f"{folder.name}.log")
             for folder, flags in runs.items()
         ]
         for future in tqdm(waiting, desc="training", unit="run", disable=None):
