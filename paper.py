@@ -9,6 +9,7 @@ Logs, runs, a table (results.json) and a picture come into out/paper.
 
 import json
 import os
+import re
 import statistics
 import subprocess
 import sys
@@ -68,8 +69,12 @@ def train_all(runs, jobs):
             pool.submit(script, "train.py", f"--out={folder}", *flags, log=folder.parent / f"{folder.name}.log")
             for folder, flags in runs.items()
         ]
-        for future in tqdm(waiting, desc="training", unit="run", disable=None):
-            future.result()
+        try:
+            for future in tqdm(waiting, desc="training", unit="run", disable=None):
+                future.result()
+        except BaseException:  # Ctrl-C, say: those that run stop by themselves, and no other begins
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
 
 
 def over_training(folder, flags):
@@ -105,7 +110,6 @@ CHATTER = {
     "reinforce_weight 1": ["--reinforce_weight=1"],
     "negative advantages dropped": ["--clamp_advantage"],
     "baseline: mean of all": ["--baseline=all"],
-    "no baseline": ["--baseline=none"],
     "reward on the thought branch": ["--reward_on=thought"],
     "2 thoughts": ["--n_thoughts=2"],
     "8 thoughts": ["--n_thoughts=8"],
@@ -156,7 +160,7 @@ def chatter(config, out):
     script("train.py", f"--config={HERE / 'config' / 'chatter_base.toml'}", log=out / "chatter_base.log")
     seeds = [int(seed) for seed in config.seeds.split(",")]
     runs = {
-        (name, seed): (out / "chatter" / f"{name.replace(' ', '_').replace('/', '_')}_{seed}", [*preset, *flags])
+        (name, seed): (out / "chatter" / f"{re.sub('[^a-zA-Z0-9]+', '_', name)}_{seed}", [*preset, *flags])
         for name, flags in CHATTER.items()
         for seed in seeds
     }
@@ -207,6 +211,8 @@ def main():
         COMMANDS[command](config, out)
     except (ValueError, OSError) as error:
         sys.exit(f"paper.py: error: {error}")
+    except KeyboardInterrupt:
+        sys.exit("stopped: run the same command again to go on")
 
 
 if __name__ == "__main__":
