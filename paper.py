@@ -21,7 +21,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from checkpoint import checkpoints, load_weights, read_config
+from checkpoint import checkpoints, load_checkpoint, load_weights, read_config
 from config import from_cli
 from data.arithmetic.prepare import running_results
 from data.dataset import open_dataset, replace_file
@@ -147,7 +147,11 @@ def useful_thoughts(model, tokenizer, rows, steps, n_thoughts=4):
     digits = torch.tensor(tokenizer.encode("0123456789"))
     likeliest = digits[model.model.logits(h_mixed)[:, :, 0, 0, digits].argmax(-1)]  # (rows, n_thoughts)
     right = likeliest == rows[:, -1:]
-    return {"useful_share": np.mean(useful), "answer_accuracy": float(right.float().mean()), "gate": float(gate.mean())}
+    return {
+        "useful_share": float(np.mean(useful)),
+        "answer_accuracy": float(right.float().mean()),
+        "gate": float(gate.mean()),
+    }
 
 
 def chatter(config, out):
@@ -170,10 +174,15 @@ def chatter(config, out):
     dataset = open_dataset("data/chatter", "val")
     tokenizer = from_json(dataset.meta["tokenizer"], "data/chatter")
     rows, steps = quiet_questions(dataset, tokenizer)
-    found = {
-        key: [(step, useful_thoughts(model, tokenizer, rows, steps)) for step, model in over_training(folder, flags)]
-        for key, (folder, flags) in tqdm(runs.items(), desc="measuring", unit="run", disable=None)
-    }
+    found = {}
+    for key, (folder, flags) in tqdm(runs.items(), desc="measuring", unit="run", disable=None):
+        path, last = folder / "useful_thoughts.json", load_checkpoint(folder)["step"]
+        if not path.exists() or json.loads(path.read_text("utf-8"))[-1][0] != last:
+            points = [
+                (step, useful_thoughts(model, tokenizer, rows, steps)) for step, model in over_training(folder, flags)
+            ]
+            replace_file(path, json.dumps(points, indent=1).encode())
+        found[key] = json.loads(path.read_text("utf-8"))
 
     results, curves = {"useful_share": {}, "rows": {}}, {}
     print(f"\n{len(rows)} quiet lines, 4 thoughts each at temperature 1; mean and spread over seeds {config.seeds}\n")
@@ -183,8 +192,9 @@ def chatter(config, out):
         start = over_seeds([points[0][1]["useful_share"] for points in of_seeds])
         end = {what: over_seeds([points[-1][1][what] for points in of_seeds]) for what in of_seeds[0][0][1]}
         results["rows"][name] = {"useful_share_at_start": start, **end, "flags": CHATTER[name]}
-        shares = np.array([[measured["useful_share"] for _, measured in points] for points in of_seeds])
-        curves[name] = [step for step, _ in of_seeds[0]], shares
+        shares = [{step: measured["useful_share"] for step, measured in points} for points in of_seeds]
+        looked = sorted(set.intersection(*map(set, shares)))  # a run that was stopped has a checkpoint of its own
+        curves[name] = looked, np.array([[share[step] for step in looked] for share in shares])
         cells = [start, end["useful_share"], end["answer_accuracy"], end["gate"]]
         print(f"{name:30}" + "".join(f"{x['mean']:>10.3f} ± {x['spread']:.3f}" for x in cells))
     first = results["rows"]["as in config/chatter.toml"]
