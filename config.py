@@ -102,5 +102,5 @@ def or_none(kind):
 
 
 def comments(source):
-    """The comment behind each field of a dataclass, by the field's name; of one in several lines, in the second."""
-    return dict(re.findall(r"^    (\w+): (?:[^#\n]*\(\n)?[^#\n]*#\s*(.*)$", source, flags=re.MULTILINE))
+    """The comment behind each field of a dataclass, by the field's name."""
+    return dict(re.findall(r"^    (\w+): [^#\n]*#\s*(.*)$", source, flags=re.MULTILINE))

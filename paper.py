@@ -7,6 +7,7 @@ there already is not done again, so that a command that was stopped goes on when
 Logs, runs, a table (results.json) and a picture come into out/paper.
 """
 
+import copy
 import json
 import os
 import re
@@ -26,9 +27,7 @@ from config import from_cli
 from data.arithmetic.prepare import running_results
 from data.dataset import open_dataset, replace_file
 from data.tokenizer import from_json
-from model import ModelConfig, Transformer
 from pictures import draw_over_training
-from quiet_star import QuietSTaR, QuietSTaRConfig
 from train import HERE, build_model, settings_from
 
 
@@ -80,13 +79,12 @@ def train_all(runs, jobs):
 def over_training(folder, flags):
     """A thinking run at its beginning and at each checkpoint it kept: yields (step, model)."""
     settings = settings_from([f"--out={folder}", *flags])
-    tokenizer = from_json(read_config(folder)["tokenizer"], folder)
-    yield 0, build_model(*settings, tokenizer).eval()
+    model = build_model(*settings, from_json(read_config(folder)["tokenizer"], folder)).eval()
+    yield 0, model
     for path in reversed(checkpoints(folder, ".pt")):
-        state, config = torch.load(path, weights_only=True), read_config(folder)
-        model = QuietSTaR(Transformer(ModelConfig(**config["model"])), QuietSTaRConfig(**config["quiet_star"]))
+        state, model = torch.load(path, weights_only=True), copy.deepcopy(model)
         load_weights(model, state["model"], path)
-        yield state["step"], model.eval()
+        yield state["step"], model
 
 
 def over_seeds(values):
@@ -164,11 +162,13 @@ def chatter(config, out):
     script("train.py", f"--config={HERE / 'config' / 'chatter_base.toml'}", log=out / "chatter_base.log")
     seeds = [int(seed) for seed in config.seeds.split(",")]
     runs = {
-        (name, seed): (out / "chatter" / f"{re.sub('[^a-zA-Z0-9]+', '_', name)}_{seed}", [*preset, *flags])
+        (name, seed): (
+            out / "chatter" / f"{re.sub('[^a-zA-Z0-9]+', '_', name)}_{seed}",
+            [*preset, *flags, f"--seed={seed}"],
+        )
         for name, flags in CHATTER.items()
         for seed in seeds
     }
-    runs = {key: (folder, [*flags, f"--seed={key[1]}"]) for key, (folder, flags) in runs.items()}
     train_all(dict(runs.values()), config.jobs)
 
     dataset = open_dataset("data/chatter", "val")

@@ -341,9 +341,7 @@ class TokenLogProb(torch.autograd.Function):
         for some in gradient.nonzero()[:, 0].split(ctx.rows):
             h, t, slope = hidden[some].to(ctx.dtype), tokens[some], gradient[some] / ctx.temperature
             # d log p(t) / d logits = (1 at t, else 0) - p
-            logits = precise(h @ weight.T)
-            logits = logits if ctx.temperature == 1 else logits / ctx.temperature
-            d_logits = logits.softmax(-1).mul_(-slope[:, None])
+            d_logits = tempered(h @ weight.T, ctx.temperature).softmax(-1).mul_(-slope[:, None])
             d_logits[torch.arange(len(t), device=t.device), t] += slope
             d_logits = d_logits.to(ctx.dtype)
             d_hidden[some] = (d_logits @ weight).to(hidden.dtype)
@@ -356,15 +354,14 @@ class TokenLogProb(torch.autograd.Function):
 
 def chosen(logits, tokens, temperature=1.0):
     """log softmax(logits / temperature)[tokens]: (..., V), (...) -> (...)."""
-    logits = precise(logits) if temperature == 1 else precise(logits) / temperature
-    return -F.cross_entropy(logits.reshape(-1, logits.shape[-1]), tokens.reshape(-1), reduction="none").view(
-        tokens.shape
-    )
+    logits = tempered(logits, temperature).reshape(-1, logits.shape[-1])
+    return -F.cross_entropy(logits, tokens.reshape(-1), reduction="none").view(tokens.shape)
 
 
-def precise(x):
-    """x in float32 at least."""
-    return x if x.dtype == torch.float64 else x.float()
+def tempered(logits, temperature):
+    """logits / temperature, in float32 at least."""
+    logits = logits if logits.dtype == torch.float64 else logits.float()
+    return logits if temperature == 1 else logits / temperature
 
 
 class LateEmbedding(torch.autograd.Function):
@@ -564,8 +561,12 @@ class QuietSTaR(nn.Module):
         The head that follows is linear, so mixing hidden states is mixing logits; and a softmax forgets constants, so
         it is the paper's mixing of log-probabilities too.
         """
-        w = self.mixing_head(thoughts.h_base, thoughts.h_thought)  # (B, N, S, a, 1)
-        return thoughts.h_base + w * (thoughts.h_thought - thoughts.h_base), w[..., 0]
+        return self.mix(thoughts.h_base, thoughts.h_thought)
+
+    def mix(self, h_base, h_thought):
+        """The same, of any two that fit together (..., C): h_mixed (..., C), w (...)."""
+        w = self.mixing_head(h_base, h_thought)  # (..., 1)
+        return h_base + w * (h_thought - h_base), w[..., 0]
 
     def learn(self, tokens, thoughts, documents=None):
         """LEARN from thoughts, sampled or given (section 4.4): returns Learned. See `forward`.
@@ -818,9 +819,8 @@ def generate_with_thoughts(
                 known, query[0] + 1 + query[2], thought_mask(query, keys, model.config.sliding_window), cache
             )  # (B, 4, C)
             h = hidden[:, 1]
-        w = quiet.mixing_head(h_base, h)  # (B, 1)
-        logits = model.logits(h_base + w * (h - h_base))
-        new = own_token(sample(logits, temperature, draw), tokens, at, lengths)  # (B,)
+        h_mixed, w = quiet.mix(h_base, h)  # (B, C), (B,)
+        new = own_token(sample(model.logits(h_mixed), temperature, draw), tokens, at, lengths)  # (B,)
         guessed = m > 0 and torch.equal(new, guess)
         cache.keep(at, slice(at + m + 2, at + m + 4) if guessed else slice(0))
         h_base, h = hidden[:, -2], hidden[:, -1]
@@ -828,7 +828,7 @@ def generate_with_thoughts(
         said.append(thought)
         gates.append(w)
         at += 1
-    return out[:, :at], torch.stack(said, dim=1), torch.cat(gates, dim=1)
+    return out[:, :at], torch.stack(said, dim=1), torch.stack(gates, dim=1)
 
 
 def guess_layout(at, m, device):
