@@ -139,6 +139,15 @@ class KVCache:
         self.k[:, :, :, n:end], self.v[:, :, :, n:end] = moved
         self.seen = [end] * len(self.seen)
 
+    def of_rows(self, rows, room):
+        """What was read in some rows (R,), ascending, as a cache of their own that can read `room` tokens on, and whose
+        tokens this one never sees. Of all rows it is a view: they are written where this one will write next."""
+        other, end = object.__new__(KVCache), self.length + room
+        whole = len(rows) == self.k.shape[1]
+        other.k, other.v = (x[:, :, :, :end] if whole else x[:, rows, :, :end] for x in (self.k, self.v))
+        other.seen = [*self.seen]
+        return other
+
     def attend(self, layer, q, k, v, mask):
         return attention(q, *self.append(layer, k, v), mask)
 

@@ -18,6 +18,9 @@ Algorithm 1 of the paper, and the function here that does each line:
         loss      = 1/2 NLL_base + 1/2 NLL_mixed                      QuietSTaR.learn
                     - reinforce_weight * advantage * log p(t_1 .. t_m)
 
+Beyond the paper, which leaves it open: a small head learns to tell beforehand what a thought would bring (GainHead), so
+that `generate_with_thoughts` can think only where it pays.
+
 Symbols
   B  texts                   L  tokens of a text (read or only predicted)    C, V  width, vocabulary
   S  positions that think (all that have n_true targets, unless chosen)
@@ -268,6 +271,27 @@ class MixingHead(nn.Module):
         return self.last(self.inner((self.base(h_base) + self.thought(h_thought)).relu()).relu())
 
 
+class GainHead(nn.Module):
+    """What would a thought bring here? The expected gain in nats, from h_base alone: (..., C) -> (...).
+
+    It learns, by least squares, from what training measures anyway: log p of the n_true tokens after a thought minus
+    that without one, the mean over a position's thoughts. Of many gains at places that look alike to h_base, least
+    squares learns the mean: high where thoughts mostly help, near 0 where nothing can be known, however surprised
+    the model is (which is why the base model's entropy is no substitute). h_base is cut off from the graph: the
+    model does not learn to be predictable.
+    """
+
+    def __init__(self, dim):
+        super().__init__()
+        self.inner = nn.Linear(dim, dim)
+        self.last = nn.Linear(dim, 1)
+        nn.init.zeros_(self.last.weight)  # nothing gains at step 0, when thoughts count for nothing
+        nn.init.zeros_(self.last.bias)
+
+    def forward(self, h_base):
+        return self.last(self.inner(h_base.detach()).relu())[..., 0]
+
+
 # ----------------------------------------------------------------------------------------------------------------------
 # 3. Reward and baseline (section 4.4)
 
@@ -433,6 +457,7 @@ class Learned(NamedTuple):
 
     loss: torch.Tensor  # () 1/2 NLL_base + 1/2 NLL_mixed + reinforce_weight * reinforce
     reinforce: torch.Tensor  # () the REINFORCE term
+    gain_error: torch.Tensor  # () mean squared error of the predicted gains, apart: only the gain head learns from it
     nll_base: torch.Tensor  # (B, L-1) of x_1 .. x_{L-1}, without thoughts
     nll_mixed: torch.Tensor  # (B, N, S, a) of x_{i+1} .. x_{i+a}
     gate: torch.Tensor  # (B, N, S, a) w
@@ -451,6 +476,7 @@ class QuietSTaR(nn.Module):
         self.model, self.config = model, config
         self.thought_tokens = ThoughtTokens(model.config.dim, config.embedding_scale)
         self.mixing_head = MixingHead(model.config.dim)
+        self.gain_head = GainHead(model.config.dim)
 
     def with_settings(self, **changes):
         """The same model, sharing all weights, with some settings changed: e.g. greedy thoughts for evaluation."""
@@ -469,7 +495,7 @@ class QuietSTaR(nn.Module):
         """
         thoughts = self.think(tokens, thoughts, positions, noise)
         learned = self.learn(tokens, thoughts, documents)
-        return learned.loss, self.metrics(learned)
+        return learned.loss + learned.gain_error, self.metrics(learned)
 
     def read_text(self, tokens):
         """Read tokens (B, L) alone but for the last, which is only ever a target: Text."""
@@ -605,12 +631,15 @@ class QuietSTaR(nn.Module):
             log_p_base_ahead = take(log_p_base, (target_index(thoughts.positions, config.n_true) - 1).clamp(max=L - 2))
             reward = thought_reward(log_p_reward, log_p_base_ahead, valid)  # (B, N, S)
             advantage = thought_advantage(reward, config.clamp_advantage, config.baseline)
+            gain = thought_reward(log_p_mixed, log_p_base_ahead, valid).mean(1)  # (B, S)
 
         # "Loss" only in that its gradient, in expectation over thoughts, is minus that of the expected reward.
-        reinforce = -text_mean(advantage * log_prob.sum(-1), valid.any(-1)[:, None], of_all.any(-1)[:, None])
+        some, of_all_some = valid.any(-1), of_all.any(-1)
+        reinforce = -text_mean(advantage * log_prob.sum(-1), some[:, None], of_all_some[:, None])
+        gain_error = text_mean((self.gain_head(thoughts.h_base[:, 0, :, 0]) - gain) ** 2, some, of_all_some)
         nll_mixed = text_mean(-log_p_mixed, valid[:, None], of_all[:, None])
         loss = 0.5 * nll_mixed + config.reinforce_weight * reinforce
-        return Learned(loss, reinforce, None, -log_p_mixed, gate, reward, advantage, log_prob, valid, None)
+        return Learned(loss, reinforce, gain_error, None, -log_p_mixed, gate, reward, advantage, log_prob, valid, None)
 
     def backward(
         self,
@@ -657,7 +686,7 @@ class QuietSTaR(nn.Module):
             else:
                 thoughts = self.think(tokens, positions=some, noise=u, text=leaf)
             learned = self.learn_thoughts(tokens, thoughts, log_p_base, documents, positions)
-            go_back(scale * learned.loss)
+            go_back(scale * (learned.loss + learned.gain_error))
             parts.append(learned._make(x if x is None else x.detach() for x in learned))
             del thoughts, learned  # or they would live through the next part
         shared = [(x.embedded, x.hidden, *(y for layer in x.keys_values for y in layer)) for x in (text, leaf)]
@@ -668,8 +697,9 @@ class QuietSTaR(nn.Module):
 
         places = dict(nll_mixed=2, gate=2, reward=2, advantage=2, log_prob=2, valid=1)  # where S is
         joined = {name: torch.cat([getattr(x, name) for x in parts], dim) for name, dim in places.items()}
-        loss, reinforce = sum(x.loss for x in parts) + 0.5 * nll_base.detach(), sum(x.reinforce for x in parts)
-        return self.metrics(Learned(loss, reinforce, nll_base=-log_p_base, valid_base=valid_base, **joined))
+        loss = sum(x.loss for x in parts) + 0.5 * nll_base.detach()
+        sums = [sum(getattr(x, name) for x in parts) for name in ("reinforce", "gain_error")]
+        return self.metrics(Learned(loss, *sums, nll_base=-log_p_base, valid_base=valid_base, **joined))
 
     def good_part(self, positions, recompute, device=None):
         """How many of positions (B, S) should think together. On a GPU all: it is faster with more work. On a CPU so
@@ -704,6 +734,7 @@ class QuietSTaR(nn.Module):
             "reward": text_mean(learned.reward, some),
             "advantage_abs": text_mean(learned.advantage.abs(), some),
             "thought_nll": text_mean(-policy, some),
+            "gain_error": learned.gain_error.detach(),
         }
 
     def hard_positions(self, h_text, share, noise=None):
@@ -773,7 +804,15 @@ def take(x, index):
 
 @torch.no_grad()
 def generate_with_thoughts(
-    quiet, tokens, max_new_tokens, temperature=1.0, thought_temperature=0.0, generator=None, lengths=None, stop=None
+    quiet,
+    tokens,
+    max_new_tokens,
+    temperature=1.0,
+    thought_temperature=0.0,
+    generator=None,
+    lengths=None,
+    stop=None,
+    think_above=None,
 ):
     """Continue tokens (B, T), thinking before each new one: tokens (B, T + new), thoughts (B, new, m), gates (B, new).
 
@@ -781,6 +820,8 @@ def generate_with_thoughts(
     kept, as text and in the cache, is the text alone. Start and end are outside of the vocabulary, hence never
     emitted. lengths (B,) of unequal prompts, and stop: see model.Transformer.generate; the first new token is the one
     after the shortest prompt, then.
+    think_above: think only where the gain head expects more than so many nats of it. Elsewhere the token is the base
+    prediction's, its thought all -1, its gate 0.
 
     A token costs m + 1 forwards: [x, start], t_1 .. t_{m-1}, [t_m, end]. But a forward that reads four tokens is nearly
     as fast as one that reads two, and mostly the thought does not change the next token. So the last forward reads on,
@@ -801,34 +842,59 @@ def generate_with_thoughts(
     new, guessed, said, gates = out[:, :at], False, [], []
 
     while at < total and not all_ended(out[:, :at], lengths, stop):
-        if not guessed:
-            hidden = model(torch.cat((embed(new), start) if m else (embed(new), start, end), dim=1), cache=cache)
-            h_base, h = hidden[:, -2 if m else -3], hidden[:, -1]  # (B, C): after x, after start (or end)
-        thought = tokens.new_empty(B, m)
-        for s in range(m):
-            if s > 0:
-                h = model(thought[:, s - 1 : s], cache=cache)[:, 0]
-            thought[:, s] = sample(model.logits(h), thought_temperature, generator=generator)
-        draw = torch.rand(B, generator=generator, device=device)
-        if m:
-            guess = own_token(sample(model.logits(h_base), temperature, draw), tokens, at, lengths)  # (B,)
-            known = torch.cat((embed(thought[:, -1:]), end, embed(guess[:, None]), start), dim=1)  # (B, 4, C)
-            keys = guess_layout(at, m, device)
-            query = keys[:, -4:]
-            hidden = model(
-                known, query[0] + 1 + query[2], thought_mask(query, keys, model.config.sliding_window), cache
-            )  # (B, 4, C)
-            h = hidden[:, 1]
-        h_mixed, w = quiet.mix(h_base, h)  # (B, C), (B,)
+        draw = torch.rand(B, generator=generator, device=device)  # decides the token
+        if think_above is not None:
+            h_mixed, thought, w = think_if_it_pays(quiet, new, cache, think_above, thought_temperature, generator)
+        else:
+            if not guessed:
+                hidden = model(torch.cat((embed(new), start) if m else (embed(new), start, end), dim=1), cache=cache)
+                h_base, h = hidden[:, -2 if m else -3], hidden[:, -1]  # (B, C): after x, after start (or end)
+            thought = tokens.new_empty(B, m)
+            for s in range(m):
+                if s > 0:
+                    h = model(thought[:, s - 1 : s], cache=cache)[:, 0]
+                thought[:, s] = sample(model.logits(h), thought_temperature, generator=generator)
+            if m:
+                guess = own_token(sample(model.logits(h_base), temperature, draw), tokens, at, lengths)  # (B,)
+                known = torch.cat((embed(thought[:, -1:]), end, embed(guess[:, None]), start), dim=1)  # (B, 4, C)
+                keys = guess_layout(at, m, device)
+                query = keys[:, -4:]
+                mask = thought_mask(query, keys, model.config.sliding_window)
+                hidden = model(known, query[0] + 1 + query[2], mask, cache)  # (B, 4, C)
+                h = hidden[:, 1]
+            h_mixed, w = quiet.mix(h_base, h)  # (B, C), (B,)
         new = own_token(sample(model.logits(h_mixed), temperature, draw), tokens, at, lengths)  # (B,)
-        guessed = m > 0 and torch.equal(new, guess)
-        cache.keep(at, slice(at + m + 2, at + m + 4) if guessed else slice(0))
-        h_base, h = hidden[:, -2], hidden[:, -1]
+        if think_above is None:
+            guessed = m > 0 and torch.equal(new, guess)
+            cache.keep(at, slice(at + m + 2, at + m + 4) if guessed else slice(0))
+            h_base, h = hidden[:, -2], hidden[:, -1]
         new = out[:, at : at + 1].copy_(new[:, None])  # (B, 1)
         said.append(thought)
         gates.append(w)
         at += 1
     return out[:, :at], torch.stack(said, dim=1), torch.stack(gates, dim=1)
+
+
+def think_if_it_pays(quiet, new, cache, think_above, thought_temperature, generator):
+    """Read new tokens (B, R), and think in those rows where it is expected to gain more than think_above: h_mixed
+    (B, C), thoughts (B, m), gates (B,). The cache is left with the text alone."""
+    model, m, embed = quiet.model, quiet.config.thought_len, quiet.model.tok_embeddings
+    h_mixed = model(embed(new), cache=cache)[:, -1].clone()  # (B, C): without a thought
+    thoughts, gates = new.new_full((len(new), m), -1), h_mixed.new_zeros(len(new))
+    rows = (quiet.gain_head(h_mixed) > think_above).nonzero()[:, 0]  # (R,)
+    if not len(rows):
+        return h_mixed, thoughts, gates
+    aside, thought = cache.of_rows(rows, room=m + 2), new.new_empty(len(rows), m)  # read by no one else
+    start, end = (x.expand(len(rows), 1, -1) for x in quiet.thought_tokens())  # (R, 1, C)
+    known = start
+    for s in range(m):
+        h = model(known, cache=aside)[:, -1]
+        thought[:, s] = sample(model.logits(h), thought_temperature, generator=generator)
+        known = embed(thought[:, s : s + 1])
+    h = model(torch.cat((known, end), dim=1), cache=aside)[:, -1]
+    h_mixed[rows], gates[rows] = quiet.mix(h_mixed[rows], h)
+    thoughts[rows] = thought
+    return h_mixed, thoughts, gates
 
 
 def guess_layout(at, m, device):

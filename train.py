@@ -88,7 +88,7 @@ class TrainConfig:
     lr: float = 1e-4  # learning rate, after warm-up
     warmup_steps: int = 10  # steps in which the learning rate rises from 0
     min_lr_share: float = 0.05  # the learning rate falls along a cosine to this share of it; 1: it stays
-    mixing_head_lr: float = 20.0  # learning rate of the mixing head, as a multiple of lr
+    mixing_head_lr: float = 20.0  # learning rate of the mixing head (and the gain head), as a multiple of lr
     weight_decay: float = 0.001  # AdamW, on matrices only
     beta1: float = 0.9  # AdamW
     beta2: float = 0.999  # AdamW
@@ -212,6 +212,7 @@ def build_model(train, model_config, quiet_config, given, tokenizer):
         start_thoughts(model, tokenizer, train.start_text)
     else:
         model.mixing_head.load_state_dict(start.mixing_head.state_dict())
+        model.gain_head.load_state_dict(start.gain_head.state_dict())
         model.thought_tokens.init_from(*start.thought_tokens())
     return model
 
@@ -227,11 +228,11 @@ def start_thoughts(quiet, tokenizer, text):
 
 
 def build_optimizer(model, train):
-    """AdamW in float32: weight decay on matrices only, and a learning rate of its own for the mixing head."""
+    """AdamW in float32: weight decay on matrices only, and a learning rate of its own for the two small heads."""
     groups = {}
     for name, p in model.named_parameters():
         decay = train.weight_decay if p.dim() == 2 else 0.0
-        scale = train.mixing_head_lr if name.startswith("mixing_head.") else 1.0
+        scale = train.mixing_head_lr if name.startswith(("mixing_head.", "gain_head.")) else 1.0
         groups.setdefault((decay, scale), []).append(p)
     groups = [{"params": ps, "weight_decay": decay, "lr_scale": scale} for (decay, scale), ps in groups.items()]
     return torch.optim.AdamW(groups, lr=train.lr, betas=(train.beta1, train.beta2), fused=True)
@@ -385,7 +386,9 @@ def train_until_done(train, model_config, quiet_config, given, held):
             )
             sys.exit(f"train.py: error: the loss is {metrics['loss']} at step {step}; {kept}; try a lower --lr")
         stopping = metrics.pop("stop") > 0
-        norm = torch.nn.utils.clip_grad_norm_(model.parameters(), train.grad_clip)
+        # The gain head only looks on: however wrong it is, the model takes the same steps.
+        clipped = [p for name, p in model.named_parameters() if not name.startswith("gain_head.")]
+        norm = torch.nn.utils.clip_grad_norm_(clipped, train.grad_clip)
         metrics["grad_norm"] = float(whole(norm))
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)

@@ -11,6 +11,7 @@ from torch.testing import assert_close
 
 from model import ModelConfig, Transformer, sample
 from quiet_star import (
+    GainHead,
     QuietSTaR,
     QuietSTaRConfig,
     ThoughtTokens,
@@ -328,11 +329,12 @@ POSITIONS = torch.tensor([[0, 2, 3, 6, 7], [1, 3, 5, 6, 7], [7, 4, 5, 8, 6]])
 
 
 def naive_learn(quiet, tokens, thoughts, positions, documents):
-    """Algorithm 1 in loops: (fields of Learned, each a dict from index to number where valid; loss; REINFORCE term)."""
+    """Algorithm 1 in loops: (fields of Learned, each a dict from index to number where valid; loss; REINFORCE term;
+    error of the predicted gains)."""
     c, head, (B, L) = quiet.config, quiet.model.output.weight, tokens.shape
     N, m = thoughts.shape[1], thoughts.shape[3]
     fields = {name: {} for name in ("nll_base", "nll_mixed", "gate", "reward", "advantage", "log_prob")}
-    losses, reinforces = [], []
+    losses, reinforces, gain_errors = [], [], []
 
     def belongs(b, i, k):  # may x_k be predicted from x_i?
         return k < L and (documents is None or documents[b, i] == documents[b, k] and documents[b, k] >= 0)
@@ -344,16 +346,16 @@ def naive_learn(quiet, tokens, thoughts, positions, documents):
         h_text = quiet.model(tokens[b : b + 1])[0]
         log_p_base = [log_softmax(head @ h_text[k - 1])[tokens[b, k]] for k in range(1, L)]  # of x_1, x_2, ...
         base = {(b, k - 1): -log_p_base[k - 1] for k in range(1, L) if belongs(b, k - 1, k)}
-        mixed, policy_losses = [], []
+        mixed, policy_losses, errors = [], [], []
         for s, i in enumerate(positions[b].tolist()):
             depths = [j for j in range(1, c.n_true + 1) if belongs(b, i, i + j)]
-            rewards = []
+            rewards, gains = [], []
             for n in range(N):
                 h_policy, h_thought = naive_thought(quiet, tokens[b], i, thoughts[b, n, s])
                 for t in range(m):
                     scores = log_softmax(head @ h_policy[t] / c.log_prob_temperature)
                     fields["log_prob"][b, n, s, t] = scores[thoughts[b, n, s, t]]
-                reward = 0.0
+                reward, gain = 0.0, 0.0
                 for j in depths:
                     h_b, h_t, target = h_text[i + j - 1], h_thought[j - 1], tokens[b, i + j]
                     w = naive_gate(quiet, h_b, h_t)
@@ -362,7 +364,11 @@ def naive_learn(quiet, tokens, thoughts, positions, documents):
                     mixed.append(-after)
                     scored = after if c.reward_on == "mixed" else log_softmax(head @ h_t)[target]
                     reward += (scored - log_p_base[i + j - 1]).item()
+                    gain += (after - log_p_base[i + j - 1]).item()
                 rewards.append(reward)
+                gains.append(gain)
+            if depths:
+                errors.append((naive_gain(quiet, h_text[i]) - mean(gains)) ** 2)
             for n in range(N):
                 others = rewards[:n] + rewards[n + 1 :]
                 advantage = rewards[n] - mean(others)
@@ -372,12 +378,18 @@ def naive_learn(quiet, tokens, thoughts, positions, documents):
                     policy_losses.append(-advantage * sum(fields["log_prob"][b, n, s, t] for t in range(m)))
         fields["nll_base"] |= base
         reinforces.append(mean(policy_losses))
+        gain_errors.append(mean(errors))
         losses.append(0.5 * mean(list(base.values())) + 0.5 * mean(mixed) + c.reinforce_weight * reinforces[-1])
-    return fields, mean(losses), mean(reinforces)
+    return fields, mean(losses), mean(reinforces), mean(gain_errors)
+
+
+def naive_gain(quiet, h_base):
+    head = quiet.gain_head
+    return head.last(torch.relu(head.inner(h_base.detach())))[0]
 
 
 def assert_learned_is_naive(quiet, tokens, thoughts, positions, documents):
-    wanted, loss, reinforce = naive_learn(quiet, tokens, thoughts, positions, documents)
+    wanted, loss, reinforce, gain_error = naive_learn(quiet, tokens, thoughts, positions, documents)
     got = quiet.learn(tokens, quiet.think(tokens, thoughts, positions), documents)
     for name, entries in wanted.items():
         assert entries, name
@@ -389,10 +401,37 @@ def assert_learned_is_naive(quiet, tokens, thoughts, positions, documents):
     assert {tuple(index) for index in got.valid_base.nonzero().tolist()} == set(wanted["nll_base"])
     assert_close(got.loss, loss, **CLOSE)
     assert_close(got.reinforce, reinforce, **CLOSE)
-    ours, naive = gradients(got.loss, quiet), gradients(loss, quiet)
+    assert_close(got.gain_error, gain_error, **CLOSE)
+    ours, naive = gradients(got.loss + got.gain_error, quiet), gradients(loss + gain_error, quiet)
     for name in naive:
         assert_close(ours[name], naive[name], **CLOSE, msg=name)
     return got
+
+
+def test_the_gain_head_looks_on_and_changes_nothing():
+    """Catches a model that learns to be predictable, and a head that learns from anything but the measured gains."""
+    quiet = tiny(thought_len=2, n_thoughts=2, n_true=2)
+    tokens = ids(2, 8)
+    learned = quiet.learn(tokens, quiet.think(tokens))
+    model, head = gradients(learned.loss, quiet), gradients(learned.gain_error, quiet)
+    for name in model:
+        assert (model if name.startswith("gain_head.") else head)[name].count_nonzero() == 0, name
+    assert head["gain_head.inner.weight"].abs().max() > 1e-3 and model["model.output.weight"].abs().max() > 1e-3
+    new = QuietSTaR(quiet.model, QuietSTaRConfig()).gain_head
+    assert new(learned.nll_base.new_ones(3, 16).float()).tolist() == [0, 0, 0], "nothing is expected at step 0"
+
+
+def test_the_gain_head_learns_the_mean_gain_of_places_that_look_alike():
+    """Least squares: of gains 0 and 3 in equal shares it learns 1.5, not the likelier sign nor the median."""
+    torch.manual_seed(0)
+    head, h = GainHead(4), torch.randn(2, 4)
+    optimizer = torch.optim.Adam(head.parameters(), lr=1e-2)
+    gains = torch.tensor([[0.0, 3.0], [-1.0, 0.0]])  # two gains seen at each of two places
+    for _ in range(500):
+        optimizer.zero_grad()
+        ((head(h)[:, None] - gains) ** 2).mean().backward()
+        optimizer.step()
+    assert_close(head(h), torch.tensor([1.5, -0.5]), rtol=0, atol=1e-2)
 
 
 @pytest.mark.parametrize("clamp", [True, False])
@@ -417,7 +456,9 @@ def test_learn_equals_loops_on_one_document_at_all_positions(n_true, n_thoughts,
     thoughts = ids(2, n_thoughts, 8 - n_true, thought_len, seed=3)
     got = assert_learned_is_naive(quiet, tokens, thoughts, positions, None)
     loss, metrics = quiet(tokens, thoughts)  # at the default positions
-    assert_close(loss, got.loss, **CLOSE)
+    assert_close(loss, got.loss + got.gain_error, **CLOSE)
+    assert_close(metrics["loss"], got.loss, **CLOSE)
+    assert_close(metrics["gain_error"], got.gain_error, **CLOSE)
     assert_close(metrics["nll_mixed"], got.nll_mixed.mean(), **CLOSE)
     assert_close(metrics["reward"], got.reward.mean(), **CLOSE)
     assert_close(metrics["thought_nll"], -got.log_prob.mean(), **CLOSE)
@@ -597,7 +638,7 @@ def enumerated(quiet, tokens, i, m):
     positions = torch.tensor([[i]])
     log_p, rewards = [], []
     for thought in thoughts:
-        fields, _, _ = naive_learn(quiet, tokens, thought.view(1, 1, 1, m), positions, None)
+        fields, *_ = naive_learn(quiet, tokens, thought.view(1, 1, 1, m), positions, None)
         log_p.append(sum(fields["log_prob"].values()))
         rewards.append(fields["reward"][0, 0, 0])
     return thoughts, torch.stack(log_p), torch.tensor(rewards, dtype=torch.float64)
@@ -696,7 +737,7 @@ def count_forwards(quiet):
 def test_generating_from_the_cache_equals_thinking_on_the_whole_text_each_time(thought_len, opened, forwards, window):
     """Catches a cache off by one, thoughts that stay in it, and the gate or token of another step; also a guess of the
     next token that is kept when it was wrong. With a gate that is nearly shut guesses are right: m forwards a token."""
-    quiet, new = tiny(window, thought_len=thought_len, seed=4), 5
+    quiet, new = tiny(window, thought_len=thought_len, seed=11), 5
     with torch.no_grad():
         quiet.mixing_head.last.weight *= opened
     tokens, calls = ids(2, 4), count_forwards(quiet)
@@ -725,7 +766,7 @@ def test_generating_from_the_cache_equals_thinking_on_the_whole_text_each_time(t
 
 def test_sampling_with_thoughts_is_the_same_whether_the_next_token_was_guessed_or_not():
     """At temperature 1, of three rows whose guesses are sometimes right: against drawing from each whole text anew."""
-    quiet, tokens, new = tiny(thought_len=2, seed=4), ids(3, 4), 12
+    quiet, tokens, new = tiny(thought_len=2, seed=11), ids(3, 4), 12
     with torch.no_grad():
         quiet.mixing_head.last.weight *= 0.1
     calls = count_forwards(quiet)
@@ -740,13 +781,54 @@ def test_sampling_with_thoughts_is_the_same_whether_the_next_token_was_guessed_o
 
 
 def test_prompts_of_unequal_length_are_continued_as_each_alone():
-    quiet, lengths, tokens = tiny(thought_len=2, seed=4), torch.tensor([5, 2, 3]), ids(3, 5)
+    quiet, lengths, tokens = tiny(thought_len=2, seed=11), torch.tensor([5, 2, 3]), ids(3, 5)
     read, thoughts, gates = generate_with_thoughts(quiet, tokens, 4, temperature=0, lengths=lengths)
     for b, n in enumerate(lengths.tolist()):
         alone = generate_with_thoughts(quiet, tokens[b : b + 1, :n], 9 - n, temperature=0)
         assert torch.equal(read[b], alone[0][0])
         assert torch.equal(thoughts[b, n - 2 :], alone[1][0])
         assert_close(gates[b, n - 2 :], alone[2][0], **CLOSE)
+
+
+@pytest.mark.parametrize("thought_len, window", [(0, None), (2, None), (3, 3)])
+def test_thinking_where_it_pays_is_thinking_where_the_gain_head_expects_more(thought_len, window):
+    """Against the whole text read anew for each token of each row alone; rows think at different times. Counts the
+    tokens read: of the thoughts, only those of rows that think."""
+    quiet, tokens, new, read_tokens = tiny(window, thought_len=thought_len, seed=11), ids(3, 4), 8, []
+    quiet.model.register_forward_hook(lambda _, inputs, output: read_tokens.append(output[..., 0].numel()))
+    lengths = torch.tensor([4, 2, 3])
+    read, thoughts, gates = generate_with_thoughts(quiet, tokens, new, 0, lengths=lengths, think_above=0.1)
+    counted, thinking = sum(read_tokens), 0
+    greedy = quiet.with_settings(thought_temperature=0.0, n_thoughts=1, n_true=1)
+    with torch.no_grad():
+        for b, at in itertools.product(range(3), range(2, 4 + new)):
+            h = quiet.model(read[b : b + 1, :at])[0, -1]
+            thought, gate = [-1] * thought_len, h.new_zeros(())
+            if naive_gain(quiet, h) > 0.1:
+                thinking += 1
+                found = greedy.think(read[b : b + 1, :at], positions=torch.tensor([[at - 1]]))
+                thought = found.tokens.flatten().tolist()
+                h, gate = (x.flatten(0, 3)[0] for x in greedy.talk(found))
+            assert thoughts[b, at - 2].tolist() == thought
+            assert_close(gates[b, at - 2], gate, **CLOSE)
+            word = tokens[b, at] if at < lengths[b] else (quiet.model.output.weight @ h).argmax()
+            assert read[b, at] == word
+    assert 3 < thinking < 3 * (new + 2) - 3
+    assert counted == 3 * (2 + new + 1) + thinking * (thought_len + 2)
+
+
+def test_thinking_above_the_least_gain_is_thinking_everywhere_and_above_the_most_nowhere():
+    quiet, tokens = tiny(thought_len=2, seed=11), ids(2, 4)
+    everywhere = generate_with_thoughts(quiet, tokens, 6, generator=torch.Generator().manual_seed(3))
+    above = generate_with_thoughts(
+        quiet, tokens, 6, generator=torch.Generator().manual_seed(3), think_above=float("-inf")
+    )
+    for ours, wanted in zip(above, everywhere, strict=True):
+        assert_close(ours, wanted, **CLOSE)
+    calls = count_forwards(quiet)
+    read, thoughts, gates = generate_with_thoughts(quiet, tokens, 6, 0, think_above=float("inf"))
+    assert len(calls) == 6 and (thoughts == -1).all() and (gates == 0).all()
+    assert torch.equal(read, quiet.model.generate(tokens, 6, 0))
 
 
 def test_generating_leaves_the_models_settings_alone_and_follows_its_generator():
