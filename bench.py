@@ -14,6 +14,7 @@ What does thinking cost? All figures are ratios within one run, so that they mea
   generation / plain    seconds per emitted token, thinking before each, over plain generation: where the guess of the
                         next token (see generate_with_thoughts) is always right, and where it is nearly always wrong
 
+    python bench.py adaptive --run=out/arithmetic --think_above=0.1       thinking only where it is expected to pay
     python bench.py memory --config=config/mistral7b.toml --gpus=8        what fits, without trying (see memory.py)
 """
 
@@ -56,6 +57,22 @@ class BenchConfig:
             raise ValueError("texts, span, repeats and new_tokens must be at least 1")
 
 
+@dataclass
+class AdaptiveConfig:
+    run: str = ""  # folder of a thinking run
+    think_above: float = 0.1  # think where the gain head expects more nats than this
+    tokens: int = 400  # held-out tokens read, one at a time
+    repeats: int = 3  # timed runs; the fastest counts
+    device: str = "auto"  # "cpu", "cuda", or "auto": cuda where there is one
+    json: bool = False  # print one JSON object instead of the table
+
+    def __post_init__(self):
+        if not self.run:
+            raise ValueError("--run is needed: the folder of a thinking run")
+        if self.tokens < 2 or self.repeats < 1:
+            raise ValueError("tokens must be at least 2, repeats at least 1")
+
+
 def seconds(function, device):
     if device == "cuda":
         torch.cuda.synchronize()
@@ -93,6 +110,17 @@ def most_memory(forget=False):
     if forget:
         Path("/proc/self/clear_refs").write_text("5")
     return int(re.search(r"VmHWM:\s*(\d+) kB", status.read_text())[1]) * 1024
+
+
+def seconds_per_token(quiet, text, think_above, repeats=3, device="cpu"):
+    """Seconds per token of a given text (B, T), read as it would be written: thinking before each token, nowhere, and
+    where the gain head expects more than think_above; and the share of tokens before which it thinks, then."""
+    read = partial(generate_with_thoughts, quiet, text, 1, temperature=0, begin=1)
+    ways = [read, partial(read, think_above=float("inf")), partial(read, think_above=think_above)]
+    _, _, gates = ways[2]()  # warm up
+    times = [x / text.numel() for x in fastest(ways, repeats, device)]
+    share = float((gates != 0).float().mean())
+    return {**dict(zip(("everywhere", "nowhere", "where_it_pays"), times, strict=True)), "share_thinking": share}
 
 
 class Work:
@@ -144,7 +172,34 @@ def memory_of(which, *settings):
     return peak_memory(getattr(work, which), work.device)
 
 
+def adaptive(argv):
+    """`bench.py adaptive`: what thinking costs a trained model if it only thinks where it is expected to pay."""
+    from checkpoint import load_run
+    from data.dataset import open_dataset
+
+    config, _ = from_cli(__doc__, AdaptiveConfig, argv=argv)
+    device = config.device if config.device != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        quiet, _, settings, _ = load_run(config.run, device)
+        if not isinstance(quiet, QuietSTaR):
+            raise ValueError(f"{config.run} is a plain language model: name a thinking one with --run")
+        tokens = open_dataset(settings["train"]["data"], "val").tokens[: config.tokens].astype("int64")
+    except (ValueError, OSError) as error:
+        sys.exit(f"bench.py: error: {error}")
+    text = torch.from_numpy(tokens)[None].to(device)
+    found = seconds_per_token(quiet, text, config.think_above, config.repeats, device)
+    found["speedup"] = found["everywhere"] / found["where_it_pays"]
+    if config.json:
+        return print(json.dumps({**found, "think_above": config.think_above, "run": config.run}))
+    print(f"{len(tokens)} held-out tokens, one at a time; thinking before {found['share_thinking']:.1%} of them")
+    for name in ("nowhere", "everywhere", "where_it_pays"):
+        print(f"thinking {name.replace('_', ' '):16}{1000 * found[name]:8.3f} ms a token")
+    print(f"thinking where it pays is {found['speedup']:.2f} times as fast as everywhere")
+
+
 def main():
+    if sys.argv[1:2] == ["adaptive"]:
+        return adaptive(sys.argv[2:])
     if sys.argv[1:2] == ["memory"]:
         import memory  # it wants parts of torch that take long to import
 

@@ -88,6 +88,7 @@ class Measured:
     thoughts: np.ndarray | None  # (W, T, m) the thoughts
     right_base: np.ndarray  # bool: of the possible answers, was the true one the likeliest? (meaningful at answers)
     right_mixed: np.ndarray | None
+    expected_gain: np.ndarray | None  # nats the gain head expects of a thought, before it
     seconds: float
 
 
@@ -113,8 +114,9 @@ def answer_places(spans, meta):
 
 
 @torch.no_grad()
-def measure(model, spans, meta, device="cpu", batch_size=32, title="measuring"):
-    """Predict every token of spans (W, T+1): Measured."""
+def measure(model, spans, meta, device="cpu", batch_size=32, title="measuring", thoughts=None, gate=None):
+    """Predict every token of spans (W, T+1): Measured. Thoughts are greedy; to ask what it is that helps, let the model
+    read thoughts (W, T, m) that are given instead, or force its gate to a number."""
     start, parts = time.perf_counter(), []
     among = (meta.get("answers") or {}).get("among") or [0]
     thinking = isinstance(model, QuietSTaR)
@@ -129,16 +131,21 @@ def measure(model, spans, meta, device="cpu", batch_size=32, title="measuring"):
             likeliest = torch.as_tensor(among, device=device)[(hidden @ head.weight[among].T).argmax(-1)]
             return -token_log_prob(head, hidden, target), likeliest == target
 
-        if thinking:
-            thoughts = model.think(tokens)
-            h_mixed, gate = model.talk(thoughts)
-            mixed = (*judge(h_mixed[:, 0, :, 0]), gate[:, 0, :, 0], thoughts.tokens[:, 0])
-            parts.append((*judge(thoughts.h_text), *mixed))
-        else:
+        if not thinking:
             parts.append(judge(model(tokens[:, :-1])))
+            continue
+        given = None if thoughts is None else torch.from_numpy(thoughts[i : i + batch_size, None]).to(device)
+        thought = model.think(tokens, given)
+        h_base, h_thought = thought.h_base[:, 0, :, 0], thought.h_thought[:, 0, :, 0]  # (B, T, C)
+        h_mixed, w = model.mix(h_base, h_thought)
+        if gate is not None:
+            h_mixed, w = h_base + gate * (h_thought - h_base), torch.full_like(w, gate)
+        mixed = *judge(h_mixed), w, thought.tokens[:, 0], model.gain_head(h_base)
+        parts.append((*judge(thought.h_text), *mixed))
     columns = [torch.cat(column).cpu().numpy() for column in zip(*parts, strict=True)]
-    nll_base, right_base, nll_mixed, right_mixed, gate, thoughts = columns + [None] * (6 - len(columns))
-    return Measured(nll_base, nll_mixed, gate, thoughts, right_base, right_mixed, time.perf_counter() - start)
+    nll_base, right_base, *of_thoughts = columns
+    nll_mixed, right_mixed, w, said, expected = of_thoughts or [None] * 5
+    return Measured(nll_base, nll_mixed, w, said, right_base, right_mixed, expected, time.perf_counter() - start)
 
 
 def summarize(nll, right, answers):

@@ -178,3 +178,61 @@ def draw_over_training(rows, name, path):
     axes.set(xlabel="step", ylabel=name, ylim=(0, 1.02))
     axes.legend(fontsize=7, loc="center left", bbox_to_anchor=(1, 0.5))
     save_picture(figure, path)
+
+
+def draw_bars(rows, column, title, path):
+    """Rows {name: {column: mean and spread}} as bars, their spread over seeds as a line."""
+    plt = pyplot()
+    figure, axes = plt.subplots(figsize=(6.4, 0.6 + 0.3 * len(rows)))
+    values = [row[column] for row in rows.values()]
+    names = [name.replace("_", " ") for name in rows]
+    axes.barh(names, [x["mean"] for x in values], xerr=[x["spread"] for x in values], color="#5b8c5a", capsize=3)
+    for y, x in enumerate(values):
+        axes.text(max(x["mean"] + x["spread"], 0) + 0.01, y, f"{x['mean']:.3f}", va="center", size=8)
+    axes.invert_yaxis()
+    axes.set(xlabel=title, xlim=(0, 1.12))
+    save_picture(figure, path)
+
+
+def draw_lines(lines, labels, path, level=None):
+    """Lines {name: {x: mean and spread}} between labels (x, y), and a level (name, y) to compare with."""
+    plt = pyplot()
+    figure, axes = plt.subplots(figsize=(6, 3.6))
+    for name, points in lines.items():
+        x = [str(key).replace("_", " ") if isinstance(key, str) else key for key in points]
+        means, spreads = ([point[what] for point in points.values()] for what in ("mean", "spread"))
+        axes.errorbar(x, means, yerr=spreads, marker="o", ms=3, capsize=3, label=name)
+        if isinstance(x[0], str):
+            axes.tick_params(axis="x", rotation=30)
+    if level:
+        axes.axhline(level[1], ls="--", color="gray", label=level[0])
+    axes.set(xlabel=labels[0], ylabel=labels[1], ylim=(min(0, axes.get_ylim()[0]), 1.05))
+    axes.legend(fontsize=8)
+    save_picture(figure, path)
+
+
+def draw_who(found, edges, kinds, path):
+    """Gains by difficulty of own and others' thoughts, the gate's histogram, and what answers make of corruption."""
+    plt = pyplot()
+    figure, axes = plt.subplots(1, 3, figsize=(14, 3.6))
+    for number, (name, title) in enumerate((("own", "its own thought"), ("others", "another position's"))):
+        gains = found["gain_by_decile"][name]
+        places = [x + (number - 0.5) * 0.4 for x in range(10)]
+        axes[0].bar(places, [x["mean"] for x in gains], 0.4, yerr=[x["spread"] for x in gains], label=title)
+    axes[0].set_xticks(range(10), [f"{x['mean']:.2f}" for x in found["base_nll_by_decile"]], size=7)
+    axes[0].set(xlabel="tokens by difficulty: mean NLL of the base model, by decile (nats)", ylabel="mean gain (nats)")
+    axes[0].axhline(0, color="black", lw=0.8)
+    for name, shares in found["gate_histogram"].items():
+        axes[1].stairs([x["mean"] for x in shares], edges, label=name.replace("_", " "), fill=True, alpha=0.5)
+    axes[1].set(xlabel="gate", ylabel="share of positions")
+    for number, kind in enumerate(kinds):
+        values = [row[kind] for row in found["corrupted"].values()]
+        places = [x + (number - 1) * 0.27 for x in range(len(values))]
+        heights, errors = ([x[what] for x in values] for what in ("mean", "spread"))
+        axes[2].bar(places, heights, 0.27, yerr=errors, label=kind.replace("_", " "))
+    axes[2].set_xticks(range(len(found["corrupted"])), list(found["corrupted"]))
+    axes[2].set(xlabel="digit of the thought made another", ylabel="share of answers", ylim=(0, 1.05))
+    for ax in axes:
+        ax.legend(fontsize=7)
+    figure.tight_layout()
+    save_picture(figure, path)

@@ -813,6 +813,7 @@ def generate_with_thoughts(
     lengths=None,
     stop=None,
     think_above=None,
+    begin=None,
 ):
     """Continue tokens (B, T), thinking before each new one: tokens (B, T + new), thoughts (B, new, m), gates (B, new).
 
@@ -822,6 +823,8 @@ def generate_with_thoughts(
     after the shortest prompt, then.
     think_above: think only where the gain head expects more than so many nats of it. Elsewhere the token is the base
     prediction's, its thought all -1, its gate 0.
+    begin: the place to think before first, where it isn't the shortest prompt's end: prompts keep their tokens, so that
+    a given text can be read just as it would be written.
 
     A token costs m + 1 forwards: [x, start], t_1 .. t_{m-1}, [t_m, end]. But a forward that reads four tokens is nearly
     as fast as one that reads two, and mostly the thought does not change the next token. So the last forward reads on,
@@ -831,6 +834,8 @@ def generate_with_thoughts(
     """
     if max_new_tokens < 1:
         raise ValueError(f"max_new_tokens must be at least 1, not {max_new_tokens}")
+    if begin is not None and not 1 <= begin <= tokens.shape[1]:
+        raise ValueError(f"begin must be from 1 to the prompt's length {tokens.shape[1]}, not {begin}")
     model, (B, T), m = quiet.model, tokens.shape, quiet.config.thought_len
     embed, total, device = model.tok_embeddings, T + max_new_tokens, tokens.device
     # One thought at the end of the text sees all before it: to the cache it is text, until its token is out.
@@ -838,7 +843,7 @@ def generate_with_thoughts(
     lengths = torch.full((B,), T, device=device) if lengths is None else lengths
     start, end = (x.expand(B, 1, -1) for x in quiet.thought_tokens())  # (B, 1, C)
     out = torch.cat((tokens, tokens.new_empty(B, max_new_tokens)), dim=1)
-    at = int(lengths.min())
+    at = int(lengths.min()) if begin is None else begin
     new, guessed, said, gates = out[:, :at], False, [], []
 
     while at < total and not all_ended(out[:, :at], lengths, stop):

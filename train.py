@@ -203,9 +203,7 @@ def build_model(train, model_config, quiet_config, given, tokenizer):
         if train.init_from and given.get(name, value) != value:
             raise ValueError(f"--{name}={given[name]}, but the model in {train.init_from} has {value}")
     if train.objective == "lm":
-        if start is not transformer:
-            raise ValueError(f"{train.init_from} holds a thinking model: --objective=lm wants a plain one")
-        return transformer
+        return transformer  # of a thinking model, what speaks without a thought
 
     model = QuietSTaR(transformer, quiet_config)
     if start is transformer:
