@@ -199,10 +199,11 @@ def draw_lines(lines, labels, path, level=None):
     plt = pyplot()
     figure, axes = plt.subplots(figsize=(6, 3.6))
     for name, points in lines.items():
+        points = {x: point for x, point in points.items() if point}
         x = [str(key).replace("_", " ") if isinstance(key, str) else key for key in points]
         means, spreads = ([point[what] for point in points.values()] for what in ("mean", "spread"))
         axes.errorbar(x, means, yerr=spreads, marker="o", ms=3, capsize=3, label=name)
-        if isinstance(x[0], str):
+        if x and isinstance(x[0], str):
             axes.tick_params(axis="x", rotation=30)
     if level:
         axes.axhline(level[1], ls="--", color="gray", label=level[0])

@@ -3,6 +3,7 @@ Give a model a prompt and see it continue.
 
     python sample.py --prompt="3+7*4-2*9=" --show_thoughts          the last run in out/
     python sample.py --run=out/mine --prompt="ROMEO:" --max_new_tokens=200
+    python sample.py --prompt="3+7*4-2*9=" --show_thoughts --think_above=0.1     thinking only where it should pay
 
 With --show_thoughts, each new token comes with the hidden thought before it and the gate: how much the thought counted.
 """
@@ -27,6 +28,7 @@ class SampleConfig:
     thought_temperature: float = 0.0  # of the thoughts; 0: always the likeliest
     show_thoughts: bool = False  # print the thought before each token
     without_thoughts: bool = False  # let the same model continue without thinking
+    think_above: float = float("-inf")  # think only where it is expected to gain more nats than this; -inf: everywhere
     seed: int = 1337  # of the sampling
     device: str = "auto"  # "cpu", "cuda", or "auto": cuda where there is one
 
@@ -55,14 +57,16 @@ def main():
         return print(tokenizer.decode(tokens[0].tolist()))
 
     options = config.max_new_tokens, config.temperature, config.thought_temperature, generator
-    tokens, thoughts, gates = generate_with_thoughts(model, tokens, *options)
+    above = None if config.think_above == float("-inf") else config.think_above
+    tokens, thoughts, gates = generate_with_thoughts(model, tokens, *options, think_above=above)
     print(tokenizer.decode(tokens[0].tolist()))
     if config.show_thoughts:
         print("\n gate  token           thought before it")
         new = tokens[0, -config.max_new_tokens :].tolist()
         words = tokenizer.words(new)
         for word, thought, gate in zip(words, thoughts[0].tolist(), gates[0].tolist(), strict=True):
-            print(f"{gate:5.2f}  {word!r:14}  {''.join(tokenizer.words(thought))!r}")
+            said = "" if -1 in thought else repr("".join(tokenizer.words(thought)))  # "": it did not think
+            print(f"{gate:5.2f}  {word!r:14}  {said}")
 
 
 if __name__ == "__main__":

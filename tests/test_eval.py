@@ -94,6 +94,45 @@ def test_measured_losses_are_those_of_one_position_at_a_time(work):
         assert measured.thoughts[1, i].tolist() == thoughts.tokens[0, 0, 0].tolist()
 
 
+def test_thoughts_that_are_given_are_read_and_a_gate_that_is_forced_counts(work):
+    """A gate of 0 is the prediction without a thought, of 1 that of the thought alone; own thoughts given, the same."""
+    data = open_dataset(work / "data", "val")
+    quiet = evaluation.load_run(work / "quiet_star")[0]
+    torch.nn.init.normal_(quiet.mixing_head.last.weight)
+    torch.nn.init.normal_(quiet.gain_head.last.weight)
+    spans = evaluation.spread_spans(data.tokens, 32, 5)
+    own = evaluation.measure(quiet, spans, data.meta, batch_size=2)
+    again = evaluation.measure(quiet, spans, data.meta, batch_size=2, thoughts=own.thoughts)
+    np.testing.assert_allclose(again.nll_mixed, own.nll_mixed, atol=1e-5)
+    given = np.random.default_rng(0).integers(0, data.meta["vocab_size"], own.thoughts.shape)
+    others = evaluation.measure(quiet, spans, data.meta, batch_size=2, thoughts=given)
+    assert (others.thoughts == given).all() and np.abs(others.nll_mixed - own.nll_mixed).max() > 1e-3
+    shut, open_ = (evaluation.measure(quiet, spans, data.meta, gate=gate) for gate in (0.0, 1.0))
+    np.testing.assert_allclose(shut.nll_mixed, own.nll_base, atol=1e-5)
+    with torch.no_grad():
+        tokens = torch.from_numpy(spans)
+        alone = quiet.with_settings(n_thoughts=1, n_true=1, thought_temperature=0.0).think(tokens)
+        log_p = quiet.model.logits(alone.h_thought[:, 0, :, 0]).log_softmax(-1)
+        expected = quiet.gain_head(quiet.model(tokens[:, :-1]))
+    wanted = -log_p.gather(-1, tokens[:, 1:, None])[..., 0]
+    np.testing.assert_allclose(open_.nll_mixed, wanted, atol=1e-4)
+    assert (shut.gate == 0).all() and (open_.gate == 1).all()
+    np.testing.assert_allclose(own.expected_gain, expected, atol=1e-5)
+
+
+def test_the_bench_of_thinking_where_it_pays(work, monkeypatch, capsys):
+    run = f"--run={work / 'quiet_star'}"
+    argv = ["bench.py", "adaptive", run, "--tokens=12", "--repeats=1", "--json", "--device=cpu"]
+    for above, share in (("-1e9", 1.0), ("1e9", 0.0)):
+        monkeypatch.setattr("sys.argv", [*argv, f"--think_above={above}"])
+        bench.main()
+        found = json.loads(capsys.readouterr().out)
+        assert found["share_thinking"] == share and found["speedup"] > 0
+    monkeypatch.setattr("sys.argv", ["bench.py", "adaptive", f"--run={work / 'base'}"])
+    with pytest.raises(SystemExit, match="plain language model"):
+        bench.main()
+
+
 def test_gains_makes_a_table_pictures_and_results(work, monkeypatch, capsys):
     monkeypatch.setattr("sys.argv", ["eval.py", f"--run={work / 'quiet_star'}", "--texts=6", "--device=cpu"])
     evaluation.main()
@@ -127,6 +166,11 @@ def test_sample_shows_thoughts(work, monkeypatch, capsys):
     sample.main()
     shown = capsys.readouterr().out
     assert shown.startswith("1+2=") and shown.count("\n") >= 5 and "thought before it" in shown
+    argv = ["sample.py", run, "--prompt=1+2=", "--show_thoughts", "--max_new_tokens=3", "--device=cpu"]
+    monkeypatch.setattr("sys.argv", [*argv, "--think_above=1e9"])
+    sample.main()
+    lines = [line.rstrip() for line in capsys.readouterr().out.split("\n")]
+    assert sum(line.startswith(" 0.00  '") and line.endswith("'") and line.count("'") == 2 for line in lines) == 3
     monkeypatch.setattr("sys.argv", ["sample.py", run, "--prompt=é", "--device=cpu"])
     with pytest.raises(SystemExit, match="not in this model's alphabet"):
         sample.main()

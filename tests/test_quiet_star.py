@@ -831,6 +831,25 @@ def test_thinking_above_the_least_gain_is_thinking_everywhere_and_above_the_most
     assert torch.equal(read, quiet.model.generate(tokens, 6, 0))
 
 
+@pytest.mark.parametrize("think_above", [None, 0.1])
+def test_a_given_text_is_read_as_it_would_be_written(think_above):
+    """From `begin` on, against thinking at all its positions in parallel; the text stays as it is."""
+    quiet, tokens, begin = tiny(thought_len=2, seed=11), ids(2, 12), 3
+    read, thoughts, gates = generate_with_thoughts(quiet, tokens, 1, 0, think_above=think_above, begin=begin)
+    assert torch.equal(read[:, :12], tokens) and thoughts.shape == (2, 10, 2)
+    greedy = quiet.with_settings(thought_temperature=0.0, n_thoughts=1, n_true=1)
+    with torch.no_grad():
+        found = greedy.think(read, positions=torch.arange(begin - 1, 12).expand(2, -1))
+        _, gate = greedy.talk(found)
+        think = quiet.gain_head(found.h_base[:, 0, :, 0]) > (-torch.inf if think_above is None else think_above)
+    assert think.any() and think.all() == (think_above is None)
+    assert torch.equal(thoughts, found.tokens[:, 0].masked_fill(~think[..., None], -1))
+    assert_close(gates, gate[:, 0, :, 0] * think, **CLOSE)
+    for wrong in (0, 13):
+        with pytest.raises(ValueError, match="begin must be"):
+            generate_with_thoughts(quiet, tokens, 1, begin=wrong)
+
+
 def test_generating_leaves_the_models_settings_alone_and_follows_its_generator():
     """Catches evaluation that turns training greedy, and a generator that is accepted and not used."""
     quiet = tiny(thought_len=2, n_thoughts=3, n_true=2)

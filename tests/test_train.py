@@ -189,6 +189,16 @@ def test_a_missing_base_model_is_trained_first_by_its_preset(work, tmp_path):
     assert load_checkpoint(work / "made")["step"] == 2 and load_checkpoint(work / "q")["step"] == 1
 
 
+def test_language_modelling_goes_on_from_a_thinking_run_without_what_it_thought_with(work):
+    go(work, "--out=q", "--max_steps=2", "--thought_len=2")
+    go(work, "--objective=lm", "--init_from=q", "--out=lm", "--max_steps=1", "--lr=0")
+    thinking, plain = (load_checkpoint(work / name)["model"] for name in ("q", "lm"))
+    assert same(plain, {k.removeprefix("model."): v for k, v in thinking.items() if k.startswith("model.")})
+    go(work, "--init_from=q", "--out=q2", "--max_steps=1", "--lr=0", "--thought_len=1")
+    for name, weight in load_checkpoint(work / "q2")["model"].items():  # with its heads and thought tokens
+        torch.testing.assert_close(weight, thinking[name], msg=name)
+
+
 def refusal(work, *more):
     """The one line that a run is refused with."""
     with pytest.raises(SystemExit) as stop:
