@@ -620,13 +620,16 @@ def base_entropy(model, spans, batch_size=32):
     return np.concatenate([entropy(model.model.output, model.read_text(part).hidden).numpy() for part in parts])
 
 
+def accuracy_where(think, found, answers, some=slice(None)):
+    """Share of answers that are right if the model thinks where `think` (W, T) says so; on some spans."""
+    return float(np.where(think, found.right_mixed, found.right_base)[some][answers[some]].mean())
+
+
 def gain_kept(think, found, answers, some=slice(None)):
-    """The share that is kept of the accuracy that thinking everywhere gains, if the model thinks where `think` (W, T)
-    says so; on some spans. None if it gains nothing."""
-    answers = answers[some]
-    without, everywhere = (x[some][answers].mean() for x in (found.right_base, found.right_mixed))
-    accuracy = np.where(think, found.right_mixed, found.right_base)[some][answers].mean()
-    return float((accuracy - without) / (everywhere - without)) if everywhere > without else None
+    """The share that is kept of the accuracy that thinking everywhere gains, if the model thinks where `think` says so;
+    on some spans. None if it gains nothing."""
+    nowhere, there, everywhere = (accuracy_where(x, found, answers, some) for x in (False, think, True))
+    return (there - nowhere) / (everywhere - nowhere) if everywhere > nowhere else None
 
 
 def adaptive(config, out):
@@ -643,14 +646,16 @@ def adaptive(config, out):
             "base entropy": base_entropy(model, spans),
             "random": np.random.default_rng(seed).random(answers.shape),
         }
-        kept = {
-            name: [gain_kept(score >= np.quantile(score, 1 - share), found, answers) for share in SHARES]
-            for name, score in predictors.items()
-        }
-        curves.append(kept)
+        curves.append(
+            {
+                name: [accuracy_where(score >= np.quantile(score, 1 - share), found, answers) for share in SHARES]
+                for name, score in predictors.items()
+            }
+        )
+        # The threshold is the highest of some that keeps nearly all of the gain on one half; it is judged on the other.
         levels = [np.quantile(found.expected_gain[chosen_on], 1 - share) for share in SHARES]
-        kept_above = [gain_kept(found.expected_gain > x, found, answers, chosen_on) for x in levels]
-        think_above = float(next((x for x, y in zip(levels, kept_above, strict=True) if y and y >= 0.99), levels[-1]))
+        kept = [gain_kept(found.expected_gain > x, found, answers, chosen_on) for x in levels]
+        think_above = float(next((x for x, y in zip(levels, kept, strict=True) if y and y >= 0.995), levels[-1]))
         thinks = found.expected_gain > think_above
         seconds = seconds_per_token(model, text, think_above)
         of_seeds.append(
@@ -659,17 +664,18 @@ def adaptive(config, out):
                 "share_thinking": float(thinks[judged_on].mean()),
                 "gain_kept": gain_kept(thinks, found, answers, judged_on),
                 "speedup": seconds["everywhere"] / seconds["where_it_pays"],
-                "everywhere_over_plain": seconds["everywhere"] / seconds["nowhere"],
+                "everywhere_over_nowhere": seconds["everywhere"] / seconds["nowhere"],
             }
         )
     found, curves = over_seeds(of_seeds), over_seeds(curves)
-    print_rows(f"thinking where it pays; mean and spread over seeds {config.seeds}", {"": found}, list(found))
-    rows = {f"{share:.0%} think": {name: kept[i] for name, kept in curves.items()} for i, share in enumerate(SHARES)}
-    print_rows("share of the gain in accuracy that is kept, by how the positions are chosen", rows, list(curves))
+    title = f"mean and spread over seeds {config.seeds}"
+    print_rows(f"thinking where the gain head expects it to pay; {title}", {"": found}, list(found))
+    rows = {f"{share:.0%} think": {name: line[i] for name, line in curves.items()} for i, share in enumerate(SHARES)}
+    print_rows(f"quiet answers that are right, by how the positions that think are chosen; {title}", rows, list(curves))
     means = {name: x and x["mean"] for name, x in found.items()}
-    keep_results(out, "adaptive", {**means, "over_seeds": found, "shares": SHARES, "gain_kept_by": curves})
-    lines = {name: dict(zip(SHARES, kept, strict=True)) for name, kept in curves.items()}
-    draw_lines(lines, ("share of positions that think", "share of the gain that is kept"), out / "adaptive.png")
+    keep_results(out, "adaptive", {**means, "over_seeds": found, "shares": SHARES, "answer_accuracy_by": curves})
+    lines = {name: dict(zip(SHARES, line, strict=True)) for name, line in curves.items()}
+    draw_lines(lines, ("share of positions that think", "quiet answers that are right"), out / "adaptive.png")
 
 
 # ----------------------------------------------------------------------------------------------------------------------

@@ -232,7 +232,7 @@ def draw_who(found, edges, kinds, path):
         heights, errors = ([x[what] for x in values] for what in ("mean", "spread"))
         axes[2].bar(places, heights, 0.27, yerr=errors, label=kind.replace("_", " "))
     axes[2].set_xticks(range(len(found["corrupted"])), list(found["corrupted"]))
-    axes[2].set(xlabel="digit of the thought made another", ylabel="share of answers", ylim=(0, 1.05))
+    axes[2].set(xlabel="digit of the thought made another", ylabel="share of answers", ylim=(0, 1.4))
     for ax in axes:
         ax.legend(fontsize=7)
     figure.tight_layout()
