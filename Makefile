@@ -1,6 +1,6 @@
 # make demo   a small model learns to think: install, train, evaluate; interrupt it and run it again as you like
 # make share  after the demo: thinking everywhere, and at a quarter of the positions, against seconds of training
-# make paper  does REINFORCE choose the useful thoughts? a table and a picture in out/paper; stop and go on as you like
+# make paper  does it really think? controls, ablations, thinking only where it pays: tables and pictures in out/paper
 # make test   the tests, and the linter
 
 PYTHON ?= python3
@@ -28,7 +28,7 @@ share: .venv/for_demo
 	$(PY) eval.py curve --runs=out/share/all,out/share/hard,out/share/random
 
 paper: .venv/for_demo
-	$(PY) paper.py chatter
+	$(PY) paper.py
 
 test: .venv/for_test
 	$(PY) -m ruff check .

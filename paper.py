@@ -107,9 +107,15 @@ def train_rows(config, out, rows, preset):
     return runs
 
 
-def max_steps(config, flags=(), times=1):
-    """The flag that sets how many steps a run takes: those of its preset or of --steps, so many times."""
-    return f"--max_steps={times * (config.steps or settings_from(list(flags))[0].max_steps)}"
+def max_steps(config, times=1):
+    """The flag that sets how many steps a run takes: as many as train.py's default or --steps, so many times."""
+    return f"--max_steps={times * (config.steps or settings_from([])[0].max_steps)}"
+
+
+def prepare(data, name, out, *flags):
+    """Make a corpus by its script where it is missing; here, and not by runs that begin at the same time."""
+    if not Path(data, "meta.json").exists():
+        script(name, f"--out={data}", *flags, log=out / f"{Path(data).name}.log")
 
 
 # Training thinks at a quarter of the positions, drawn by the base model's entropy: a third of the time, and nearly the
@@ -119,6 +125,7 @@ HARD = "--think_at=hard"
 
 def train_miniatures(config, out, rows):
     """Rows of runs on the miniature, after the base models of their seeds, whose folders are out/base/seed."""
+    prepare("data/arithmetic", "data/arithmetic/prepare.py", out)
     base = [f"--config={HERE / 'config' / 'arithmetic_base.toml'}", "--eval_every=0"]
     train_rows(config, out, {"base": []}, [*base, *([max_steps(config)] if config.steps else [])])
     preset = [f"--init_from={out / 'base'}/{{seed}}", "--base_preset=", "--eval_every=0", HARD, max_steps(config)]
@@ -365,8 +372,7 @@ def useful_thoughts(model, tokenizer, rows, questions, n_thoughts=4):
 
 def chatter(config, out):
     """Table and picture of the share of useful thoughts over training, for CHATTER's settings."""
-    if not Path("data/chatter/meta.json").exists():
-        script("data/arithmetic/prepare.py", "--out=data/chatter", "--chatter=0.5", log=out / "chatter.log")
+    prepare("data/chatter", "data/arithmetic/prepare.py", out, "--chatter=0.5")
     train_miniatures(config, out, {})
     seeds, steps = config.all_seeds(), [f"--max_steps={config.steps}"] if config.steps else []
     preset = [f"--config={HERE / 'config' / 'chatter_base.toml'}", "--base_preset=", "--eval_every=0", *steps]
@@ -419,17 +425,18 @@ def thought_len(config, out):
     trained, read = {}, {}
     for m in tqdm(names, desc="measuring", disable=None):
         of_seeds = [scores_of(runs[names[m], seed][0], text) for seed in config.all_seeds()]
-        trained[m] = {**over_seeds(of_seeds), "tokens_read": m + 3}
+        training = tokens_read([HARD, f"--thought_len={m}"])
+        trained[m] = {**over_seeds(of_seeds), "tokens_read": m + 3, "in_training": training}
     for m in tqdm((0, 1, 2, 3, 4, 5, 6, 8), desc="measuring", disable=None):
         how = {"settings": {"thought_len": m}} if m != default else {}
         name = "scores" if m == default else f"scores_thought_len_{m}"
         folders = [runs["full", seed][0] for seed in config.all_seeds()]
         read[m] = {**over_seeds([scores_of(folder, text, name, **how) for folder in folders]), "tokens_read": m + 3}
     base = over_seeds([scores_of(out / "base" / str(seed), text)["answer_accuracy"] for seed in config.all_seeds()])
-    note = "tokens_read: per token of text, when evaluating"
     for title, rows in (("trained and evaluated", trained), (f"trained with {default}, evaluated", read)):
         named = {f"thought_len {m}": row for m, row in rows.items()}
-        print_rows(f"{title} with thought_len; {note}", named, (*SCORES, "tokens_read"))
+        columns = (*SCORES, "tokens_read", *(["in_training"] if rows is trained else []))
+        print_rows(f"{title} with thought_len; tokens_read: for each token of text", named, columns)
     keep_results(out, "thought_len", {"trained": trained, f"evaluated_only_trained_with_{default}": read, "base": base})
     lines = {"trained and evaluated so": trained, f"trained with {default}, evaluated so": read}
     draw_lines(
@@ -588,8 +595,7 @@ def curriculum(config, out):
 
 def cups(config, out):
     """A shell game (data/cups) instead of arithmetic, by the same protocol."""
-    if not Path("data/cups/meta.json").exists():
-        script("data/cups/prepare.py", log=out / "cups.log")
+    prepare("data/cups", "data/cups/prepare.py", out)
     steps = [f"--max_steps={config.steps}"] if config.steps else []
     preset = [f"--config={HERE / 'config' / 'cups_base.toml'}", "--eval_every=0", *steps]
     train_rows(config, out / "cups", {"base": []}, preset)
