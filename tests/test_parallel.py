@@ -213,7 +213,7 @@ def test_a_killed_worker_leads_to_a_resume_without_a_person(deep, way):
     workers = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
     assert len(workers) == 2
     os.kill(int(workers[1]), signal.SIGKILL)
-    _, errors = process.communicate(timeout=120)
+    _, errors = process.communicate(timeout=240)
     assert process.returncode == 0, errors[-3000:]
     assert "Signal 9" in errors or "SIGKILL" in errors or "exitcode: -9" in errors, errors[-3000:]
     whole, again = (load_checkpoint(deep / name) for name in ("whole", "killed"))
