@@ -340,7 +340,7 @@ def load_model(folder, device="cpu"):
 
 def export(run, out):
     """Write a run's model as Mistral's official layout with its tokenizer, and what thinks, if it does, beside it:
-    quiet_star.pt, the tensors of start, end and mixing head, and quiet_star.json, their settings."""
+    quiet_star.pt, the tensors of start, end, mixing head and gain head, and quiet_star.json, their settings."""
     model, tokenizer, _, _ = load_run(run)
     transformer = model.model if isinstance(model, QuietSTaR) else model
     save_mistral(transformer, out)

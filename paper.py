@@ -25,6 +25,7 @@ import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -46,9 +47,9 @@ from train import HERE, build_model, settings_from
 @dataclass
 class PaperConfig:
     out: str = "out/paper"  # folder of all runs, tables and pictures
-    seeds: str = "1337,1,2"  # each row is trained with each of these, from base models of their own
+    seeds: str = "1337,1,2"  # each row is trained with each of these, from base models of their own (chatter: from one)
     jobs: int = os.cpu_count()  # runs at a time, one CPU thread each
-    steps: int = 0  # optimizer steps of each run; 0: as its preset says (fewer only to try whether all works)
+    steps: int = 0  # optimizer steps of each run, in a folder of its own: to try whether all works; 0: as presets say
     texts: int = 512  # held-out spans to measure on
 
     def __post_init__(self):
@@ -81,7 +82,9 @@ def train_all(runs, jobs):
     """Train runs {folder: flags}, `jobs` at a time."""
     with ThreadPoolExecutor(jobs) as pool:
         waiting = [
-            pool.submit(script, "train.py", f"--out={folder}", *flags, log=folder.parent / f"{folder.name}.log")
+            pool.submit(
+                script, "train.py", f"--out={folder}", "--device=cpu", *flags, log=folder.parent / f"{folder.name}.log"
+            )
             for folder, flags in runs.items()
         ]
         try:
@@ -123,13 +126,17 @@ def prepare(data, name, out, *flags):
 HARD = "--think_at=hard"
 
 
-def train_miniatures(config, out, rows):
-    """Rows of runs on the miniature, after the base models of their seeds, whose folders are out/base/seed."""
+def train_bases(config, out):
+    """The miniature's base models, in out/base/seed: the flags of runs that start from them."""
     prepare("data/arithmetic", "data/arithmetic/prepare.py", out)
     base = [f"--config={HERE / 'config' / 'arithmetic_base.toml'}", "--eval_every=0"]
     train_rows(config, out, {"base": []}, [*base, *([max_steps(config)] if config.steps else [])])
-    preset = [f"--init_from={out / 'base'}/{{seed}}", "--base_preset=", "--eval_every=0", HARD, max_steps(config)]
-    return train_rows(config, out, rows, preset)
+    return [f"--init_from={out / 'base'}/{{seed}}", "--base_preset=", "--eval_every=0", HARD, max_steps(config)]
+
+
+def train_miniatures(config, out, rows):
+    """Rows of runs on the miniature, each from the base model of its seed: as train_rows."""
+    return train_rows(config, out, rows, train_bases(config, out))
 
 
 def over_training(folder, flags):
@@ -204,14 +211,12 @@ def over_seeds(values):
 
 def print_rows(title, rows, columns):
     """A table of rows {name: {column: mean and spread, or a number}}."""
-    width = max(map(len, rows))
-    print(f"\n{title}\n\n{'':{width}}" + "".join(f"{c:>{max(19, len(c) + 2)}}" for c in columns))
+    width, widths = max(map(len, rows)), [max(17, len(column) + 2) for column in columns]
+    print(f"\n{title}\n\n{'':{width}}" + "".join(f"{c:>{w}}" for c, w in zip(columns, widths, strict=True)))
     for name, row in rows.items():
-        cells = [row.get(column) for column in columns]
-        cells = [
-            f"{x['mean']:.3f} ± {x['spread']:.3f}" if isinstance(x, dict) else "" if x is None else x for x in cells
-        ]
-        print(f"{name:{width}}" + "".join(f"{cell:>19}" for cell in cells))
+        cells = ["" if row.get(column) is None else row[column] for column in columns]
+        cells = [f"{x['mean']:.3f} ± {x['spread']:.3f}" if isinstance(x, dict) else x for x in cells]
+        print(f"{name:{width}}" + "".join(f"{cell:>{w}}" for cell, w in zip(cells, widths, strict=True)))
 
 
 SCORES = ("answer_accuracy", "answer_nll", "other_nll")
@@ -256,7 +261,7 @@ def controls(config, out):
             "lm_same_tokens": ["--objective=lm"],
             "lm_same_compute": ["--objective=lm", max_steps(config, times=compute)],
             "pause": ["--thought_len=0"],
-            "trained_on_random_thoughts": ["--thought_temperature=1e9"],
+            "trained_on_random_thoughts": ["--thought_temperature=1e9", "--reinforce_weight=0"],
             "reinforce_weight_0": ["--reinforce_weight=0"],
             "full_everywhere": ["--think_at=all"],
         },
@@ -266,10 +271,10 @@ def controls(config, out):
     found = {}
     for seed in tqdm(config.all_seeds(), desc="measuring", unit="seed", disable=None):
         full = runs["full", seed][0]
-        vocab, shape = meta["vocab_size"], (*answers.shape, read_config(full)["quiet_star"]["thought_len"])
+        shape = (*answers.shape, read_config(full)["quiet_star"]["thought_len"])
 
-        def random(shape=shape, vocab=vocab):
-            return np.random.default_rng(0).integers(0, vocab, shape)
+        def random(tokens, shape=shape):
+            return np.random.default_rng(0).choice(tokens, shape)
 
         def others(full=full):
             return of_other_positions(measure(load_run(full, "cpu")[0], spans, meta).thoughts, answers)
@@ -281,8 +286,10 @@ def controls(config, out):
             "lm_same_tokens": scores_of(trained["lm_same_tokens"], text),
             "lm_same_compute": scores_of(trained["lm_same_compute"], text),
             "pause": scores_of(trained["pause"], text),
-            "trained_on_random_thoughts": scores_of(random_run, text, thoughts=random),
-            "random_thoughts": scores_of(full, text, "scores_random_thoughts", thoughts=random),
+            "trained_on_random_thoughts": scores_of(random_run, text, thoughts=partial(random, meta["vocab_size"])),
+            "random_thoughts": scores_of(  # of tokens that it has read: others would be strange to it
+                full, text, "scores_random_thoughts", thoughts=partial(random, np.unique(spans))
+            ),
             "another_positions_thoughts": scores_of(full, text, "scores_others_thoughts", thoughts=others),
             "gate_0": scores_of(full, text, "scores_gate_0", gate=0.0),
             "gate_1": scores_of(full, text, "scores_gate_1", gate=1.0),
@@ -373,7 +380,7 @@ def useful_thoughts(model, tokenizer, rows, questions, n_thoughts=4):
 def chatter(config, out):
     """Table and picture of the share of useful thoughts over training, for CHATTER's settings."""
     prepare("data/chatter", "data/arithmetic/prepare.py", out, "--chatter=0.5")
-    train_miniatures(config, out, {})
+    train_bases(config, out)
     seeds, steps = config.all_seeds(), [f"--max_steps={config.steps}"] if config.steps else []
     preset = [f"--config={HERE / 'config' / 'chatter_base.toml'}", "--base_preset=", "--eval_every=0", *steps]
     train_all({out / "chatter_base": [*preset, f"--init_from={out / 'base' / str(seeds[0])}"]}, 1)  # one for all seeds
@@ -485,7 +492,8 @@ CORRUPTED = ("answer_stays", "answer_follows", "answer_follows_carried_on")
 
 
 def thoughts_and_answers(model, tokenizer, rows, questions, temperature, n_thoughts):
-    """The share of thoughts whose running results are all right, and of answers right after such, and after others."""
+    """The share of thoughts whose running results are all right, and of answers right after such, and after others (of
+    harder questions, perhaps: what thoughts do to answers, `corrupt` shows)."""
     said, digits, _ = think_at_answers(model, tokenizer, rows, n_thoughts=n_thoughts, temperature=temperature)
     pairs = zip(said, questions, strict=True)
     useful = np.array([[is_useful(thought, question) for thought in row] for row, question in pairs])
@@ -495,18 +503,19 @@ def thoughts_and_answers(model, tokenizer, rows, questions, temperature, n_thoug
 
 
 def corrupt(model, tokenizer, rows, questions, place):
-    """Right thoughts with one digit of the steps made another (place -1: the last): the share of answers that stay what
-    they were; that are what the other digit leads to, though the thought goes on as before; and if the thought goes
-    on from the other digit as well."""
-    rng, m = np.random.default_rng(0), model.config.thought_len
-    some = [i for i, question in enumerate(questions) if len(steps_of(question)) <= m]  # whose steps fit into a thought
-    pairs = [corrupted(questions[i], place, rng) for i in some]
+    """Right thoughts with one digit of the steps made another (place -1: the last), where that leads to another answer.
+    The share of answers that stay what they were; that are what the other digit leads to, though the thought goes on as
+    before; and if the thought goes on from the other digit as well."""
+    rng, m, answers, pairs, some = np.random.default_rng(0), model.config.thought_len, [], [], []
+    for i, question in enumerate(questions):
+        alone, carried = corrupted(question, place, rng)
+        if len(alone) <= m and carried[-1] != steps_of(question)[-1]:  # its steps fit into a thought
+            some.append(i)
+            pairs.append((alone, carried))
+            answers.append((int(steps_of(question)[-1]), int(carried[-1])))
     given = [[(thought + "—" * m)[:m] for thought in pair] for pair in pairs]
     _, digits, _ = think_at_answers(model, tokenizer, rows[some], given)
-    stays, leads_to = (
-        np.array([int(x[-1]) for x in column])
-        for column in ([steps_of(questions[i]) for i in some], [pair[1] for pair in pairs])
-    )
+    stays, leads_to = np.array(answers).T
     shares = digits[:, 0] == stays, digits[:, 0] == leads_to, digits[:, 1] == leads_to
     return dict(zip(CORRUPTED, (float(x.mean()) for x in shares), strict=True))
 
@@ -537,7 +546,7 @@ def who(config, out):
                     for name, gate in gates.items()
                 },
                 "thoughts": {
-                    "greedy": thoughts_and_answers(full, tokenizer, rows, questions, 0.0, 1),
+                    "greedy": {"right": thoughts_and_answers(full, tokenizer, rows, questions, 0.0, 1)["right"]},
                     "sampled": thoughts_and_answers(full, tokenizer, rows, questions, 1.0, 4),
                 },
                 "corrupted": {
@@ -563,15 +572,17 @@ STAGES = (3, 2, 1, 0)
 
 
 def curriculum(config, out):
-    """Thoughts lose a token at each stage, and at the last the model learns without any: what stays of the gain?"""
+    """Thoughts lose a token at each stage, and at the last the model learns without any: what stays of the gain? Beside
+    as many steps of language modelling, which read the same text but fewer tokens in all."""
     rows, before = {"full": []}, "full"
     for m in STAGES:
         name = f"curriculum_{m}"
         rows[name], before = [f"--init_from={out / before}/{{seed}}", f"--thought_len={m}"], name
     rows["curriculum_none"] = ["--objective=lm", f"--init_from={out / before}/{{seed}}"]
     rows["lm_as_long"] = ["--objective=lm", max_steps(config, times=len(STAGES) + 2)]
+    preset = train_bases(config, out)
     for name, flags in rows.items():  # one after the other: each begins where the one before ended
-        train_miniatures(config, out, {name: flags})
+        train_rows(config, out, {name: flags}, preset)
     text, found = held_out(config), {"base": None, **rows}
     for name in tqdm(found, desc="measuring", disable=None):
         found[name] = over_seeds([scores_of(out / name / str(seed), text) for seed in config.all_seeds()])
@@ -585,6 +596,7 @@ def curriculum(config, out):
     stages = list(rows)[:-1]
     lines = {"after a thought": "answer_accuracy", "without": "accuracy_without_thoughts"}
     lines = {line: {stage: found[stage][column] for stage in stages} for line, column in lines.items()}
+    del lines["after a thought"]["curriculum_none"]
     level = "as many LM steps", found["lm_as_long"]["answer_accuracy"]["mean"]
     draw_lines(lines, ("stage", "quiet answers that are right"), out / "curriculum.png", level)
 
@@ -594,7 +606,7 @@ def curriculum(config, out):
 
 
 def cups(config, out):
-    """A shell game (data/cups) instead of arithmetic, by the same protocol."""
+    """A shell game (data/cups) instead of arithmetic; four of the controls' rows."""
     prepare("data/cups", "data/cups/prepare.py", out)
     steps = [f"--max_steps={config.steps}"] if config.steps else []
     preset = [f"--config={HERE / 'config' / 'cups_base.toml'}", "--eval_every=0", *steps]
@@ -639,7 +651,8 @@ def gain_kept(think, found, answers, some=slice(None)):
 
 
 def adaptive(config, out):
-    """Accuracy against the share of positions that think, and the seconds saved."""
+    """Accuracy against the share of positions that think, and the seconds saved: beside thinking everywhere on a given
+    text, where its guesses of the next token are always right."""
     runs, (spans, answers, meta) = train_miniatures(config, out, {"full": []}), held_out(config)
     half, of_seeds, curves = len(spans) // 2, [], []
     chosen_on, judged_on = slice(half), slice(half, None)
@@ -662,13 +675,14 @@ def adaptive(config, out):
         levels = [np.quantile(found.expected_gain[chosen_on], 1 - share) for share in SHARES]
         kept = [gain_kept(found.expected_gain > x, found, answers, chosen_on) for x in levels]
         think_above = float(next((x for x, y in zip(levels, kept, strict=True) if y and y >= 0.995), levels[-1]))
-        thinks = found.expected_gain > think_above
+        thinks, gain = found.expected_gain > think_above, found.nll_base - found.nll_mixed
         seconds = seconds_per_token(model, text, think_above)
         of_seeds.append(
             {
                 "think_above": think_above,
                 "share_thinking": float(thinks[judged_on].mean()),
                 "gain_kept": gain_kept(thinks, found, answers, judged_on),
+                "nats_kept": float((gain * thinks)[judged_on].sum() / gain[judged_on].sum()),
                 "speedup": seconds["everywhere"] / seconds["where_it_pays"],
                 "everywhere_over_nowhere": seconds["everywhere"] / seconds["nowhere"],
             }
@@ -698,7 +712,7 @@ def main():
     config, _ = from_cli(__doc__, PaperConfig, argv=arguments)
     if name and name not in COMMANDS:
         sys.exit(f"paper.py: error: {name!r} is not one of {', '.join(COMMANDS)} (--help says more)")
-    out = Path(config.out)
+    out = Path(config.out) / f"{config.steps}_steps" if config.steps else Path(config.out)
     out.mkdir(parents=True, exist_ok=True)
     try:
         for command in [COMMANDS[name]] if name else COMMANDS.values():

@@ -485,7 +485,8 @@ class QuietSTaR(nn.Module):
         return other
 
     def forward(self, tokens, thoughts=None, positions=None, documents=None, noise=None):
-        """tokens (B, L) -> the loss, and metrics: a dict of detached means over the batch (nats, per token or thought).
+        """tokens (B, L) -> the loss (and the gain head's error, which it learns from), and metrics: a dict of detached
+        means over the batch (nats, per token or thought; of the two parts apart).
 
         thoughts    (B, N, S, m) ids to learn from instead of sampling
         positions   (B, S) where to think; None: at every position with n_true tokens after it, 0 .. L - n_true - 1
@@ -821,8 +822,8 @@ def generate_with_thoughts(
     kept, as text and in the cache, is the text alone. Start and end are outside of the vocabulary, hence never
     emitted. lengths (B,) of unequal prompts, and stop: see model.Transformer.generate; the first new token is the one
     after the shortest prompt, then.
-    think_above: think only where the gain head expects more than so many nats of it. Elsewhere the token is the base
-    prediction's, its thought all -1, its gate 0.
+    think_above: think only where the gain head expects more than so many nats of it (over the n_true tokens that it
+    was trained on). Elsewhere the token is the base prediction's, its thought all -1, its gate 0.
     begin: the place to think before first, where it isn't the shortest prompt's end: prompts keep their tokens, so that
     a given text can be read just as it would be written.
 
@@ -834,8 +835,9 @@ def generate_with_thoughts(
     """
     if max_new_tokens < 1:
         raise ValueError(f"max_new_tokens must be at least 1, not {max_new_tokens}")
-    if begin is not None and not 1 <= begin <= tokens.shape[1]:
-        raise ValueError(f"begin must be from 1 to the prompt's length {tokens.shape[1]}, not {begin}")
+    shortest = tokens.shape[1] if lengths is None else int(lengths.min())
+    if begin is not None and not 1 <= begin <= shortest:
+        raise ValueError(f"begin must be from 1 to the shortest prompt's length {shortest}, not {begin}")
     model, (B, T), m = quiet.model, tokens.shape, quiet.config.thought_len
     embed, total, device = model.tok_embeddings, T + max_new_tokens, tokens.device
     # One thought at the end of the text sees all before it: to the cache it is text, until its token is out.
@@ -843,13 +845,14 @@ def generate_with_thoughts(
     lengths = torch.full((B,), T, device=device) if lengths is None else lengths
     start, end = (x.expand(B, 1, -1) for x in quiet.thought_tokens())  # (B, 1, C)
     out = torch.cat((tokens, tokens.new_empty(B, max_new_tokens)), dim=1)
-    at = int(lengths.min()) if begin is None else begin
+    at = shortest if begin is None else begin
     new, guessed, said, gates = out[:, :at], False, [], []
 
     while at < total and not all_ended(out[:, :at], lengths, stop):
         draw = torch.rand(B, generator=generator, device=device)  # decides the token
         if think_above is not None:
             h_mixed, thought, w = think_if_it_pays(quiet, new, cache, think_above, thought_temperature, generator)
+            new = own_token(sample(model.logits(h_mixed), temperature, draw), tokens, at, lengths)  # (B,)
         else:
             if not guessed:
                 hidden = model(torch.cat((embed(new), start) if m else (embed(new), start, end), dim=1), cache=cache)
@@ -868,8 +871,7 @@ def generate_with_thoughts(
                 hidden = model(known, query[0] + 1 + query[2], mask, cache)  # (B, 4, C)
                 h = hidden[:, 1]
             h_mixed, w = quiet.mix(h_base, h)  # (B, C), (B,)
-        new = own_token(sample(model.logits(h_mixed), temperature, draw), tokens, at, lengths)  # (B,)
-        if think_above is None:
+            new = own_token(sample(model.logits(h_mixed), temperature, draw), tokens, at, lengths)  # (B,)
             guessed = m > 0 and torch.equal(new, guess)
             cache.keep(at, slice(at + m + 2, at + m + 4) if guessed else slice(0))
             h_base, h = hidden[:, -2], hidden[:, -1]
@@ -897,8 +899,8 @@ def think_if_it_pays(quiet, new, cache, think_above, thought_temperature, genera
         thought[:, s] = sample(model.logits(h), thought_temperature, generator=generator)
         known = embed(thought[:, s : s + 1])
     h = model(torch.cat((known, end), dim=1), cache=aside)[:, -1]
-    h_mixed[rows], gates[rows] = quiet.mix(h_mixed[rows], h)
-    thoughts[rows] = thought
+    h_mixed[rows], w = quiet.mix(h_mixed[rows], h)
+    gates[rows], thoughts[rows] = w.to(gates.dtype), thought
     return h_mixed, thoughts, gates
 
 

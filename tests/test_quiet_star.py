@@ -11,7 +11,6 @@ from torch.testing import assert_close
 
 from model import ModelConfig, Transformer, sample
 from quiet_star import (
-    GainHead,
     QuietSTaR,
     QuietSTaRConfig,
     ThoughtTokens,
@@ -419,19 +418,6 @@ def test_the_gain_head_looks_on_and_changes_nothing():
     assert head["gain_head.inner.weight"].abs().max() > 1e-3 and model["model.output.weight"].abs().max() > 1e-3
     new = QuietSTaR(quiet.model, QuietSTaRConfig()).gain_head
     assert new(learned.nll_base.new_ones(3, 16).float()).tolist() == [0, 0, 0], "nothing is expected at step 0"
-
-
-def test_the_gain_head_learns_the_mean_gain_of_places_that_look_alike():
-    """Least squares: of gains 0 and 3 in equal shares it learns 1.5, not the likelier sign nor the median."""
-    torch.manual_seed(0)
-    head, h = GainHead(4), torch.randn(2, 4)
-    optimizer = torch.optim.Adam(head.parameters(), lr=1e-2)
-    gains = torch.tensor([[0.0, 3.0], [-1.0, 0.0]])  # two gains seen at each of two places
-    for _ in range(500):
-        optimizer.zero_grad()
-        ((head(h)[:, None] - gains) ** 2).mean().backward()
-        optimizer.step()
-    assert_close(head(h), torch.tensor([1.5, -0.5]), rtol=0, atol=1e-2)
 
 
 @pytest.mark.parametrize("clamp", [True, False])
@@ -845,9 +831,17 @@ def test_a_given_text_is_read_as_it_would_be_written(think_above):
     assert think.any() and think.all() == (think_above is None)
     assert torch.equal(thoughts, found.tokens[:, 0].masked_fill(~think[..., None], -1))
     assert_close(gates, gate[:, 0, :, 0] * think, **CLOSE)
-    for wrong in (0, 13):
+    for wrong, lengths in ((0, None), (13, None), (9, torch.tensor([12, 8]))):
         with pytest.raises(ValueError, match="begin must be"):
-            generate_with_thoughts(quiet, tokens, 1, begin=wrong)
+            generate_with_thoughts(quiet, tokens, 1, begin=wrong, lengths=lengths)
+
+
+def test_thinking_where_it_pays_stops_when_all_rows_have_ended():
+    quiet, tokens = tiny(thought_len=2, seed=11), ids(2, 4)
+    read, thoughts, gates = generate_with_thoughts(quiet, tokens, 8, 0, think_above=0.1, stop=lambda new: len(new) > 2)
+    assert read.shape == (2, 7) and thoughts.shape == (2, 3, 2) and gates.shape == (2, 3)
+    whole = generate_with_thoughts(quiet, tokens, 8, 0, think_above=0.1)[0]
+    assert torch.equal(read, whole[:, :7])
 
 
 def test_generating_leaves_the_models_settings_alone_and_follows_its_generator():
