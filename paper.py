@@ -671,10 +671,12 @@ def adaptive(config, out):
                 for name, score in predictors.items()
             }
         )
-        # The threshold is the highest of some that keeps nearly all of the gain on one half; it is judged on the other.
-        levels = [np.quantile(found.expected_gain[chosen_on], 1 - share) for share in SHARES]
-        kept = [gain_kept(found.expected_gain > x, found, answers, chosen_on) for x in levels]
-        think_above = float(next((x for x, y in zip(levels, kept, strict=True) if y and y >= 0.995), levels[-1]))
+        # The threshold is the highest of some that, on one half, keeps what thinking at 15 % of the positions would keep;
+        # it is judged on the other half.
+        levels = {share: float(np.quantile(found.expected_gain[chosen_on], 1 - share)) for share in SHARES}
+        kept = {share: gain_kept(found.expected_gain > x, found, answers, chosen_on) for share, x in levels.items()}
+        enough = [share for share in SHARES if kept[share] is None or kept[share] >= kept[0.15]]
+        think_above = levels[min(enough)]
         thinks, gain = found.expected_gain > think_above, found.nll_base - found.nll_mixed
         seconds = seconds_per_token(model, text, think_above)
         of_seeds.append(
@@ -717,7 +719,7 @@ def main():
     try:
         for command in [COMMANDS[name]] if name else COMMANDS.values():
             start = time.perf_counter()
-            print(f"\n{command.__name__}: {command.__doc__}", flush=True)
+            print(f"\n{command.__name__}: {' '.join(command.__doc__.split())}", flush=True)
             command(config, out)
             took = time.perf_counter() - start
             print(f"\ntable: {out / 'results.json'}   picture: {out / command.__name__}.png   {took:.0f} s", flush=True)
