@@ -24,6 +24,12 @@ def commands():
     return [line for block in blocks("sh") for line in block.strip().split("\n")]
 
 
+def slugs(text):
+    """The names by which a page's headings are linked to; and "", the page itself."""
+    headings = re.findall(r"^## (.*)$", text, re.MULTILINE)
+    return {"", *(re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings)}
+
+
 def test_what_is_typed_prints_what_stands_there():
     found = doctest.testfile(str(ROOT / "docs" / "walkthrough.md"), module_relative=False)
     assert found.failed == 0 and found.attempted > 15
@@ -50,7 +56,9 @@ def test_links_and_pictures_are_there():
     links = re.findall(r"\]\((?!http|#)([^)]+)\)", TEXT)
     assert len(links) > 3
     for link in links:
-        assert (ROOT / "docs" / link).exists(), link
+        path, _, heading = link.partition("#")
+        text = (ROOT / "docs" / path).read_bytes() if heading else b""
+        assert (ROOT / "docs" / path).exists() and heading in slugs(text.decode()), link
     headings = {
         re.sub(r"[^\w -]", "", h.lower()).replace(" ", "-") for h in re.findall(r"^## (.*)$", TEXT, re.MULTILINE)
     }
