@@ -34,6 +34,7 @@ import torch.nn.functional as F
 
 from config import from_cli
 from model import ModelConfig, Transformer
+from parallel import pick_device
 from quiet_star import QuietSTaR, QuietSTaRConfig, generate_with_thoughts
 
 
@@ -134,9 +135,9 @@ class Work:
         # A gate of exactly 0 would make all rewards equal, and REINFORCE would have nothing to do.
         torch.nn.init.normal_(self.quiet.mixing_head.last.weight, std=bench.gate)
         self.bench, self.device = bench, device
-        m, a, N, V = quiet_config.thought_len, quiet_config.n_true, quiet_config.n_thoughts, model_config.vocab_size
-        # As many token positions: every text's own, and for each of them N thoughts of m + 2 and a - 1 true tokens.
-        self.copies = 1 + N * (m + 2 + a - 1)
+        a, V = quiet_config.n_true, model_config.vocab_size
+        # As many token positions: every text's own, and for each of them all that its thoughts read.
+        self.copies = 1 + quiet_config.n_thoughts * quiet_config.steps
         self.texts = torch.randint(V, (bench.texts, bench.span + a), device=device)
         self.plain_texts = torch.randint(V, (bench.texts * self.copies, bench.span + 1), device=device)
         for p in self.quiet.parameters():
@@ -174,15 +175,14 @@ def memory_of(which, *settings):
 
 def adaptive(argv):
     """`bench.py adaptive`: what thinking costs a trained model if it only thinks where it is expected to pay."""
-    from checkpoint import load_run
+    from checkpoint import load_run, must_think
     from data.dataset import open_dataset
 
     config, _ = from_cli(__doc__, AdaptiveConfig, argv=argv)
-    device = config.device if config.device != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
+    device = pick_device(config.device)
     try:
         quiet, _, settings, _ = load_run(config.run, device)
-        if not isinstance(quiet, QuietSTaR):
-            raise ValueError(f"{config.run} is a plain language model: name a thinking one with --run")
+        must_think(quiet, config.run)
         tokens = open_dataset(settings["train"]["data"], "val").tokens[: config.tokens].astype("int64")
     except (ValueError, OSError) as error:
         sys.exit(f"bench.py: error: {error}")
@@ -206,7 +206,7 @@ def main():
         return memory.main(sys.argv[2:])
     defaults = ["--vocab_size=42", *sys.argv[1:]]
     bench, model_config, quiet_config, _ = from_cli(__doc__, BenchConfig, ModelConfig, QuietSTaRConfig, argv=defaults)
-    device = bench.device if bench.device != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
+    device = pick_device(bench.device)
     settings = bench, model_config, quiet_config, device
 
     again = replace(bench, recompute=True), *settings[1:]

@@ -338,6 +338,12 @@ def load_model(folder, device="cpu"):
     return model.to(device).eval(), tokenizer, None, 0
 
 
+def must_think(model, folder):
+    """Raise ValueError, in one line, if the model of a folder is a plain one."""
+    if not isinstance(model, QuietSTaR):
+        raise ValueError(f"{folder} is a plain language model: name a thinking one with --run")
+
+
 def export(run, out):
     """Write a run's model as Mistral's official layout with its tokenizer, and what thinks, if it does, beside it:
     quiet_star.pt, the tensors of start, end, mixing head and gain head, and quiet_star.json, their settings."""

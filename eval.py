@@ -24,11 +24,12 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from checkpoint import load_model, load_run, read_config, read_log
+from checkpoint import load_model, load_run, must_think, read_config, read_log
 from config import from_cli
 from data.dataset import open_dataset, replace_file
 from data.text import read_documents, text_files
 from page import write_page
+from parallel import pick_device
 from pictures import draw_curves, draw_difficulty, draw_mask, draw_runs, draw_sweep, draw_text, mean_and_error
 from questions import QuestionsConfig, ask_all, must_exist
 from quiet_star import QuietSTaR, token_log_prob
@@ -148,8 +149,14 @@ def measure(model, spans, meta, device="cpu", batch_size=32, title="measuring", 
     return Measured(nll_base, nll_mixed, w, said, right_base, right_mixed, expected, time.perf_counter() - start)
 
 
+def predicted(found):
+    """NLL and rightness of what a model says at last, of Measured: after a thought, if it thinks."""
+    thinks = found.nll_mixed is not None
+    return (found.nll_mixed, found.right_mixed) if thinks else (found.nll_base, found.right_base)
+
+
 def summarize(nll, right, answers):
-    """One row of the table: means over tokens, with standard errors."""
+    """One row of the table: means over tokens, with standard errors. nll, right (W, T): see `predicted`."""
     row = {"other_nll": mean_and_error(nll[~answers])}
     if answers.any():
         row |= {"answer_accuracy": mean_and_error(right[answers]), "answer_nll": mean_and_error(nll[answers])}
@@ -198,8 +205,7 @@ def gains(config, device):
     """Measure one run against its base, print the table, draw the pictures, write results.json and gains.html."""
     run = Path(config.run) if config.run else last_run()
     model, tokenizer, settings, step = load_model(run, device)
-    if not isinstance(model, QuietSTaR):
-        raise ValueError(f"{run} is a plain language model: name a thinking one with --run")
+    must_think(model, run)
     spans, meta = text_to_measure(config, settings, tokenizer)
     answers = answer_places(spans, meta)
     out = Path(config.out or (run / f"eval_step{step:06d}" if settings else f"out/eval_{run.resolve().name}"))
@@ -293,8 +299,7 @@ def demo(config, device):
 
     rows = {}
     for name, x in measured.items():
-        thinks = x.nll_mixed is not None
-        rows[name] = summarize(*(x.nll_mixed, x.right_mixed) if thinks else (x.nll_base, x.right_base), answers)
+        rows[name] = summarize(*predicted(x), answers)
         if name == "quiet_star":
             rows["quiet_star, not thinking"] = summarize(x.nll_base, x.right_base, answers)
     main_length = settings["quiet_star"]["quiet_star"]["thought_len"]
@@ -365,7 +370,7 @@ def main():
     try:
         if config.device not in ("auto", "cpu", "cuda"):
             raise ValueError(f"device must be auto, cpu or cuda, not {config.device!r}")
-        device = config.device if config.device != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
+        device = pick_device(config.device)
         if command == "gains":
             gains(config, device)
         elif command in ("demo", "curve"):

@@ -38,7 +38,7 @@ from config import from_cli
 from data.arithmetic.prepare import running_results
 from data.dataset import open_dataset, replace_file
 from data.tokenizer import from_json
-from eval import answer_places, measure, spread_spans
+from eval import answer_places, measure, predicted, spread_spans, summarize
 from pictures import draw_bars, draw_lines, draw_over_training, draw_who
 from quiet_star import entropy
 from train import HERE, build_model, settings_from
@@ -110,6 +110,11 @@ def train_rows(config, out, rows, preset):
     return runs
 
 
+def fewer_steps(config):
+    """The flag that --steps asks for in place of a preset's number of steps."""
+    return [f"--max_steps={config.steps}"] if config.steps else []
+
+
 def max_steps(config, times=1):
     """The flag that sets how many steps a run takes: as many as train.py's default or --steps, so many times."""
     return f"--max_steps={times * (config.steps or settings_from([])[0].max_steps)}"
@@ -130,7 +135,7 @@ def train_bases(config, out):
     """The miniature's base models, in out/base/seed: the flags of runs that start from them."""
     prepare("data/arithmetic", "data/arithmetic/prepare.py", out)
     base = [f"--config={HERE / 'config' / 'arithmetic_base.toml'}", "--eval_every=0"]
-    train_rows(config, out, {"base": []}, [*base, *([max_steps(config)] if config.steps else [])])
+    train_rows(config, out, {"base": []}, [*base, *fewer_steps(config)])
     return [f"--init_from={out / 'base'}/{{seed}}", "--base_preset=", "--eval_every=0", HARD, max_steps(config)]
 
 
@@ -171,29 +176,31 @@ def held_out(config, data="data/arithmetic"):
     return spans, answer_places(spans, dataset.meta), dataset.meta
 
 
+SCORES = ("answer_accuracy", "answer_nll", "other_nll")
+
+
 def scores(found, answers):
     """Of what eval.measure found: answers after a thought (if the model thinks), and without."""
-    thinks = found.nll_mixed is not None
-    nll, right = (found.nll_mixed, found.right_mixed) if thinks else (found.nll_base, found.right_base)
+    row = summarize(*predicted(found), answers)
     return {
-        "answer_accuracy": float(right[answers].mean()),
-        "answer_nll": float(nll[answers].mean()),
-        "other_nll": float(nll[~answers].mean()),
+        **{name: row[name] for name in SCORES},
         "accuracy_without_thoughts": float(found.right_base[answers].mean()),
     }
 
 
-def scores_of(folder, text, name="scores", settings=None, **how):
-    """Scores of a run on a text that `held_out` gave, its model with other settings, and measured as how says."""
+def scores_of(config, folder, text, name="scores", settings=None, **how):
+    """Scores of a row of runs, over seeds, on a text that `held_out` gave: their models with other settings, measured
+    as how says (a function in it is asked for each model)."""
     spans, answers, meta = text
 
-    def make():
-        model = load_run(folder, "cpu")[0]
-        if settings:
-            model = model.with_settings(**settings)
-        return scores(measure(model, spans, meta, **{k: x() if callable(x) else x for k, x in how.items()}), answers)
+    def make(run):
+        model = load_run(run, "cpu")[0]
+        model = model.with_settings(**settings) if settings else model
+        found = measure(model, spans, meta, **{k: x(model) if callable(x) else x for k, x in how.items()})
+        return scores(found, answers)
 
-    return remembered(folder, name, make, texts=len(spans))
+    runs = [folder / str(seed) for seed in config.all_seeds()]
+    return over_seeds([remembered(run, name, partial(make, run), texts=len(spans)) for run in runs])
 
 
 def over_seeds(values):
@@ -219,9 +226,6 @@ def print_rows(title, rows, columns):
         print(f"{name:{width}}" + "".join(f"{cell:>{w}}" for cell, w in zip(cells, widths, strict=True)))
 
 
-SCORES = ("answer_accuracy", "answer_nll", "other_nll")
-
-
 def keep_results(out, name, results):
     """Put one command's results into results.json, beside those of the others."""
     path = out / "results.json"
@@ -237,7 +241,7 @@ def tokens_read(flags):
     """How many tokens a training step reads per token of text."""
     train, _, quiet, _ = settings_from(list(flags))
     share = 1 if train.think_at == "all" else train.think_share
-    return 1 + share * quiet.n_thoughts * (quiet.thought_len + 2 + quiet.n_true - 1)
+    return 1 + share * quiet.n_thoughts * quiet.steps
 
 
 def of_other_positions(thoughts, answers, seed=0):
@@ -253,7 +257,7 @@ def of_other_positions(thoughts, answers, seed=0):
 def controls(config, out):
     """The table of controls, and a picture of it."""
     compute = round(tokens_read([HARD]))
-    runs = train_miniatures(
+    train_miniatures(
         config,
         out,
         {
@@ -268,36 +272,35 @@ def controls(config, out):
     )
     text = held_out(config)
     spans, answers, meta = text
-    found = {}
-    for seed in tqdm(config.all_seeds(), desc="measuring", unit="seed", disable=None):
-        full = runs["full", seed][0]
-        shape = (*answers.shape, read_config(full)["quiet_star"]["thought_len"])
 
-        def random(tokens, shape=shape):
-            return np.random.default_rng(0).choice(tokens, shape)
+    def random(tokens):
+        return lambda model: np.random.default_rng(0).choice(tokens, (*answers.shape, model.config.thought_len))
 
-        def others(full=full):
-            return of_other_positions(measure(load_run(full, "cpu")[0], spans, meta).thoughts, answers)
+    def others(model):
+        return of_other_positions(measure(model, spans, meta).thoughts, answers)
 
-        trained = {name: runs[name, seed][0] for name, of_seed in runs if of_seed == seed}
-        random_run = trained["trained_on_random_thoughts"]
-        found[seed] = {
-            "base": scores_of(out / "base" / str(seed), text),
-            "lm_same_tokens": scores_of(trained["lm_same_tokens"], text),
-            "lm_same_compute": scores_of(trained["lm_same_compute"], text),
-            "pause": scores_of(trained["pause"], text),
-            "trained_on_random_thoughts": scores_of(random_run, text, thoughts=partial(random, meta["vocab_size"])),
-            "random_thoughts": scores_of(  # of tokens that it has read: others would be strange to it
-                full, text, "scores_random_thoughts", thoughts=partial(random, np.unique(spans))
-            ),
-            "another_positions_thoughts": scores_of(full, text, "scores_others_thoughts", thoughts=others),
-            "gate_0": scores_of(full, text, "scores_gate_0", gate=0.0),
-            "gate_1": scores_of(full, text, "scores_gate_1", gate=1.0),
-            "reinforce_weight_0": scores_of(trained["reinforce_weight_0"], text),
-            "full": scores_of(full, text),
-            "full_everywhere": scores_of(trained["full_everywhere"], text),
-        }
-    rows = {name: over_seeds([x[name] for x in found.values()]) for name in next(iter(found.values()))}
+    measured = {  # run, name of its scores, how it is measured
+        "base": ("base", "scores", {}),
+        "lm_same_tokens": ("lm_same_tokens", "scores", {}),
+        "lm_same_compute": ("lm_same_compute", "scores", {}),
+        "pause": ("pause", "scores", {}),
+        "trained_on_random_thoughts": (
+            "trained_on_random_thoughts",
+            "scores",
+            {"thoughts": random(meta["vocab_size"])},
+        ),
+        # of tokens that it has read: others would be strange to it
+        "random_thoughts": ("full", "scores_random_thoughts", {"thoughts": random(np.unique(spans))}),
+        "another_positions_thoughts": ("full", "scores_others_thoughts", {"thoughts": others}),
+        "gate_0": ("full", "scores_gate_0", {"gate": 0.0}),
+        "gate_1": ("full", "scores_gate_1", {"gate": 1.0}),
+        "reinforce_weight_0": ("reinforce_weight_0", "scores", {}),
+        "full": ("full", "scores", {}),
+        "full_everywhere": ("full_everywhere", "scores", {}),
+    }
+    rows = {}
+    for name, (run, kept_as, how) in tqdm(measured.items(), desc="measuring", disable=None):
+        rows[name] = scores_of(config, out / run, text, kept_as, **how)
     print_rows(f"{answers.sum():,} quiet answers; mean and spread over seeds {config.seeds}; NLL in nats", rows, SCORES)
     print(f"lm_same_compute: {compute} times the steps of lm_same_tokens")
     keep_results(out, "controls", rows)
@@ -381,7 +384,7 @@ def chatter(config, out):
     """Table and picture of the share of useful thoughts over training, for CHATTER's settings."""
     prepare("data/chatter", "data/arithmetic/prepare.py", out, "--chatter=0.5")
     train_bases(config, out)
-    seeds, steps = config.all_seeds(), [f"--max_steps={config.steps}"] if config.steps else []
+    seeds, steps = config.all_seeds(), fewer_steps(config)
     preset = [f"--config={HERE / 'config' / 'chatter_base.toml'}", "--base_preset=", "--eval_every=0", *steps]
     train_all({out / "chatter_base": [*preset, f"--init_from={out / 'base' / str(seeds[0])}"]}, 1)  # one for all seeds
     preset = [f"--config={HERE / 'config' / 'chatter.toml'}", "--base_preset=", f"--init_from={out / 'chatter_base'}"]
@@ -428,18 +431,16 @@ def thought_len(config, out):
     default = settings_from([])[2].thought_len
     names = {m: "full" if m == default else "pause" if m == 0 else f"thought_len_{m}" for m in (0, 1, 2, 3, 4, 6)}
     flags = {name: [] if name == "full" else [f"--thought_len={m}"] for m, name in names.items()}
-    runs, text = train_miniatures(config, out, flags), held_out(config)
-    trained, read = {}, {}
+    train_miniatures(config, out, flags)
+    text, trained, read = held_out(config), {}, {}
     for m in tqdm(names, desc="measuring", disable=None):
-        of_seeds = [scores_of(runs[names[m], seed][0], text) for seed in config.all_seeds()]
         training = tokens_read([HARD, f"--thought_len={m}"])
-        trained[m] = {**over_seeds(of_seeds), "tokens_read": m + 3, "in_training": training}
+        trained[m] = {**scores_of(config, out / names[m], text), "tokens_read": m + 3, "in_training": training}
     for m in tqdm((0, 1, 2, 3, 4, 5, 6, 8), desc="measuring", disable=None):
         how = {"settings": {"thought_len": m}} if m != default else {}
         name = "scores" if m == default else f"scores_thought_len_{m}"
-        folders = [runs["full", seed][0] for seed in config.all_seeds()]
-        read[m] = {**over_seeds([scores_of(folder, text, name, **how) for folder in folders]), "tokens_read": m + 3}
-    base = over_seeds([scores_of(out / "base" / str(seed), text)["answer_accuracy"] for seed in config.all_seeds()])
+        read[m] = {**scores_of(config, out / "full", text, name, **how), "tokens_read": m + 3}
+    base = scores_of(config, out / "base", text)["answer_accuracy"]
     for title, rows in (("trained and evaluated", trained), (f"trained with {default}, evaluated", read)):
         named = {f"thought_len {m}": row for m, row in rows.items()}
         columns = (*SCORES, "tokens_read", *(["in_training"] if rows is trained else []))
@@ -463,9 +464,10 @@ def ablations(config, out):
         for n in (1, 2, 4)
     }
     trained = {name if flags else "full": flags for name, flags in rows.items()}
-    runs, text = train_miniatures(config, out, trained), held_out(config)
+    train_miniatures(config, out, trained)
+    text = held_out(config)
     rows = {
-        name: over_seeds([scores_of(runs[name if flags else "full", seed][0], text) for seed in config.all_seeds()])
+        name: scores_of(config, out / (name.replace(" ", "_") if flags else "full"), text)
         for name, flags in tqdm(rows.items(), desc="measuring", disable=None)
     }
     print_rows(f"ablations; mean and spread over seeds {config.seeds}", rows, SCORES)
@@ -585,7 +587,7 @@ def curriculum(config, out):
         train_rows(config, out, {name: flags}, preset)
     text, found = held_out(config), {"base": None, **rows}
     for name in tqdm(found, desc="measuring", disable=None):
-        found[name] = over_seeds([scores_of(out / name / str(seed), text) for seed in config.all_seeds()])
+        found[name] = scores_of(config, out / name, text)
     columns = ("answer_accuracy", "accuracy_without_thoughts", "answer_nll", "other_nll")
     print_rows(f"thoughts that grow shorter; mean and spread over seeds {config.seeds}", found, columns)
     ends = {
@@ -608,7 +610,7 @@ def curriculum(config, out):
 def cups(config, out):
     """A shell game (data/cups) instead of arithmetic; four of the controls' rows."""
     prepare("data/cups", "data/cups/prepare.py", out)
-    steps = [f"--max_steps={config.steps}"] if config.steps else []
+    steps = fewer_steps(config)
     preset = [f"--config={HERE / 'config' / 'cups_base.toml'}", "--eval_every=0", *steps]
     train_rows(config, out / "cups", {"base": []}, preset)
     preset = [f"--config={HERE / 'config' / 'cups.toml'}", "--base_preset=", "--eval_every=0", *steps]
@@ -617,7 +619,7 @@ def cups(config, out):
     train_rows(config, out / "cups", rows, preset)
     text = held_out(config, "data/cups")
     rows = {
-        name: over_seeds([scores_of(out / "cups" / name / str(seed), text) for seed in config.all_seeds()])
+        name: scores_of(config, out / "cups" / name, text)
         for name in tqdm(["base", *rows], desc="measuring", disable=None)
     }
     print_rows(f"a shell game; {text[1].sum():,} quiet answers; seeds {config.seeds}", rows, SCORES)

@@ -35,6 +35,11 @@ class Processes:
         return self.rank == 0
 
 
+def pick_device(name):
+    """ "cpu" or "cuda" as named, or for "auto" cuda where there is one."""
+    return name if name != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
+
+
 def start_processes(device, parallel, gather):
     """Join the siblings. device: "cpu", "cuda", or "auto": cuda where there is one. Raises ValueError."""
     rank, world, local = (
@@ -42,7 +47,7 @@ def start_processes(device, parallel, gather):
     )
     if world > 1 and parallel == "none":
         raise ValueError(f"parallel=none is for one process, and here are {world}: --parallel=data or fsdp")
-    cuda = torch.cuda.is_available() if device == "auto" else device == "cuda"
+    cuda = pick_device(device) == "cuda"
     if cuda and local >= torch.cuda.device_count():
         raise ValueError(
             f"process {local} finds no GPU of its own: {torch.cuda.device_count()} are here; --device=cpu?"

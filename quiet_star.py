@@ -72,6 +72,11 @@ class QuietSTaRConfig:
         if not (self.thought_temperature >= 0 and self.log_prob_temperature > 0 and self.embedding_scale > 0):
             raise ValueError("thought_temperature must be >= 0, log_prob_temperature and embedding_scale > 0")
 
+    @property
+    def steps(self):
+        """Tokens that a thought reads: start, t_1 .. t_m, end, x_{i+1} .. x_{i+a-1}."""
+        return self.thought_len + 2 + self.n_true - 1
+
 
 # ----------------------------------------------------------------------------------------------------------------------
 # 1. Parallel thoughts: the mask (section 4.2, figure 3)
@@ -626,18 +631,17 @@ class QuietSTaR(nn.Module):
         )
 
         with torch.no_grad():  # a reward is a fact, not something to differentiate
-            log_p_reward = log_p_mixed
-            if config.reward_on == "thought":
-                log_p_reward = token_log_prob(head, thoughts.h_thought, target[:, None].expand(gate.shape))
             log_p_base_ahead = take(log_p_base, (target_index(thoughts.positions, config.n_true) - 1).clamp(max=L - 2))
-            reward = thought_reward(log_p_reward, log_p_base_ahead, valid)  # (B, N, S)
+            gain = reward = thought_reward(log_p_mixed, log_p_base_ahead, valid)  # (B, N, S)
+            if config.reward_on == "thought":
+                log_p_thought = token_log_prob(head, thoughts.h_thought, target[:, None].expand(gate.shape))
+                reward = thought_reward(log_p_thought, log_p_base_ahead, valid)
             advantage = thought_advantage(reward, config.clamp_advantage, config.baseline)
-            gain = thought_reward(log_p_mixed, log_p_base_ahead, valid).mean(1)  # (B, S)
 
         # "Loss" only in that its gradient, in expectation over thoughts, is minus that of the expected reward.
         some, of_all_some = valid.any(-1), of_all.any(-1)
         reinforce = -text_mean(advantage * log_prob.sum(-1), some[:, None], of_all_some[:, None])
-        gain_error = text_mean((self.gain_head(thoughts.h_base[:, 0, :, 0]) - gain) ** 2, some, of_all_some)
+        gain_error = text_mean((self.gain_head(thoughts.h_base[:, 0, :, 0]) - gain.mean(1)) ** 2, some, of_all_some)
         nll_mixed = text_mean(-log_p_mixed, valid[:, None], of_all[:, None])
         loss = 0.5 * nll_mixed + config.reinforce_weight * reinforce
         return Learned(loss, reinforce, gain_error, None, -log_p_mixed, gate, reward, advantage, log_prob, valid, None)
@@ -835,17 +839,17 @@ def generate_with_thoughts(
     """
     if max_new_tokens < 1:
         raise ValueError(f"max_new_tokens must be at least 1, not {max_new_tokens}")
-    shortest = tokens.shape[1] if lengths is None else int(lengths.min())
-    if begin is not None and not 1 <= begin <= shortest:
-        raise ValueError(f"begin must be from 1 to the shortest prompt's length {shortest}, not {begin}")
     model, (B, T), m = quiet.model, tokens.shape, quiet.config.thought_len
     embed, total, device = model.tok_embeddings, T + max_new_tokens, tokens.device
+    lengths = torch.full((B,), T, device=device) if lengths is None else lengths
+    shortest = int(lengths.min())
+    at = shortest if begin is None else begin
+    if not 1 <= at <= shortest:
+        raise ValueError(f"begin must be from 1 to the shortest prompt's length {shortest}, not {begin}")
     # One thought at the end of the text sees all before it: to the cache it is text, until its token is out.
     cache = KVCache(model.config, B, total + m + 3, device, embed.weight.dtype)
-    lengths = torch.full((B,), T, device=device) if lengths is None else lengths
     start, end = (x.expand(B, 1, -1) for x in quiet.thought_tokens())  # (B, 1, C)
     out = torch.cat((tokens, tokens.new_empty(B, max_new_tokens)), dim=1)
-    at = shortest if begin is None else begin
     new, guessed, said, gates = out[:, :at], False, [], []
 
     while at < total and not all_ended(out[:, :at], lengths, stop):

@@ -16,6 +16,7 @@ import torch
 from checkpoint import load_model
 from config import from_cli
 from eval import last_run
+from parallel import pick_device
 from quiet_star import QuietSTaR, generate_with_thoughts
 
 
@@ -41,7 +42,7 @@ class SampleConfig:
 
 def main():
     config, _ = from_cli(__doc__, SampleConfig)
-    device = config.device if config.device != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
+    device = pick_device(config.device)
     try:
         model, tokenizer, _, _ = load_model(config.run or last_run(), device)
         tokens = torch.tensor([tokenizer.encode(config.prompt)], device=device)

@@ -341,6 +341,8 @@ def train_until_done(train, model_config, quiet_config, given, held):
     log = held.enter_context(open(out / "log.jsonl", "a", encoding="utf-8")) if processes.first else None
     bar = tqdm(total=train.max_steps, initial=step, disable=None if processes.first else True, dynamic_ncols=True)
     model.train()
+    # The gain head only looks on: however wrong it is, the model takes the same steps.
+    clipped = [p for name, p in model.named_parameters() if not name.startswith("gain_head.")]
 
     while step < train.max_steps:
         start_time = time.perf_counter()
@@ -384,8 +386,6 @@ def train_until_done(train, model_config, quiet_config, given, held):
             )
             sys.exit(f"train.py: error: the loss is {metrics['loss']} at step {step}; {kept}; try a lower --lr")
         stopping = metrics.pop("stop") > 0
-        # The gain head only looks on: however wrong it is, the model takes the same steps.
-        clipped = [p for name, p in model.named_parameters() if not name.startswith("gain_head.")]
         norm = torch.nn.utils.clip_grad_norm_(clipped, train.grad_clip)
         metrics["grad_norm"] = float(whole(norm))
         optimizer.step()

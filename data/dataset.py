@@ -9,6 +9,7 @@ so that opening it is a memory map, and whatever does not fit is found before tr
 
 import json
 import os
+import random
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -39,6 +40,22 @@ def write_dataset(folder, splits, tokenizer, document_end=None, answers=None):
         replace_file(folder / f"{name}.bin", np.asarray(ids, id_type(tokenizer)).tobytes())
     counts = {name: len(ids) for name, ids in splits.items()}
     return write_meta(folder, counts, tokenizer, document_end=document_end, answers=answers)
+
+
+def write_lines(config, document, tokenizer, end, after, among):
+    """Write a corpus of random lines, each made by document(config, rng), and say what was written.
+
+    config         has out, train_documents, val_documents and seed
+    end, after     what ends a line, and what stands before an answer: characters that the tokenizer knows
+    among          the characters that an answer may be
+    """
+    splits = {}
+    for name, count in (("train", config.train_documents), ("val", config.val_documents)):
+        rng = random.Random(f"{config.seed} {name}")
+        splits[name] = tokenizer.encode("".join(document(config, rng) for _ in range(count)))
+    answers = {"after": tokenizer.id[after], "among": tokenizer.encode(among)}
+    write_dataset(config.out, splits, tokenizer, tokenizer.id[end], answers)
+    print(f"{config.out}: " + ", ".join(f"{name} {len(ids):,} tokens" for name, ids in splits.items()))
 
 
 def id_type(tokenizer):

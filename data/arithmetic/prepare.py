@@ -12,7 +12,6 @@ can compute the quiet answers, if it only says the steps to itself first.
     python data/arithmetic/prepare.py --out=data/arithmetic
 """
 
-import random
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +19,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from config import from_cli  # noqa: E402
-from data.dataset import write_dataset  # noqa: E402
+from data.dataset import write_lines  # noqa: E402
 from data.tokenizer import CharTokenizer  # noqa: E402
 
 DASH, ANSWER, END = "—", "=", "\n"
@@ -73,13 +72,7 @@ def document(config, rng):
 
 def main():
     config, _ = from_cli(__doc__, ArithmeticConfig)
-    tokenizer, splits = CharTokenizer(ALPHABET), {}
-    for name, count in (("train", config.train_documents), ("val", config.val_documents)):
-        rng = random.Random(f"{config.seed} {name}")
-        splits[name] = tokenizer.encode("".join(document(config, rng) for _ in range(count)))
-    answers = {"after": tokenizer.id[ANSWER], "among": tokenizer.encode("0123456789")}  # the quiet ones
-    write_dataset(config.out, splits, tokenizer, tokenizer.id[END], answers)
-    print(f"{config.out}: " + ", ".join(f"{name} {len(ids):,} tokens" for name, ids in splits.items()))
+    write_lines(config, document, CharTokenizer(ALPHABET), END, ANSWER, "0123456789")  # the quiet ones are answers
 
 
 if __name__ == "__main__":

@@ -14,7 +14,6 @@ small model would read the quiet answers off these letters.
     python data/cups/prepare.py --out=data/cups
 """
 
-import random
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,7 +21,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from config import from_cli  # noqa: E402
-from data.dataset import write_dataset  # noqa: E402
+from data.dataset import write_lines  # noqa: E402
 from data.tokenizer import CharTokenizer  # noqa: E402
 
 DASH, ANSWER, END = "—", "?", "\n"
@@ -73,13 +72,7 @@ def document(config, rng):
 
 def main():
     config, _ = from_cli(__doc__, CupsConfig)
-    tokenizer, splits = CharTokenizer(ALPHABET), {}
-    for name, count in (("train", config.train_documents), ("val", config.val_documents)):
-        rng = random.Random(f"{config.seed} {name}")
-        splits[name] = tokenizer.encode("".join(document(config, rng) for _ in range(count)))
-    answers = {"after": tokenizer.id[ANSWER], "among": tokenizer.encode(CUPS)}  # the quiet ones
-    write_dataset(config.out, splits, tokenizer, tokenizer.id[END], answers)
-    print(f"{config.out}: " + ", ".join(f"{name} {len(ids):,} tokens" for name, ids in splits.items()))
+    write_lines(config, document, CharTokenizer(ALPHABET), END, ANSWER, CUPS)  # the quiet ones are answers
 
 
 if __name__ == "__main__":
