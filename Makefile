@@ -17,7 +17,7 @@ demo: .venv/for_demo
 	$(QUIET) --out=$(OUT)/quiet_star
 	for m in 0 3; do $(QUIET) --out=$(OUT)/thought_len_$$m --thought_len=$$m || exit $$?; done
 	$(PY) eval.py --run=$(OUT)/quiet_star
-	$(PY) eval.py demo --out=$(OUT)
+	$(PY) -m studies.demo --out=$(OUT)
 
 share: .venv/for_demo
 	for at in all hard random; do for step in 5 10 15 20 30 40 60 80 120 160; do \
@@ -25,10 +25,10 @@ share: .venv/for_demo
 		$(QUIET) --out=out/share/$$at --think_at=$$at --min_lr_share=1 --max_steps=$$step --eval_every=0 --eval_texts=8 || exit $$?; \
 		$(PY) eval.py --run=out/share/$$at || exit $$?; \
 	done; done
-	$(PY) eval.py curve --runs=out/share/all,out/share/hard,out/share/random
+	$(PY) -m studies.curve --runs=out/share/all,out/share/hard,out/share/random
 
 paper: .venv/for_demo
-	$(PY) paper.py
+	$(PY) -m studies
 
 test: .venv/for_test
 	$(PY) -m ruff check .

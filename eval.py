@@ -3,10 +3,8 @@ What did thinking bring? Base model and Quiet-STaR side by side.
 
     python eval.py                                        the last run in out/ on its held-out text, token by token
     python eval.py gains --run=out/mine --text=book.txt   the same on a text of yours
-    python eval.py gsm8k --run=out/mine                   zero-shot questions (questions.py, data/gsm8k)
-    python eval.py commonsense_qa --run=out/mine          zero-shot questions (questions.py, data/commonsense_qa)
-    python eval.py demo --out=out/demo                    the table of `make demo`
-    python eval.py curve --runs=out/one,out/other         what gains found of runs, at each step it looked at
+    python eval.py gsm8k --run=out/mine                   zero-shot questions (lib/questions.py, data/gsm8k)
+    python eval.py commonsense_qa --run=out/mine          zero-shot questions (lib/questions.py, data/commonsense_qa)
 
 Each has settings of its own: python eval.py gsm8k --help. In gains, every token is predicted three ways: by the base
 model that training started from, by the trained model without thoughts, and by the trained model after one greedy
@@ -19,20 +17,24 @@ import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import torch
 from tqdm import tqdm
 
-from checkpoint import load_model, load_run, must_think, read_config, read_log
-from config import from_cli
-from data.dataset import open_dataset, replace_file
+from data.dataset import open_dataset
 from data.text import read_documents, text_files
-from page import write_page
-from parallel import pick_device
-from pictures import draw_curves, draw_difficulty, draw_mask, draw_runs, draw_sweep, draw_text, mean_and_error
-from questions import QuestionsConfig, ask_all, must_exist
-from quiet_star import QuietSTaR, token_log_prob
+from lean.log_prob import token_log_prob
+from lib.config import from_cli
+from lib.files import replace_file
+from lib.page import write_page
+from lib.parallel import pick_device
+from lib.pictures import draw_curves, draw_difficulty, draw_mask, draw_text
+from lib.questions import QuestionsConfig, ask_all, must_exist
+from lib.runs import last_run, load_model, must_think, read_log
+from lib.tables import mean_and_error
+from quiet_star import QuietSTaR
 
 
 @dataclass
@@ -45,34 +47,11 @@ class GainsConfig:
     span: int = 0  # tokens in each; 0: as many as in training
     page_tokens: int = 3000  # tokens shown in gains.html
     batch_size: int = 32  # spans per forward
-    device: str = "auto"  # "cpu", "cuda", or "auto": cuda where there is one
+    device: Literal["auto", "cpu", "cuda"] = "auto"  # auto: cuda where there is one
 
     def __post_init__(self):
         if min(self.texts, self.batch_size, self.page_tokens) < 1 or self.span < 0:
             raise ValueError("texts, batch_size and page_tokens must be at least 1, span not negative")
-
-
-@dataclass
-class DemoConfig:
-    out: str = "out/demo"  # folder whose runs base, lm_control, quiet_star, thought_len_* are compared
-    texts: int = 512  # held-out spans to measure on
-    batch_size: int = 32  # spans per forward
-    device: str = "auto"  # "cpu", "cuda", or "auto": cuda where there is one
-
-    def __post_init__(self):
-        if self.texts < 1 or self.batch_size < 1:
-            raise ValueError("texts and batch_size must be at least 1")
-
-
-@dataclass
-class CurveConfig:
-    runs: str = ""  # folders of runs, with commas between them, each measured by gains at some steps
-    out: str = ""  # folder to write; empty: the one that holds the first run
-    device: str = "cpu"  # nothing is computed
-
-    def __post_init__(self):
-        if not self.runs:
-            raise ValueError("--runs is needed: folders of runs, with commas between them")
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -84,13 +63,14 @@ class Measured:
     """Predictions of a model for each token of W held-out spans of T tokens, arrays (W, T)."""
 
     nll_base: np.ndarray  # nats, without thoughts
-    nll_mixed: np.ndarray | None  # nats, after a greedy thought; None for a plain language model
-    gate: np.ndarray | None  # how much of the thought went in
-    thoughts: np.ndarray | None  # (W, T, m) the thoughts
     right_base: np.ndarray  # bool: of the possible answers, was the true one the likeliest? (meaningful at answers)
-    right_mixed: np.ndarray | None
-    expected_gain: np.ndarray | None  # nats the gain head expects of a thought, before it
     seconds: float
+    # of a model that thinks:
+    nll_mixed: np.ndarray | None = None  # nats, after a greedy thought
+    right_mixed: np.ndarray | None = None
+    gate: np.ndarray | None = None  # how much of the thought went in
+    thoughts: np.ndarray | None = None  # (W, T, m) the thoughts
+    expected_gain: np.ndarray | None = None  # nats the gain head expects of a thought, before it, if there is one
 
 
 def spread_spans(tokens, span, texts):
@@ -123,7 +103,8 @@ def measure(model, spans, meta, device="cpu", batch_size=32, title="measuring", 
     thinking = isinstance(model, QuietSTaR)
     if thinking:
         model = model.with_settings(n_thoughts=1, n_true=1, thought_temperature=0.0)
-    head = model.model.output if thinking else model.output
+    transformer = model.model if thinking else model
+    head = transformer.output
     for i in tqdm(range(0, len(spans), batch_size), desc=title, leave=False, disable=None):
         tokens = torch.from_numpy(spans[i : i + batch_size]).to(device)
         target = tokens[:, 1:]
@@ -132,21 +113,24 @@ def measure(model, spans, meta, device="cpu", batch_size=32, title="measuring", 
             likeliest = torch.as_tensor(among, device=device)[(hidden @ head.weight[among].T).argmax(-1)]
             return -token_log_prob(head, hidden, target), likeliest == target
 
-        if not thinking:
-            parts.append(judge(model(tokens[:, :-1])))
-            continue
-        given = None if thoughts is None else torch.from_numpy(thoughts[i : i + batch_size, None]).to(device)
-        thought = model.think(tokens, given)
-        h_base, h_thought = thought.h_base[:, 0, :, 0], thought.h_thought[:, 0, :, 0]  # (B, T, C)
-        h_mixed, w = model.mix(h_base, h_thought)
-        if gate is not None:
-            h_mixed, w = h_base + gate * (h_thought - h_base), torch.full_like(w, gate)
-        mixed = *judge(h_mixed), w, thought.tokens[:, 0], model.gain_head(h_base)
-        parts.append((*judge(thought.h_text), *mixed))
-    columns = [torch.cat(column).cpu().numpy() for column in zip(*parts, strict=True)]
-    nll_base, right_base, *of_thoughts = columns
-    nll_mixed, right_mixed, w, said, expected = of_thoughts or [None] * 5
-    return Measured(nll_base, nll_mixed, w, said, right_base, right_mixed, expected, time.perf_counter() - start)
+        part = {}
+        if thinking:
+            given = None if thoughts is None else torch.from_numpy(thoughts[i : i + batch_size, None]).to(device)
+            thought = model.think(tokens, given)
+            h_base, h_thought = thought.h_base[:, 0, :, 0], thought.h_thought[:, 0, :, 0]  # (B, T, C)
+            h_mixed, w = model.mix(h_base, h_thought)
+            if gate is not None:
+                h_mixed, w = h_base + gate * (h_thought - h_base), torch.full_like(w, gate)
+            part = {"gate": w, "thoughts": thought.tokens[:, 0]}
+            part["nll_mixed"], part["right_mixed"] = judge(h_mixed)
+            if hasattr(model, "gain_head"):
+                part["expected_gain"] = model.gain_head(h_base)
+        else:
+            h_base = transformer(tokens[:, :-1])
+        part["nll_base"], part["right_base"] = judge(h_base)
+        parts.append(part)
+    columns = {name: torch.cat([part[name] for part in parts]).cpu().numpy() for name in parts[0]}
+    return Measured(**columns, seconds=time.perf_counter() - start)
 
 
 def predicted(found):
@@ -175,15 +159,6 @@ def print_table(rows):
 
 # ----------------------------------------------------------------------------------------------------------------------
 # gains: one run
-
-
-def last_run():
-    """The folder in out/ whose thinking model was saved last."""
-    found = sorted(Path("out").glob("**/checkpoint.*"), key=lambda path: path.stat().st_mtime, reverse=True)
-    for path in found:
-        if read_config(path.parent)["train"]["objective"] == "quiet_star":
-            return path.parent
-    raise ValueError("no thinking model in out/ yet: train one (python train.py), or name one with --run")
 
 
 def text_to_measure(config, settings, tokenizer):
@@ -275,89 +250,10 @@ def write_results(path, results):
     replace_file(path, json.dumps(results, indent=1).encode())
 
 
-# ----------------------------------------------------------------------------------------------------------------------
-# demo: the runs of `make demo`
-
-
-def demo(config, device):
-    """One table of base, LM control, Quiet-STaR and thought lengths; results.json with seconds by phase."""
-    out, start = Path(config.out), time.perf_counter()
-    names = ["base", "lm_control", "quiet_star"]
-    lengths = {
-        int(p.name.rsplit("_", 1)[1]): p.name for p in out.glob("thought_len_*") if (p / "checkpoint.pt").exists()
-    }
-    measured, seconds, settings = {}, {}, {}
-    dataset = answers = spans = None
-    for name in names + [lengths[m] for m in sorted(lengths)]:
-        model, _, settings[name], _ = load_run(out / name, device)
-        if dataset is None:
-            dataset = open_dataset(settings[name]["train"]["data"], "val")
-            spans = spread_spans(dataset.tokens, settings[name]["train"]["span"], config.texts)
-            answers = answer_places(spans, dataset.meta)
-        measured[name] = measure(model, spans, dataset.meta, device, config.batch_size, name)
-        seconds[name] = read_log(out / name)[-1]["seconds"]
-
-    rows = {}
-    for name, x in measured.items():
-        rows[name] = summarize(*predicted(x), answers)
-        if name == "quiet_star":
-            rows["quiet_star, not thinking"] = summarize(x.nll_base, x.right_base, answers)
-    main_length = settings["quiet_star"]["quiet_star"]["thought_len"]
-    sweep = {m: rows[name]["answer_accuracy"] for m, name in lengths.items()}
-    sweep[main_length] = rows["quiet_star"]["answer_accuracy"]
-    draw_sweep(sweep, rows["base"]["answer_accuracy"], out / "thought_len_sweep.png")
-    seconds["evaluation"] = time.perf_counter() - start
-    seconds["total"] = sum(seconds.values())
-    results = {
-        **{name: rows[name] for name in names},
-        "quiet_star_not_thinking": rows["quiet_star, not thinking"],
-        "thought_len_sweep": {str(m): sweep[m] for m in sorted(sweep)},
-        "seconds": seconds,
-        "seed": settings["quiet_star"]["train"]["seed"],
-        "answers": int(answers.sum()),
-        "tokens": int(answers.size),
-    }
-    write_results(out / "results.json", results)
-    print(
-        f"\n{answers.sum():,} quiet answers among {answers.size:,} held-out tokens; mean ± standard error; NLL in nats"
-    )
-    print_table(rows)
-    print(f"table: {out / 'results.json'}   picture: {out / 'thought_len_sweep.png'}   {seconds['total']:.0f} s in all")
-
-
-# ----------------------------------------------------------------------------------------------------------------------
-# curve: runs over their training
-
-
-def curve(config, device):
-    """Accuracy at answers (or else nats saved per token) against seconds of training, from what gains left in runs."""
-    rows = {}
-    for run in map(Path, config.runs.split(",")):
-        seconds = {line["step"]: line["seconds"] for line in read_log(run)}
-        found = [json.loads(path.read_text("utf-8")) for path in sorted(run.glob("eval_step*/results.json"))]
-        if not found:
-            raise ValueError(f"{run} was not measured yet: python eval.py gains --run={run}, at several steps")
-        name = "answer_accuracy" if found[0]["answers"] else "nats_per_token"
-        values = [x["quiet_star"][name] if x["answers"] else x["gain"][name] for x in found]
-        steps = [x["step"] for x in found]
-        rows[run.name] = [(step, seconds[step], value) for step, value in zip(steps, values, strict=True)]
-    print(f"{'':12}{'step':>6}{'seconds':>10}{name:>18}")
-    for run, points in rows.items():
-        for step, took, value in points:
-            print(f"{run:12}{step:>6}{took:>10.1f}{value:>18.4f}")
-    out = Path(config.out or Path(config.runs.split(",")[0]).parent)
-    out.mkdir(parents=True, exist_ok=True)
-    write_results(out / "curve.json", {"columns": ["step", "seconds", name], **rows})
-    draw_runs(rows, name, out / "curve.png")
-    print(f"table: {out / 'curve.json'}   picture: {out / 'curve.png'}")
-
-
 COMMANDS = {
     "gains": GainsConfig,
     "gsm8k": QuestionsConfig,
     "commonsense_qa": QuestionsConfig,
-    "demo": DemoConfig,
-    "curve": CurveConfig,
 }
 
 
@@ -368,13 +264,9 @@ def main():
         sys.exit(f"eval.py: error: there is no command {command!r}: it is one of {', '.join(COMMANDS)}")
     config, _ = from_cli(__doc__, COMMANDS[command], argv=arguments)
     try:
-        if config.device not in ("auto", "cpu", "cuda"):
-            raise ValueError(f"device must be auto, cpu or cuda, not {config.device!r}")
         device = pick_device(config.device)
         if command == "gains":
             gains(config, device)
-        elif command in ("demo", "curve"):
-            (demo if command == "demo" else curve)(config, device)
         else:
             ask_all(command, config, config.run or last_run(), device)
     except (ValueError, OSError) as error:

@@ -10,13 +10,14 @@ With --show_thoughts, each new token comes with the hidden thought before it and
 
 import sys
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 
-from checkpoint import load_model
-from config import from_cli
-from eval import last_run
-from parallel import pick_device
+from beyond.adaptive import expects_more_than
+from lib.config import from_cli
+from lib.parallel import pick_device
+from lib.runs import last_run, load_model
 from quiet_star import QuietSTaR, generate_with_thoughts
 
 
@@ -31,7 +32,7 @@ class SampleConfig:
     without_thoughts: bool = False  # let the same model continue without thinking
     think_above: float = float("-inf")  # think only where it is expected to gain more nats than this; -inf: everywhere
     seed: int = 1337  # of the sampling
-    device: str = "auto"  # "cpu", "cuda", or "auto": cuda where there is one
+    device: Literal["auto", "cpu", "cuda"] = "auto"  # auto: cuda where there is one
 
     def __post_init__(self):
         if self.max_new_tokens < 1 or self.temperature < 0 or self.thought_temperature < 0:
@@ -46,20 +47,21 @@ def main():
     try:
         model, tokenizer, _, _ = load_model(config.run or last_run(), device)
         tokens = torch.tensor([tokenizer.encode(config.prompt)], device=device)
+        thinking, where = isinstance(model, QuietSTaR) and not config.without_thoughts, None
+        if thinking and config.think_above > float("-inf"):
+            where = expects_more_than(model, config.think_above)
     except (ValueError, OSError) as error:
         sys.exit(f"sample.py: error: {error}")
 
     # One generator draws tokens and thoughts: the same seed says the same.
     generator = torch.Generator(device).manual_seed(config.seed)
-    thinking = isinstance(model, QuietSTaR) and not config.without_thoughts
     if not thinking:
         plain = model.model if isinstance(model, QuietSTaR) else model
         tokens = plain.generate(tokens, config.max_new_tokens, config.temperature, generator)
         return print(tokenizer.decode(tokens[0].tolist()))
 
     options = config.max_new_tokens, config.temperature, config.thought_temperature, generator
-    above = None if config.think_above == float("-inf") else config.think_above
-    tokens, thoughts, gates = generate_with_thoughts(model, tokens, *options, think_above=above)
+    tokens, thoughts, gates = generate_with_thoughts(model, tokens, *options, where=where)
     print(tokenizer.decode(tokens[0].tolist()))
     if config.show_thoughts:
         print("\n gate  token           thought before it")

@@ -10,67 +10,41 @@ The batch of a step is a function of seed and step alone, and so is the noise th
 of processes, any micro_batch and any interruption give the same training. Run the same command again to go on.
 """
 
-import sys
-
-if __name__ == "__main__" and {"-h", "--help"} & {*sys.argv}:  # at once, before torch is imported
-    from config import print_help
-
-    print_help(__doc__, train="TrainConfig", model="ModelConfig", quiet_star="QuietSTaRConfig")
-
 import dataclasses
 import json
 import math
-import signal
 import subprocess
+import sys
 import time
 from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Literal
 
-import numpy as np
 import torch
 import torch.distributed as dist
 from tqdm import tqdm
 
-from checkpoint import (
-    has_checkpoint,
-    is_sharded,
-    load_checkpoint,
-    load_model,
-    load_sharded,
-    load_weights,
-    lock,
-    read_config,
-    read_log,
-    save_checkpoint,
-    save_sharded,
-    write_config,
-)
-from config import from_cli
-from data.dataset import document_numbers, open_dataset, replace_file
-from data.tokenizer import from_json
+from beyond.adaptive import attach_gain_head, hard_positions, random_positions
+from data.batches import batch_offsets, check_sizes, read_batch, thought_noise
+from data.dataset import open_dataset
+from lean.in_parts import go_back
+from lean.log_prob import text_loss
+from lib.config import from_cli
+from lib.parallel import average_gradients, average_metrics, barrier, hold, release, shard, start_processes, whole
+from lib.runs import has_checkpoint, load_model, lock, open_run, save_run, steps_done, stop_on_signals
+from lib.tokenizer import from_json
 from model import ModelConfig, Transformer
-from parallel import (
-    GATHER,
-    PARALLEL,
-    average_gradients,
-    average_metrics,
-    barrier,
-    hold,
-    release,
-    shard,
-    start_processes,
-    whole,
-)
-from quiet_star import QuietSTaR, QuietSTaRConfig, share_of, text_mean, token_log_prob
+from quiet_star import QuietSTaR, QuietSTaRConfig
 
 HERE = Path(__file__).resolve().parent
 
 
 @dataclass
 class TrainConfig:
-    objective: str = "quiet_star"  # "quiet_star", or "lm": plain language modelling, no thoughts
+    objective: Literal["quiet_star", "lm"] = "quiet_star"  # "lm": plain language modelling, no thoughts
     out: str = "out/arithmetic"  # folder of this run; a run that was interrupted there goes on
     data: str = "data/arithmetic"  # folder of a dataset; prepared first if it only has a prepare.py
     init_from: str = "out/arithmetic_base"  # run folder whose model training starts from; empty: random weights
@@ -80,9 +54,10 @@ class TrainConfig:
     separate_documents: bool = False  # predict no token across the end of a document
     batch_size: int = 8  # texts per step, over all processes
     micro_batch: int = 0  # texts per forward and process; 0: all of the process's; less needs less memory
-    think_at: str = "all"  # at which positions to think: all; hard ones (drawn by base entropy), the hardest, or random
+    think_at: Literal["all", "hard", "hardest", "random"] = "all"  # where to think; hard: drawn by base entropy
     think_share: float = 0.25  # share of a text's positions that think, where not all do
     think_at_once: int = 0  # positions of a text that think together, fewer: less memory; 0: as many as is good
+    gain_head: bool = True  # also learn what a thought would bring (beyond/adaptive.py); the model learns the same
     recompute: bool = False  # sample thoughts, then read them again to learn, fewer at once: slower, less memory
     max_steps: int = 150  # optimizer steps
     lr: float = 1e-4  # learning rate, after warm-up
@@ -98,22 +73,12 @@ class TrainConfig:
     save_every: int = 20  # steps between checkpoints
     keep: int = 2  # checkpoints kept: the newest, and those before it for when it turns out to be damaged
     seed: int = 1337  # of weights, batches and thoughts
-    parallel: str = "data"  # "data": processes share the texts; "fsdp": weights and optimizer too; "none": one process
-    gather: str = "step"  # fsdp: gather weights once a "step", or "layer" by layer at each call: slower, less memory
-    device: str = "auto"  # "cpu", "cuda", or "auto": cuda where there is one
-    dtype: str = "auto"  # "float32", "bfloat16" (autocast; the weights stay float32), or "auto": bfloat16 on cuda
+    parallel: Literal["data", "fsdp", "none"] = "data"  # data: processes share the texts; fsdp: the model too
+    gather: Literal["step", "layer"] = "step"  # fsdp: gather weights once a step, or layer by layer: less memory
+    device: Literal["auto", "cpu", "cuda"] = "auto"  # auto: cuda where there is one
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto"  # bfloat16: autocast; auto: on cuda
 
     def __post_init__(self):
-        for name, allowed in {
-            "objective": ("quiet_star", "lm"),
-            "think_at": ("all", "hard", "hardest", "random"),
-            "parallel": PARALLEL,
-            "gather": GATHER,
-            "device": ("auto", "cpu", "cuda"),
-            "dtype": ("auto", "float32", "bfloat16"),
-        }.items():
-            if getattr(self, name) not in allowed:
-                raise ValueError(f"{name} must be one of {', '.join(allowed)}, not {getattr(self, name)!r}")
         for name in ("span", "batch_size", "max_steps", "eval_texts", "save_every"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, not {getattr(self, name)}")
@@ -128,59 +93,6 @@ class TrainConfig:
             raise ValueError(f"think_share must be above 0 and at most 1, not {self.think_share}")
         if self.grad_clip <= 0:
             raise ValueError(f"grad_clip must be above 0, not {self.grad_clip}")
-
-
-# what may change when a run goes on; everything else would make it another run
-MAY_CHANGE = {
-    "max_steps",
-    "micro_batch",
-    "think_at_once",
-    "recompute",
-    "eval_every",
-    "eval_texts",
-    "save_every",
-    "keep",
-    "parallel",
-    "gather",
-    "device",
-    "out",
-    "base_preset",
-}
-
-
-# ----------------------------------------------------------------------------------------------------------------------
-# data
-
-
-def read_batch(dataset, offsets, length, separate_documents, device):
-    """Spans of `length` tokens that start at offsets: tokens (B, length), and their documents' numbers or None."""
-    tokens = np.stack([dataset.tokens[start : start + length] for start in offsets]).astype(np.int64)
-    documents = document_numbers(tokens, dataset.meta["document_end"]) if separate_documents else None
-    return [x if x is None else torch.from_numpy(x).to(device) for x in (tokens, documents)]
-
-
-def batch_offsets(dataset, length, count, seed, step):
-    """Where the texts of a step start: a pure function of seed and step."""
-    return np.random.default_rng((seed, step)).integers(0, len(dataset.tokens) - length + 1, count)
-
-
-def thought_noise(count, positions, config, seed, step):
-    """The uniform numbers by which a step's thoughts are sampled, (count, N, S, m), and by which it is decided where to
-    think, (count, S): likewise."""
-    shape = count, config.n_thoughts, positions, config.thought_len
-    numbers = [
-        np.random.default_rng((seed, step, i)).random(wanted, dtype=np.float32)
-        for i, wanted in ((1, shape), (2, shape[::2]))
-    ]
-    return [torch.from_numpy(x) for x in numbers]
-
-
-def thinking_positions(model, train, noise):
-    """Where texts think, as QuietSTaR.backward takes it. noise (B, span): the uniform numbers that decide."""
-    if train.think_at == "random":
-        return noise.topk(share_of(train.think_share, train.span)).indices.sort().values
-    noise = noise if train.think_at == "hard" else None
-    return None if train.think_at == "all" else partial(model.hard_positions, share=train.think_share, noise=noise)
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -206,12 +118,15 @@ def build_model(train, model_config, quiet_config, given, tokenizer):
         return transformer  # of a thinking model, what speaks without a thought
 
     model = QuietSTaR(transformer, quiet_config)
+    if train.gain_head:
+        attach_gain_head(model)
     if start is transformer:
         start_thoughts(model, tokenizer, train.start_text)
     else:
         model.mixing_head.load_state_dict(start.mixing_head.state_dict())
-        model.gain_head.load_state_dict(start.gain_head.state_dict())
         model.thought_tokens.init_from(*start.thought_tokens())
+        if train.gain_head and hasattr(start, "gain_head"):
+            model.gain_head.load_state_dict(start.gain_head.state_dict())
     return model
 
 
@@ -245,34 +160,50 @@ def lr_at(step, train):
     return low + (train.lr - low) * 0.5 * (1 + math.cos(math.pi * min(1.0, done)))
 
 
-def lm_loss(model, tokens, documents):
-    """Plain next-token loss of tokens (B, L), and its metrics."""
-    valid = torch.ones_like(tokens[:, 1:], dtype=torch.bool)
-    if documents is not None:
-        valid = (documents[:, 1:] == documents[:, :-1]) & (documents[:, 1:] >= 0)
-    nll = -token_log_prob(model.output, model(tokens[:, :-1]), tokens[:, 1:])
-    loss = text_mean(nll, valid)
-    return loss, {"loss": loss.detach(), "nll_base": loss.detach()}
+# ----------------------------------------------------------------------------------------------------------------------
+# the two kinds of steps: forward and backward pass of some texts, whose loss counts by `scale` in the step's
+
+
+def lm_step(model, tokens, documents, scale, before_last):
+    """Plain language modelling of tokens (B, L): metrics. before_last: called before the step's last backward pass."""
+    loss, _ = text_loss(model.output, model(tokens[:, :-1]), tokens, documents)
+    before_last()
+    go_back(scale * loss)
+    return {"loss": loss.detach(), "nll_base": loss.detach()}
+
+
+def thinking_step(model, tokens, documents, scale, before_last, train, noise, chance):
+    """Quiet-STaR, likewise. noise (B, N, span, m): decides the thoughts; chance (B, span): where to think."""
+    where = {
+        "all": None,
+        "random": lambda h_text: random_positions(train.think_share, chance),
+        "hard": partial(hard_positions, model, share=train.think_share, noise=chance),
+        "hardest": partial(hard_positions, model, share=train.think_share),
+    }[train.think_at]
+    return model.backward(
+        tokens, documents, noise, where, scale, train.think_at_once, train.recompute, before_last=before_last
+    )
 
 
 @torch.no_grad()
-def evaluate(model, dataset, train, length, processes, autocast):
+def evaluate(train, job):
     """Metrics on the same held-out spans every time, each process its share; one greedy thought per position."""
-    offsets = batch_offsets(dataset, length, train.eval_texts, 0, 0)[processes.rank :: processes.world]
+    processes, model = job.processes, job.model
+    offsets = batch_offsets(job.held_out, job.length, train.eval_texts, 0, 0)[processes.rank :: processes.world]
+    names = ["nll_base"]
     if train.objective == "quiet_star":
-        model = model.with_settings(n_thoughts=1, thought_temperature=0.0)
-    sums, per_forward = {}, train.micro_batch or train.batch_size // processes.world
-    for part in (offsets[i : i + per_forward] for i in range(0, len(offsets), per_forward)):
-        tokens, documents = read_batch(dataset, part, length, train.separate_documents, processes.device)
-        with autocast():
-            loss, metrics = (
-                lm_loss(model, tokens, documents) if train.objective == "lm" else model(tokens, None, None, documents)
-            )
-        for name, value in metrics.items():
-            sums[name] = sums.get(name, 0.0) + float(value) * len(part) * processes.world / train.eval_texts
-    keep = ("nll_base", "nll_mixed", "gate")
-    names = [name for name in keep if name in ("nll_base",) or train.objective == "quiet_star"]
-    return average_metrics({f"val_{name}": sums.get(name, 0.0) for name in names}, processes)
+        model, names = model.with_settings(n_thoughts=1, thought_temperature=0.0), ["nll_base", "nll_mixed", "gate"]
+    sums, at_once = dict.fromkeys(names, 0.0), train.micro_batch or train.batch_size // processes.world
+    for part in (offsets[i : i + at_once] for i in range(0, len(offsets), at_once)):
+        tokens, documents = read_batch(job.held_out, part, job.length, train.separate_documents, processes.device)
+        with job.autocast():
+            if train.objective == "lm":
+                metrics = {"nll_base": text_loss(model.output, model(tokens[:, :-1]), tokens, documents)[0]}
+            else:
+                _, metrics = model(tokens, documents=documents)
+        for name in names:
+            sums[name] += float(metrics[name]) * len(part) * processes.world / train.eval_texts
+    return average_metrics({f"val_{name}": value for name, value in sums.items()}, processes)
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -282,62 +213,83 @@ def evaluate(model, dataset, train, length, processes, autocast):
 def run(train, model_config, quiet_config, given):
     """Train as told, from wherever the run in train.out stands. Returns when max_steps are done."""
     with ExitStack() as held:  # the claim on the folder, let go however it ends
-        train_until_done(train, model_config, quiet_config, given, held)
+        try:
+            job = set_up(train, model_config, quiet_config, given, held)
+        except (ValueError, OSError) as error:
+            sys.exit(f"train.py: error: {error}")
+        train_until_done(train, job, held)
 
 
-def train_until_done(train, model_config, quiet_config, given, held):
-    # Everything the user may have got wrong is found in here, before any work: one line, no traceback.
-    try:
-        processes = start_processes(train.device, train.parallel, train.gather)
-        out = Path(train.out)
-        prepare_what_is_missing(train, processes)
-        data, held_out = open_dataset(train.data, "train"), open_dataset(train.data, "val")
-        ahead = quiet_config.n_true if train.objective == "quiet_star" else 1
-        length = train.span + ahead  # span positions that think, and what they are scored on
-        for dataset in (data, held_out):
-            if len(dataset.tokens) < length:
-                raise ValueError(f"{dataset.path} has {len(dataset.tokens)} tokens, fewer than one span of {length}")
-        if train.separate_documents and data.meta["document_end"] is None:
-            raise ValueError(f"separate_documents: {train.data} names no token that ends a document")
-        if train.batch_size % processes.world:
-            raise ValueError(f"batch_size {train.batch_size} cannot be split among {processes.world} processes")
-        local = train.batch_size // processes.world
-        micro = train.micro_batch or local
-        if local % micro:
-            raise ValueError(f"micro_batch {micro} does not divide the {local} texts of each process")
-        if train.parallel == "fsdp" and train.eval_texts % processes.world:  # all must make the same calls
-            raise ValueError(f"fsdp: eval_texts {train.eval_texts} cannot be split among {processes.world} processes")
+def set_up(train, model_config, quiet_config, given, held):
+    """Everything that a run works with. What the user may have got wrong is found in here, before any work: ValueError
+    or OSError, in one line."""
+    processes = start_processes(train.device, train.parallel, train.gather)
+    prepare_what_is_missing(train, processes)
+    data, held_out = open_dataset(train.data, "train"), open_dataset(train.data, "val")
+    length = train.span + (quiet_config.n_true if train.objective == "quiet_star" else 1)
+    check_sizes(train, data, held_out, length, processes)
 
-        tokenizer = from_json(data.meta["tokenizer"], train.data)
-        model = build_model(train, model_config, quiet_config, given, tokenizer)
-        size = sum(p.numel() for p in model.parameters())
-        transformer = model if train.objective == "lm" else model.model
-        bfloat16 = train.dtype == "bfloat16" or train.dtype == "auto" and processes.device.type == "cuda"
-        if train.parallel == "fsdp":
-            shard(model, transformer, processes, bfloat16)
-        else:
-            model.to(processes.device)
-        optimizer = build_optimizer(model, train)
-        settings = {
-            "train": dataclasses.asdict(train),
-            "model": dataclasses.asdict(transformer.config),
-            "quiet_star": dataclasses.asdict(quiet_config),
-            "tokenizer": data.meta["tokenizer"],
-        }
-        if processes.first:
-            out.mkdir(parents=True, exist_ok=True)
-            held.enter_context(lock(out))
-        step, seconds = open_run(out, settings, model, optimizer, tokenizer, processes)
-    except (ValueError, OSError) as error:
-        sys.exit(f"train.py: error: {error}")
-    say = tqdm.write if processes.first else lambda text: None
+    tokenizer = from_json(data.meta["tokenizer"], train.data)
+    model = build_model(train, model_config, quiet_config, given, tokenizer)
+    transformer = model if train.objective == "lm" else model.model
+    size = sum(p.numel() for p in model.parameters())
+    bfloat16 = train.dtype == "bfloat16" or train.dtype == "auto" and processes.device.type == "cuda"
+    if train.parallel == "fsdp":
+        shard(model, transformer, processes, bfloat16)
+    else:
+        model.to(processes.device)
+    optimizer = build_optimizer(model, train)
+    settings = {
+        "train": dataclasses.asdict(train),
+        "model": dataclasses.asdict(transformer.config),
+        "quiet_star": dataclasses.asdict(quiet_config),
+        "tokenizer": data.meta["tokenizer"],
+    }
+    if processes.first:
+        Path(train.out).mkdir(parents=True, exist_ok=True)
+        held.enter_context(lock(train.out))
+    defaults = {f.name: f.default for cls in (TrainConfig, QuietSTaRConfig) for f in dataclasses.fields(cls)}
+    step, seconds = open_run(train.out, settings, defaults, model, optimizer, tokenizer, processes)
+    where = f"{processes.world} x {processes.device.type}" + (", sharded" if train.parallel == "fsdp" else "")
+    if processes.first and step < train.max_steps:
+        steps = f"steps {step} to {train.max_steps}"
+        tqdm.write(f"{train.out}: {train.objective}, {size:,} parameters, {steps}, on {where}")
+    autocast = partial(torch.autocast, processes.device.type, torch.bfloat16) if bfloat16 else nullcontext
+    job = dict(processes=processes, data=data, held_out=held_out, length=length, model=model, optimizer=optimizer)
+    return SimpleNamespace(**job, autocast=autocast, step=step, seconds=seconds)
+
+
+def one_step(train, job, step):
+    """Gradients of a step, averaged over its texts, and its metrics. What each process does for itself."""
+    processes, model = job.processes, job.model
+    local = train.batch_size // processes.world
+    micro, mine = train.micro_batch or local, slice(processes.rank * local, (processes.rank + 1) * local)
+    offsets = batch_offsets(job.data, job.length, train.batch_size, train.seed, step)[mine]
+    if train.objective == "quiet_star":
+        noise = thought_noise(train.batch_size, train.span, model.config, train.seed, step)
+    metrics = {}
+    hold(model, False, processes)
+    for i in range(0, local, micro):
+        part = offsets[i : i + micro]
+        tokens, documents = read_batch(job.data, part, job.length, train.separate_documents, processes.device)
+        before_last = partial(hold, model, i + micro == local, processes)  # then this step's gradients are complete
+        with job.autocast():
+            if train.objective == "lm":
+                new = lm_step(model, tokens, documents, micro / local, before_last)
+            else:
+                its = (x[mine][i : i + micro].to(processes.device) for x in noise)
+                new = thinking_step(model, tokens, documents, micro / local, before_last, train, *its)
+        metrics = {name: metrics.get(name, 0.0) + value * micro / local for name, value in new.items()}
+    return metrics
+
+
+def train_until_done(train, job, held):
+    """The loop."""
+    processes, model, optimizer, step, seconds = job.processes, job.model, job.optimizer, job.step, job.seconds
+    out, say = Path(train.out), tqdm.write if processes.first else lambda text: None
     if step >= train.max_steps:
         return say(f"{out}: all {train.max_steps} steps are done already")
-
-    autocast = (lambda: torch.autocast(processes.device.type, torch.bfloat16)) if bfloat16 else nullcontext
-    where = f"{processes.world} x {processes.device.type}" + (", sharded" if train.parallel == "fsdp" else "")
-    say(f"{out}: {train.objective}, {size:,} parameters, steps {step} to {train.max_steps}, on {where}")
-    stop, old_handlers = stop_on_signals()
+    stop = held.enter_context(stop_on_signals())
     log = held.enter_context(open(out / "log.jsonl", "a", encoding="utf-8")) if processes.first else None
     bar = tqdm(total=train.max_steps, initial=step, disable=None if processes.first else True, dynamic_ncols=True)
     model.train()
@@ -353,37 +305,13 @@ def train_until_done(train, model_config, quiet_config, given, held):
             group["lr"] = lr * group["lr_scale"]
 
         # 2. this process's texts, in micro-batches whose mean gradient is that of the whole
-        mine = slice(processes.rank * local, (processes.rank + 1) * local)
-        offsets = batch_offsets(data, length, train.batch_size, train.seed, step)[mine]
-        if train.objective == "quiet_star":
-            noise = thought_noise(train.batch_size, train.span, quiet_config, train.seed, step)
-        metrics = {}
-        hold(model, False, processes)
-        for i in range(0, local, micro):
-            tokens, documents = read_batch(
-                data, offsets[i : i + micro], length, train.separate_documents, processes.device
-            )
-            completes = partial(hold, model, i + micro == local, processes)  # this step's gradients
-            with autocast():
-                if train.objective == "lm":
-                    loss, new = lm_loss(model, tokens, documents)
-                else:
-                    u, chance = (x[mine][i : i + micro].to(processes.device) for x in noise)
-                    where = thinking_positions(model, train, chance)
-                    how = micro / local, train.think_at_once, train.recompute, completes
-                    new = model.backward(tokens, documents, u, where, *how)
-            if train.objective == "lm":
-                completes()
-                (loss * micro / local).backward()
-            metrics = {name: metrics.get(name, 0.0) + value * micro / local for name, value in new.items()}
+        metrics = one_step(train, job, step)
 
         # 3. average over processes; refuse to step on nonsense
         average_gradients(model, processes)
         metrics = average_metrics({**metrics, "stop": float(stop["asked"])}, processes)
+        kept = f"the last good checkpoint is {out / 'checkpoint.pt'}" if has_checkpoint(out) else "no checkpoint yet"
         if not math.isfinite(metrics["loss"]):
-            kept = (
-                f"the last good checkpoint is {out / 'checkpoint.pt'}" if has_checkpoint(out) else "no checkpoint yet"
-            )
             sys.exit(f"train.py: error: the loss is {metrics['loss']} at step {step}; {kept}; try a lower --lr")
         stopping = metrics.pop("stop") > 0
         norm = torch.nn.utils.clip_grad_norm_(clipped, train.grad_clip)
@@ -395,7 +323,7 @@ def train_until_done(train, model_config, quiet_config, given, held):
         # 4. look at held-out text
         if step == train.max_steps or (train.eval_every and step % train.eval_every == 0):
             model.eval()
-            metrics |= evaluate(model, held_out, train, length, processes, autocast)
+            metrics |= evaluate(train, job)
             release(model, processes)
             model.train()
 
@@ -416,16 +344,11 @@ def train_until_done(train, model_config, quiet_config, given, held):
         # 6. save
         if stopping or step == train.max_steps or step % train.save_every == 0:
             try:
-                if train.parallel == "fsdp":
-                    save_sharded(out, model, optimizer, step, seconds, processes, train.keep)
-                elif processes.first:
-                    state = {"model": model.state_dict(), "optimizer": optimizer.state_dict()}
-                    save_checkpoint(out, {"step": step, "seconds": seconds, **state}, train.keep)
+                save_run(out, model, optimizer, step, seconds, processes, train.keep)
             except OSError as error:
                 kept = "the last good checkpoint is kept" if has_checkpoint(out) else "there is no checkpoint yet"
-                sys.exit(
-                    f"train.py: error: cannot save step {step} in {out} ({error}); {kept}: make room and run it again"
-                )
+                what = f"cannot save step {step} in {out} ({error})"
+                sys.exit(f"train.py: error: {what}; {kept}: make room and run it again")
         if stopping and step < train.max_steps:
             bar.close()
             say(f"stopped after step {step}; saved in {out}: run the same command again to go on")
@@ -433,8 +356,6 @@ def train_until_done(train, model_config, quiet_config, given, held):
             sys.exit(130)
 
     bar.close()
-    for number, handler in old_handlers.items():
-        signal.signal(number, handler)
     barrier(processes)
     say(f"{out}: done, {train.max_steps} steps in {seconds:.0f} s of training")
 
@@ -453,56 +374,6 @@ def prepare_what_is_missing(train, processes):
             if processes.first:
                 print(f"the base model {train.init_from} comes first (once): {train.base_preset}", flush=True)
             run(*base)
-
-
-def steps_done(folder):
-    return load_checkpoint(folder)["step"] if has_checkpoint(folder) else 0
-
-
-def open_run(out, settings, model, optimizer, tokenizer, processes):
-    """Go on with the run in `out`, or begin it: (steps done, seconds they took). Raises ValueError, OSError."""
-    if (out / "config.json").exists():
-        old = read_config(out)
-        # a setting that is newer than the run was what it is by default
-        default = {f.name: f.default for cls in (TrainConfig, QuietSTaRConfig) for f in dataclasses.fields(cls)}
-        for part in ("train", "model", "quiet_star", "tokenizer"):
-            if part == "quiet_star" and settings["train"]["objective"] == "lm":
-                continue
-            for name, value in settings[part].items():
-                was = old[part].get(name, default.get(name))
-                if name not in MAY_CHANGE and was != value:
-                    raise ValueError(
-                        f"{out} holds another run ({name} is {was!r} there, {value!r} here): choose another --out"
-                    )
-    step, seconds, sharded = 0, 0.0, settings["train"]["parallel"] == "fsdp"
-    if has_checkpoint(out) and sharded != is_sharded(out):
-        raise ValueError(
-            f"{out} was trained {'with' if not sharded else 'without'} --parallel=fsdp, and goes on only so; or begin "
-            f"a run with its weights: --init_from={out}"
-        )
-    if is_sharded(out):
-        step, seconds = load_sharded(out, model, optimizer, processes)
-    elif has_checkpoint(out):
-        state = load_checkpoint(out)
-        load_weights(model, state["model"], out / "checkpoint.pt")
-        optimizer.load_state_dict(state["optimizer"])
-        step, seconds = state["step"], state["seconds"]
-    if processes.first:
-        tokenizer.save(out)
-        write_config(out, settings)
-        kept = [line for line in read_log(out) if line["step"] <= step]  # steps after the checkpoint are done anew
-        replace_file(out / "log.jsonl", "".join(json.dumps(line) + "\n" for line in kept).encode())
-    barrier(processes)
-    return step, seconds
-
-
-def stop_on_signals():
-    """From now on Ctrl-C and SIGTERM ask for a stop at the end of the step instead of breaking off within it."""
-    stop = {"asked": False}
-    handlers = {}
-    for number in (signal.SIGINT, signal.SIGTERM):
-        handlers[number] = signal.signal(number, lambda *_: stop.update(asked=True))
-    return stop, handlers
 
 
 def settings_from(argv=None):

@@ -8,12 +8,13 @@ so that opening it is a memory map, and whatever does not fit is found before tr
 """
 
 import json
-import os
 import random
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+
+from lib.files import replace_file
 
 
 @dataclass
@@ -28,7 +29,7 @@ class Dataset:
 def write_dataset(folder, splits, tokenizer, document_end=None, answers=None):
     """Write splits {"train": ids, "val": ids} and meta.json, and return its content.
 
-    tokenizer     see data/tokenizer.py
+    tokenizer     see lib/tokenizer.py
     document_end  the id that ends a document, or None
     answers       {"after": id, "among": [ids]}: where the text answers a question, for eval.py to count; or None
 
@@ -108,22 +109,3 @@ def document_numbers(tokens, document_end):
     """Which document each token of tokens (B, L) belongs to, counted within its row; an end belongs to what it ends."""
     ends = (tokens == document_end).astype(np.int64)
     return ends.cumsum(-1) - ends
-
-
-def replace_file(path, content):
-    """Write bytes to a file, whole or not at all."""
-    write_whole(path, lambda file: file.write(content))
-
-
-def write_whole(path, write):
-    """Let write(file) write under a temporary name, make sure it is on disk, and rename: never a half-written file."""
-    temporary = Path(f"{path}.tmp")
-    try:
-        with open(temporary, "wb") as file:
-            write(file)
-            file.flush()
-            os.fsync(file.fileno())
-    except BaseException:  # a full disk, say: what is half-written only takes up room
-        temporary.unlink(missing_ok=True)
-        raise
-    os.replace(temporary, path)

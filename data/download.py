@@ -7,7 +7,7 @@ import urllib.error
 import urllib.request
 from pathlib import Path
 
-from data.dataset import replace_file
+from lib.files import replace_file
 
 
 def fetch(url, path, sha256):

@@ -31,8 +31,9 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from data.dataset import id_type, replace_file, write_meta
-from data.tokenizer import load_tokenizer
+from data.dataset import id_type, write_meta
+from lib.files import replace_file
+from lib.tokenizer import load_tokenizer
 
 BATCH = 2**20  # characters of text that a process is given at a time
 SAVE_EVERY = 8  # batches

@@ -1,39 +1,14 @@
-"""Evaluation counts what it says it counts, and its scripts run end to end on a tiny model."""
+"""Evaluation counts what it says it counts, and runs end to end on a tiny model."""
 
 import json
-import sys
 
 import numpy as np
 import pytest
 import torch
 
-import bench
 import eval as evaluation
-import sample
-import train as trainer
-from data.arithmetic import prepare
 from data.dataset import open_dataset
-
-SHAPE = "--dim=16 --n_layers=1 --head_dim=8 --hidden_dim=24 --n_heads=2 --n_kv_heads=1".split()
-
-
-@pytest.fixture(scope="module")
-def work(tmp_path_factory):
-    """A tiny arithmetic corpus and the runs of a demo: base, lm_control, quiet_star, thought_len_0."""
-    folder, argv = tmp_path_factory.mktemp("demo"), sys.argv
-    sys.argv = ["prepare.py", f"--out={folder / 'data'}", "--train_documents=200", "--val_documents=60"]
-    prepare.main()
-    sys.argv = argv
-    common = "--span=32 --batch_size=2 --max_steps=2 --eval_texts=2 --device=cpu --base_preset=".split()
-    common.append(f"--data={folder / 'data'}")
-    trainer.run(*trainer.settings_from([*common, *SHAPE, "--objective=lm", "--init_from=", f"--out={folder / 'base'}"]))
-    for name, flag in [
-        ("lm_control", "--objective=lm"),
-        ("quiet_star", "--thought_len=2"),
-        ("thought_len_0", "--thought_len=0"),
-    ]:
-        trainer.run(*trainer.settings_from([*common, f"--init_from={folder / 'base'}", f"--out={folder / name}", flag]))
-    return folder
+from lib.runs import load_run
 
 
 class Oracle(torch.nn.Module):
@@ -51,9 +26,9 @@ class Oracle(torch.nn.Module):
         return self.sign * torch.nn.functional.one_hot(rows, self.output.in_features).float()
 
 
-def test_a_model_that_knows_the_answers_scores_one_and_its_opposite_nothing(work):
+def test_a_model_that_knows_the_answers_scores_one_and_its_opposite_nothing(demo_runs):
     """Counting the wrong place (the token read instead of the token predicted) would give neither."""
-    data = open_dataset(work / "data", "val")
+    data = open_dataset(demo_runs / "data", "val")
     spans = evaluation.spread_spans(data.tokens, 32, 10)
     answers = evaluation.answer_places(spans, data.meta)
     assert answers.sum() >= 5
@@ -67,10 +42,10 @@ def test_a_model_that_knows_the_answers_scores_one_and_its_opposite_nothing(work
         )
 
 
-def test_answers_are_digits_right_after_the_equals_sign_of_whole_documents(work):
+def test_answers_are_digits_right_after_the_equals_sign_of_whole_documents(demo_runs):
     """The answer of an explicit document is easy, and that of a document cut off by the span cannot be known."""
-    data = open_dataset(work / "data", "val")
-    tokenizer = evaluation.load_run(work / "base")[1]
+    data = open_dataset(demo_runs / "data", "val")
+    tokenizer = load_run(demo_runs / "base")[1]
     text = "7*2=4\n1+2=3\n4+5=—9—9\n8-3=5"
     spans = np.array([tokenizer.encode(text)])
     places = evaluation.answer_places(spans, data.meta)[0]
@@ -78,10 +53,10 @@ def test_answers_are_digits_right_after_the_equals_sign_of_whole_documents(work)
     assert not evaluation.answer_places(spans, {"answers": None}).any()
 
 
-def test_measured_losses_are_those_of_one_position_at_a_time(work):
+def test_measured_losses_are_those_of_one_position_at_a_time(demo_runs):
     """The mixed prediction of each token, made anew from its own prefix alone."""
-    data = open_dataset(work / "data", "val")
-    quiet = evaluation.load_run(work / "quiet_star")[0]
+    data = open_dataset(demo_runs / "data", "val")
+    quiet = load_run(demo_runs / "quiet_star")[0]
     torch.nn.init.normal_(quiet.mixing_head.last.weight)
     spans = evaluation.spread_spans(data.tokens, 32, 2)
     measured = evaluation.measure(quiet, spans, data.meta)
@@ -94,10 +69,10 @@ def test_measured_losses_are_those_of_one_position_at_a_time(work):
         assert measured.thoughts[1, i].tolist() == thoughts.tokens[0, 0, 0].tolist()
 
 
-def test_thoughts_that_are_given_are_read_and_a_gate_that_is_forced_counts(work):
+def test_thoughts_that_are_given_are_read_and_a_gate_that_is_forced_counts(demo_runs):
     """A gate of 0 is the prediction without a thought, of 1 that of the thought alone; own thoughts given, the same."""
-    data = open_dataset(work / "data", "val")
-    quiet = evaluation.load_run(work / "quiet_star")[0]
+    data = open_dataset(demo_runs / "data", "val")
+    quiet = load_run(demo_runs / "quiet_star")[0]
     torch.nn.init.normal_(quiet.mixing_head.last.weight)
     torch.nn.init.normal_(quiet.gain_head.last.weight)
     spans = evaluation.spread_spans(data.tokens, 32, 5)
@@ -120,23 +95,10 @@ def test_thoughts_that_are_given_are_read_and_a_gate_that_is_forced_counts(work)
     np.testing.assert_allclose(own.expected_gain, expected, atol=1e-5)
 
 
-def test_the_bench_of_thinking_where_it_pays(work, monkeypatch, capsys):
-    run = f"--run={work / 'quiet_star'}"
-    argv = ["bench.py", "adaptive", run, "--tokens=12", "--repeats=1", "--json", "--device=cpu"]
-    for above, share in (("-1e9", 1.0), ("1e9", 0.0)):
-        monkeypatch.setattr("sys.argv", [*argv, f"--think_above={above}"])
-        bench.main()
-        found = json.loads(capsys.readouterr().out)
-        assert found["share_thinking"] == share and found["speedup"] > 0
-    monkeypatch.setattr("sys.argv", ["bench.py", "adaptive", f"--run={work / 'base'}"])
-    with pytest.raises(SystemExit, match="plain language model"):
-        bench.main()
-
-
-def test_gains_makes_a_table_pictures_and_results(work, monkeypatch, capsys):
-    monkeypatch.setattr("sys.argv", ["eval.py", f"--run={work / 'quiet_star'}", "--texts=6", "--device=cpu"])
+def test_gains_makes_a_table_pictures_and_results(demo_runs, monkeypatch, capsys):
+    monkeypatch.setattr("sys.argv", ["eval.py", f"--run={demo_runs / 'quiet_star'}", "--texts=6", "--device=cpu"])
     evaluation.main()
-    out = work / "quiet_star" / "eval_step000002"
+    out = demo_runs / "quiet_star" / "eval_step000002"
     results = json.loads((out / "results.json").read_text())
     assert {"base", "without_thoughts", "quiet_star", "gain", "gate"} <= results.keys()
     assert len(results["gain"]["by_difficulty"]) == 10
@@ -147,56 +109,13 @@ def test_gains_makes_a_table_pictures_and_results(work, monkeypatch, capsys):
     assert f"{results['quiet_star']['answer_nll']:.4f} ±" in table and str(out) in table
 
 
-def test_demo_gathers_its_runs(work, monkeypatch, capsys):
-    monkeypatch.setattr("sys.argv", ["eval.py", "demo", f"--out={work}", "--texts=6", "--device=cpu"])
-    evaluation.main()
-    results = json.loads((work / "results.json").read_text())
-    for row in ("base", "lm_control", "quiet_star"):
-        assert {"answer_accuracy", "answer_nll", "other_nll"} <= results[row].keys()
-    assert results["thought_len_sweep"].keys() == {"0", "2"} and results["seed"] == 1337
-    assert {"base", "lm_control", "quiet_star", "thought_len_0", "evaluation", "total"} <= results["seconds"].keys()
-    assert "lm_control" in capsys.readouterr().out
-
-
-def test_sample_shows_thoughts(work, monkeypatch, capsys):
-    run = f"--run={work / 'quiet_star'}"
-    monkeypatch.setattr(
-        "sys.argv", ["sample.py", run, "--prompt=1+2=", "--show_thoughts", "--max_new_tokens=3", "--device=cpu"]
-    )
-    sample.main()
-    shown = capsys.readouterr().out
-    assert shown.startswith("1+2=") and shown.count("\n") >= 5 and "thought before it" in shown
-    argv = ["sample.py", run, "--prompt=1+2=", "--show_thoughts", "--max_new_tokens=3", "--device=cpu"]
-    monkeypatch.setattr("sys.argv", [*argv, "--think_above=1e9"])
-    sample.main()
-    lines = [line.rstrip() for line in capsys.readouterr().out.split("\n")]
-    assert sum(line.startswith(" 0.00  '") and line.endswith("'") and line.count("'") == 2 for line in lines) == 3
-    monkeypatch.setattr("sys.argv", ["sample.py", run, "--prompt=é", "--device=cpu"])
-    with pytest.raises(SystemExit, match="not in this model's alphabet"):
-        sample.main()
-
-
-def test_eval_refuses_in_one_line(work, monkeypatch):
+def test_eval_refuses_in_one_line(demo_runs, monkeypatch):
     for arguments, expected in [
         (["sing"], "no command 'sing'"),
-        ([f"--run={work / 'base'}"], "is a plain language model"),
+        ([f"--run={demo_runs / 'base'}"], "is a plain language model"),
         (["--run=nowhere"], "is no run of train.py"),
-        (["demo", "--out=nowhere"], "is no run of train.py"),
     ]:
         monkeypatch.setattr("sys.argv", ["eval.py", *arguments])
         with pytest.raises(SystemExit, match=expected) as stop:
             evaluation.main()
         assert "\n" not in stop.value.code
-
-
-def test_bench_prints_the_keys_it_promises(monkeypatch, capsys):
-    small = "--texts=16 --span=32 --repeats=1 --new_tokens=2 --vocab_size=11 --threads=1 --device=cpu --json".split()
-    threads = torch.get_num_threads()
-    monkeypatch.setattr("sys.argv", ["bench.py", *small, *SHAPE])
-    bench.main()
-    torch.set_num_threads(threads)
-    results = json.loads(capsys.readouterr().out)
-    ratios = "recompute_time_ratio recompute_memory_ratio growth_when_T_doubles".split()
-    for key in ("train_step_over_floor", "train_peak_memory_over_floor", "generate_over_plain", *ratios):
-        assert results[key] > 0, key
-    assert results["threads"] == 1 and results["device"].startswith("cpu") and results["shape"]["span"] == 32

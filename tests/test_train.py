@@ -6,48 +6,16 @@ import os
 import signal
 import subprocess
 import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from tiny_runs import ROOT, SHAPE, agree, flags, go, refusal, same
 
 import train as trainer
-from checkpoint import checkpoints, load_checkpoint, load_run, read_log, save_checkpoint
 from data.dataset import write_dataset
-from data.tokenizer import CharTokenizer
-
-ROOT = Path(__file__).resolve().parents[1]
-SHAPE = "--dim=16 --n_layers=1 --head_dim=8 --hidden_dim=24 --n_heads=2 --n_kv_heads=1".split()
-COMMON = "--span=12 --batch_size=4 --eval_texts=2 --device=cpu --start_text=b --base_preset=".split()
-
-
-@pytest.fixture
-def work(tmp_path):
-    """A folder with a tiny corpus, `data`, and a tiny base model, `base`."""
-    ids = np.random.default_rng(0).integers(0, 6, 600)
-    write_dataset(tmp_path / "data", {"train": ids, "val": ids[:100]}, CharTokenizer("abcde\n"), document_end=5)
-    go(tmp_path, "--objective=lm", "--out=base", "--init_from=", "--max_steps=3", *SHAPE)
-    return tmp_path
-
-
-def flags(work, *more):
-    paths = [f"--{k}={work / v}" for k, v in (("data", "data"), ("init_from", "base"))]
-    more = [
-        f"{name}={work / value}" if value and name in ("--out", "--init_from", "--data") else f"{name}{is_}{value}"
-        for name, is_, value in (flag.partition("=") for flag in more)
-    ]
-    return [*COMMON, *paths, *more]
-
-
-def go(work, *more):
-    """Train in this process."""
-    trainer.run(*trainer.settings_from(flags(work, *more)))
-
-
-def same(a, b):
-    assert a.keys() == b.keys()
-    return all(torch.equal(a[name], b[name]) for name in a)
+from lib.runs import load_checkpoint, load_run, read_log
+from lib.tokenizer import CharTokenizer
 
 
 @pytest.mark.parametrize("how", [["--think_at_once=5"], ["--think_at_once=2", "--recompute"]])
@@ -131,22 +99,6 @@ def test_resuming_after_a_kill_does_the_lost_steps_anew(work):
     assert 99.0 not in [line["loss"] for line in read_log(work / "killed")]
 
 
-def first_moments(folder):
-    """Adam's first moments: after one step, a tenth of the gradient."""
-    return [state["exp_avg"] for state in load_checkpoint(folder)["optimizer"]["state"].values()]
-
-
-def agree(one, other):
-    a, b = read_log(one), read_log(other)
-    assert len(a) == len(b) > 0
-    for x, y in zip(a, b, strict=True):
-        for name in ("loss", "nll_base", "reward", "grad_norm"):
-            if name in x:
-                assert x[name] == pytest.approx(y[name], abs=3e-5), name
-    for x, y in zip(first_moments(one), first_moments(other), strict=True):
-        torch.testing.assert_close(x, y, atol=1e-6, rtol=1e-4)
-
-
 def test_every_split_into_micro_batches_gives_the_same_gradient(work):
     """With documents of unequal length masked, a mean of means would weigh texts differently."""
     for micro in (4, 2, 1):
@@ -197,15 +149,6 @@ def test_language_modelling_goes_on_from_a_thinking_run_without_what_it_thought_
     go(work, "--init_from=q", "--out=q2", "--max_steps=1", "--lr=0", "--thought_len=1")
     for name, weight in load_checkpoint(work / "q2")["model"].items():  # with its heads and thought tokens
         torch.testing.assert_close(weight, thinking[name], msg=name)
-
-
-def refusal(work, *more):
-    """The one line that a run is refused with."""
-    with pytest.raises(SystemExit) as stop:
-        go(work, *more)
-    message = str(stop.value.code)
-    assert message.startswith("train.py: error: ") and "\n" not in message
-    return message
 
 
 def test_bad_flags_are_one_line_on_stderr_and_exit_status_2(work, capsys):
@@ -265,11 +208,9 @@ def test_a_loss_that_is_not_a_number_stops_the_run_and_names_the_last_good_check
     assert load_checkpoint(work / "q")["step"] == 1
 
 
-def test_help_lists_every_setting_with_its_comment_and_does_without_torch(work):
-    """Importing torch takes a second, and whoever asks for help has done nothing yet."""
-    command = [sys.executable, "-X", "importtime", "train.py", "--help"]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
-    assert done.returncode == 0 and "torch" not in done.stderr
+def test_help_lists_every_setting_with_its_comment():
+    done = subprocess.run([sys.executable, "train.py", "--help"], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0 and not done.stderr
     words = " ".join(done.stdout.split())
     for cls in (trainer.TrainConfig, trainer.ModelConfig, trainer.QuietSTaRConfig):
         for field in dataclasses.fields(cls):
@@ -286,158 +227,3 @@ def test_the_script_itself_exits_non_zero_with_one_line(work):
         [sys.executable, "train.py", *flags(work, "--data=nowhere")], cwd=ROOT, capture_output=True, text=True
     )
     assert done.returncode == 1 and done.stderr.count("\n") == 1 and "Traceback" not in done.stderr
-
-
-# ----------------------------------------------------------------------------------------------------------------------
-# nothing is lost
-
-
-def start(work, out, *more):
-    command = [sys.executable, str(ROOT / "train.py"), *flags(work, f"--out={out}", *more)]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT)
-
-
-def killed_and_resumed(work, kills, seed):
-    """Kill training at random moments, those of saving among them, until it has been killed so often; let it end."""
-    rng, settings = np.random.default_rng(seed), ["--max_steps=60", "--save_every=1"]
-    go(work, "--out=whole", *settings)
-    killed = 0
-    while killed < kills:
-        process = start(work, "killed", *settings)
-        while process.poll() is None and not (work / "killed" / "log.jsonl").exists():
-            pass  # it is still starting
-        try:
-            process.wait(float(rng.uniform(0, 0.6)))
-            break  # it has come to its end
-        except subprocess.TimeoutExpired:
-            process.send_signal(signal.SIGKILL)
-            process.communicate()
-            killed += 1
-    process = start(work, "killed", *settings)
-    _, errors = process.communicate()
-    assert process.returncode == 0, errors
-    whole, again = (load_checkpoint(work / name) for name in ("whole", "killed"))
-    assert again["step"] == 60 and same(whole["model"], again["model"])
-    assert [line["step"] for line in read_log(work / "killed")] == list(range(1, 61))
-    return killed
-
-
-def test_killed_at_any_moment_it_goes_on_to_the_same_weights(work):
-    assert killed_and_resumed(work, 2, 0)
-
-
-@pytest.mark.slow
-def test_killed_at_twenty_random_moments(tmp_path_factory, work):
-    killed = 0
-    for seed in range(20):
-        folder = tmp_path_factory.mktemp("kill")
-        for name in ("data", "base"):
-            (folder / name).symlink_to(work / name)
-        killed += killed_and_resumed(folder, 4, seed)
-        if killed >= 20:
-            return
-    raise AssertionError(f"only {killed} kills")
-
-
-@pytest.mark.parametrize("damage", [lambda b: b[: len(b) // 2], lambda b: b[:5000] + bytes([b[5000] ^ 1]) + b[5001:]])
-def test_a_damaged_checkpoint_falls_back_to_the_one_before_and_says_so(work, capsys, damage):
-    """A flipped bit is found by its checksum; torch alone would load it."""
-    go(work, "--out=q", "--max_steps=4", "--save_every=1")
-    path = work / "q" / "checkpoint.pt"
-    path.write_bytes(damage(path.read_bytes()))
-    assert load_checkpoint(work / "q")["step"] == 3
-    assert "going back to checkpoint_before.pt, step 3" in capsys.readouterr().err
-    go(work, "--out=q", "--max_steps=4", "--save_every=1")
-    go(work, "--out=whole", "--max_steps=4", "--save_every=1")
-    assert same(load_checkpoint(work / "q")["model"], load_checkpoint(work / "whole")["model"])
-    for path in (work / "q").glob("checkpoint*.pt"):
-        path.write_bytes(b"")
-    with pytest.raises(ValueError, match="delete it to start anew"):
-        load_checkpoint(work / "q")
-
-
-@pytest.mark.parametrize("way", [[], ["--parallel=fsdp"]])
-def test_the_last_k_checkpoints_are_kept_and_each_serves(work, way):
-    ending = "dcp" if way else "pt"
-    go(work, "--out=q", "--max_steps=5", "--save_every=1", "--keep=3", *way)
-    names = [f"checkpoint{name}.{ending}" for name in ("", "_before", "_before_2")]
-    assert sorted(path.name for path in (work / "q").glob(f"checkpoint*{ending}")) == sorted(names)
-    for step, name in zip((5, 4, 3), names, strict=True):
-        assert load_checkpoint(work / "q")["step"] == step
-        (work / "q" / name).rename(work / name)
-    for name in names:
-        (work / name).rename(work / "q" / name)
-    go(work, "--out=q", "--max_steps=6", "--save_every=1", *way)  # fewer are wanted now
-    assert sorted(path.name for path in (work / "q").glob(f"checkpoint*{ending}")) == sorted(names[:2])
-    if way:
-        torch.distributed.destroy_process_group()
-
-
-@pytest.mark.parametrize("way", [[], ["--parallel=fsdp"]])
-def test_killed_between_its_renames_the_newest_is_loaded_and_nothing_is_lost_by_going_on(work, way):
-    """Nor is a copy that somebody made."""
-    ending = "dcp" if way else "pt"
-    go(work, "--out=q", "--max_steps=3", "--save_every=1", *way)
-    (work / "q" / f"checkpoint.{ending}").rename(work / "q" / f"checkpoint_new.{ending}")
-    (work / "q" / f"checkpoint_mine.{ending}").mkdir()
-    assert load_checkpoint(work / "q")["step"] == 3
-    go(work, "--out=q", "--max_steps=4", "--save_every=1", *way)
-    names = {path.name for path in (work / "q").glob(f"checkpoint*.{ending}")}
-    assert names == {f"checkpoint{name}.{ending}" for name in ("", "_before", "_mine")}
-    for step, name in ((4, "checkpoint"), (3, "checkpoint_before")):
-        assert load_checkpoint(work / "q")["step"] == step
-        (work / "q" / f"{name}.{ending}").rename(work / f"{name}.gone")
-    if way:
-        torch.distributed.destroy_process_group()
-
-
-def test_a_rotation_that_was_broken_off_anywhere_keeps_what_there_is(tmp_path):
-    """With three kept, at each of its renames: the two newest of before are still there after the next save."""
-    for broken in range(4):
-        folder = tmp_path / str(broken)
-        folder.mkdir()
-        for step in (1, 2, 3):
-            save_checkpoint(folder, {"step": step}, keep=3)
-        renames, rename = [], os.rename
-
-        def breaks(*paths, broken=broken, renames=renames, rename=rename):
-            renames.append(paths)
-            if len(renames) > broken:
-                raise KeyboardInterrupt
-            rename(*paths)
-
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setattr("checkpoint.os.rename", breaks)
-            if broken < 3:
-                with pytest.raises(KeyboardInterrupt):
-                    save_checkpoint(folder, {"step": 4}, keep=3)
-            else:
-                save_checkpoint(folder, {"step": 4}, keep=3)
-        assert load_checkpoint(folder)["step"] == 4
-        save_checkpoint(folder, {"step": 5}, keep=3)
-        steps = [torch.load(path, weights_only=True)["step"] for path in checkpoints(folder, ".pt")]
-        assert steps == [5, 4, 3], broken
-
-
-def test_a_full_disk_is_one_line_and_leaves_the_last_good_checkpoint(work, monkeypatch):
-    go(work, "--out=q", "--max_steps=2", "--save_every=1")
-
-    def full(state, file):
-        file.write(b"half")
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr("checkpoint.torch.save", full)
-    with pytest.raises(SystemExit, match="No space left on device.*the last good checkpoint is kept") as stop:
-        go(work, "--out=q", "--max_steps=4", "--save_every=1")
-    assert "\n" not in stop.value.code and not list((work / "q").glob("*.tmp"))
-    assert load_checkpoint(work / "q")["step"] == 2
-
-
-def test_two_runs_on_one_folder_the_second_refuses(work):
-    go(work, "--out=q", "--max_steps=1")
-    claimed = trainer.lock(work / "q")
-    process = start(work, "q", "--max_steps=2")
-    _, errors = process.communicate()
-    assert process.returncode == 1 and errors.strip().endswith("right now: choose another --out")
-    claimed.close()
-    go(work, "--out=q", "--max_steps=2")

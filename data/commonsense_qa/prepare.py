@@ -16,8 +16,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from config import from_cli  # noqa: E402
 from data.download import prepare_questions  # noqa: E402
+from lib.config import from_cli  # noqa: E402
 
 URL = "https://s3.amazonaws.com/commensenseqa/dev_rand_split.jsonl"
 SHA256 = "3210497fdaae614ac085d9eb873dd7f4d49b6f965a93adadc803e1229fd8a02a"

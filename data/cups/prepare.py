@@ -20,9 +20,9 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from config import from_cli  # noqa: E402
 from data.dataset import write_lines  # noqa: E402
-from data.tokenizer import CharTokenizer  # noqa: E402
+from lib.config import from_cli  # noqa: E402
+from lib.tokenizer import CharTokenizer  # noqa: E402
 
 DASH, ANSWER, END = "—", "?", "\n"
 CUPS = "abcd"

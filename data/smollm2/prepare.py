@@ -20,10 +20,11 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from config import from_cli  # noqa: E402
-from data.dataset import replace_file  # noqa: E402
-from data.tokenizer import load_tokenizer  # noqa: E402
-from model import ModelConfig, Transformer, save_mistral  # noqa: E402
+from lib.config import from_cli  # noqa: E402
+from lib.files import replace_file  # noqa: E402
+from lib.tokenizer import load_tokenizer  # noqa: E402
+from lib.weights import save_mistral  # noqa: E402
+from model import ModelConfig, Transformer  # noqa: E402
 
 CONTROL = 3  # GGUF's type of a token that stands for no text
 # GGUF's names of a block's tensors, and Mistral's. Both keep the halves of q and k that rotate together side by side.

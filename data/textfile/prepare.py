@@ -17,8 +17,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from config import from_cli  # noqa: E402
 from data.text import TokenizeConfig, prepare_text, read_documents, report, text_files  # noqa: E402
+from lib.config import from_cli  # noqa: E402
 
 
 @dataclass

@@ -15,10 +15,10 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from config import from_cli  # noqa: E402
 from data.dataset import write_dataset  # noqa: E402
 from data.download import read_source  # noqa: E402
-from data.tokenizer import CharTokenizer, load_tokenizer  # noqa: E402
+from lib.config import from_cli  # noqa: E402
+from lib.tokenizer import CharTokenizer, load_tokenizer  # noqa: E402
 
 URL = "https://raw.githubusercontent.com/karpathy/char-rnn/master/data/tinyshakespeare/input.txt"
 SHA256 = "86c4e6aa9db7c042ec79f339dcb96d42b0075e16b8fc2e86bf0ca57e2dc565ed"

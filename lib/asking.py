@@ -1,0 +1,106 @@
+"""
+Asking a model many things at once: how likely is this end of a text, and what would it write?
+"""
+
+from dataclasses import dataclass
+
+import torch
+from tqdm import tqdm
+
+from lean.tensors import take
+from quiet_star import QuietSTaR, generate_with_thoughts
+
+
+@dataclass
+class Candidate:
+    """A model that is asked: two functions, so that anything can be in its place."""
+
+    predict: callable  # tokens (B, T), positions (B, S) -> logits (B, S, V) of the token after each position
+    generate: callable  # tokens (B, T), lengths (B,), new, temperature, generator, stop -> tokens, thoughts (or None)
+
+
+def candidate(model, thinking):
+    """A Transformer, or a QuietSTaR with or without its thoughts: one greedy thought per position (section 5)."""
+    plain = model.model if isinstance(model, QuietSTaR) else model
+
+    @torch.no_grad()
+    def predict(tokens, positions):
+        if thinking:  # only where an answer is read off: no other position's thought can matter to it
+            quiet = model.with_settings(n_thoughts=1, n_true=1, thought_temperature=0.0)
+            hidden = quiet.talk(quiet.think(tokens, positions=positions))[0][:, 0, :, 0]
+        else:
+            hidden = take(plain(tokens), positions)
+        return plain.logits(hidden)
+
+    def generate(tokens, lengths, new, temperature, generator, stop):
+        more = dict(temperature=temperature, generator=generator, lengths=lengths, stop=stop)
+        if thinking:
+            return generate_with_thoughts(model, tokens, new, **more)[:2]
+        return plain.generate(tokens, new, **more), None
+
+    return Candidate(predict, generate)
+
+
+def batches(lengths, size, spread=0.9):
+    """Indices of rows to be read together: of like length (none below `spread` of the longest, for what is shorter
+    would be padded), the longest first, so that what does not fit in memory is known at once."""
+    order, start = sorted(range(len(lengths)), key=lambda i: -lengths[i]), 0
+    while start < len(order):
+        least = lengths[order[start]] * spread
+        end = next((i for i in range(start, len(order)) if lengths[order[i]] < least), len(order))
+        yield order[start : min(end, start + size)]
+        start = min(end, start + size)
+
+
+def padded(rows, device):
+    """Rows of ids, lists of unequal length -> tokens (B, T), lengths (B,)."""
+    lengths = torch.tensor([len(row) for row in rows])
+    tokens = torch.nn.utils.rnn.pad_sequence([torch.tensor(row) for row in rows], batch_first=True)
+    return tokens.to(device), lengths.to(device)
+
+
+def continuation(tokenizer, prompt, text, bos):
+    """Ids of prompt + text, and how many of them are the text's. Raises ValueError if a token spans the two."""
+    before, ids = tokenizer.encode(prompt, bos), tokenizer.encode(prompt + text, bos)
+    if ids[: len(before)] != before:
+        raise ValueError(f"this tokenizer joins {prompt[-8:]!r} and {text[:8]!r} into one token: no score is defined")
+    return ids, len(ids) - len(before)
+
+
+def predict_ends(who, rows, judge, batch_size, device, title):
+    """rows: (ids, n), whose last n ids are to be predicted. [judge(logits (n, V), the true ids (n,))] by row.
+
+    What is read behind a shorter row of a batch is seen by no token of it: attention is causal.
+    """
+    found = [None] * len(rows)
+    with tqdm(total=len(rows), desc=title, leave=False, disable=None) as bar:
+        for batch in batches([len(ids) for ids, _ in rows], batch_size):
+            tokens, lengths = padded([rows[i][0] for i in batch], device)
+            ends = torch.tensor([rows[i][1] for i in batch], device=device)
+            n = torch.arange(int(ends.max()), device=device)
+            first = lengths - ends - 1  # the position that predicts the first of them
+            positions = first[:, None] + torch.minimum(n, ends[:, None] - 1)  # (B, S), the last one repeated
+            logits = who.predict(tokens, positions)
+            for row, i in enumerate(batch):
+                ids, count = rows[i]
+                found[i] = judge(logits[row, :count].float(), torch.tensor(ids[-count:], device=device))
+            bar.update(len(batch))
+    return found
+
+
+def write_answers(who, rows, tokenizer, new, temperature, seed, stop, batch_size, device, title):
+    """Let a model go on after each row of ids: [(what it wrote, the thought before its first token or None)]."""
+    found = [None] * len(rows)
+    generator = torch.Generator(device).manual_seed(seed)
+    with tqdm(total=len(rows), desc=title, leave=False, disable=None) as bar:
+        for batch in batches([len(row) for row in rows], batch_size):
+            tokens, lengths = padded([rows[i] for i in batch], device)
+            out, thoughts = who.generate(tokens, lengths, new, temperature, generator, stop)
+            shortest = int(lengths.min())
+            for row, i in enumerate(batch):
+                n = len(rows[i])
+                text = tokenizer.decode(out[row, n : n + new].tolist())
+                thought = None if thoughts is None else tokenizer.decode(thoughts[row, n - shortest].tolist())
+                found[i] = text, thought
+            bar.update(len(batch))
+    return found

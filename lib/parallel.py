@@ -1,0 +1,134 @@
+"""
+One process among many: torchrun starts the same program several times, and what those say to each other is here.
+
+  --parallel=none   one process alone
+  --parallel=data   every process holds the whole model and has its share of the texts; gradients are averaged
+  --parallel=fsdp   weights, gradients and optimizer are spread over the processes as well (FSDP2, Zhao et al. 2023,
+                    arXiv 2304.11277): for models that fit no other way
+
+A step of thinking calls the transformer many times, forward and backward. Wrappers that send gradients from within the
+backward pass (DDP's hooks) want a single one. So it is said in plain words here when gradients are complete: `hold`.
+"""
+
+import os
+from dataclasses import dataclass
+
+import torch
+import torch.distributed as dist
+
+
+@dataclass
+class Processes:
+    """This process among its siblings, as torchrun's environment tells; alone without it."""
+
+    rank: int
+    world: int
+    device: torch.device
+    parallel: str
+    gather: str
+
+    @property
+    def first(self):
+        return self.rank == 0
+
+
+def pick_device(name):
+    """ "cpu" or "cuda" as named, or for "auto" cuda where there is one."""
+    return name if name != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def start_processes(device, parallel, gather):
+    """Join the siblings. device: "cpu", "cuda", or "auto": cuda where there is one. Raises ValueError."""
+    rank, world, local = (
+        int(os.environ.get(name, d)) for name, d in (("RANK", 0), ("WORLD_SIZE", 1), ("LOCAL_RANK", 0))
+    )
+    if world > 1 and parallel == "none":
+        raise ValueError(f"parallel=none is for one process, and here are {world}: --parallel=data or fsdp")
+    cuda = pick_device(device) == "cuda"
+    if cuda and local >= torch.cuda.device_count():
+        raise ValueError(
+            f"process {local} finds no GPU of its own: {torch.cuda.device_count()} are here; --device=cpu?"
+        )
+    if cuda:
+        torch.cuda.set_device(local)
+    if not dist.is_initialized():
+        backend = "cpu:gloo,cuda:nccl" if cuda else "gloo"
+        if world > 1:
+            store, _, _ = next(dist.rendezvous("env://"))
+            one_machine = os.environ.get("GROUP_WORLD_SIZE") == "1"
+            if one_machine:  # a restart must not find the addresses of processes that died
+                store = dist.PrefixStore(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"), store)
+            dist.init_process_group(backend, store=store, rank=rank, world_size=world)
+        elif parallel == "fsdp":
+            dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)
+    return Processes(rank, world, torch.device("cuda", local) if cuda else torch.device("cpu"), parallel, gather)
+
+
+def barrier(processes):
+    if processes.world > 1:
+        dist.barrier()
+
+
+def average_metrics(metrics, processes):
+    """The mean over processes of a dict of scalars: a dict of floats."""
+    values = torch.stack([torch.as_tensor(x, dtype=torch.float64, device=processes.device) for x in metrics.values()])
+    if processes.world > 1:
+        dist.all_reduce(values)
+        values /= processes.world
+    return dict(zip(metrics, values.tolist(), strict=True))
+
+
+def average_gradients(module, processes):
+    """Every gradient becomes its mean over processes, in place. What is sharded was averaged as it was scattered."""
+    if processes.world == 1 or processes.parallel == "fsdp":
+        return
+    gradients = [p.grad for p in module.parameters() if p.grad is not None]
+    sent = [dist.all_reduce(gradient, async_op=True) for gradient in gradients]
+    for gradient, work in zip(gradients, sent, strict=True):
+        work.wait()
+        gradient /= processes.world
+
+
+def shard(model, transformer, processes, bfloat16):
+    """Spread a model, which is `transformer` or holds it, over all processes, in place (FSDP2).
+
+    Each process keeps its slice of every float32 weight. A block's weights are gathered, in bfloat16 if asked to, when
+    it is called; embeddings, head and whatever else there is are one more such group, the root's. gather="layer" frees
+    a block after each call; "step" keeps all until the step's last backward pass: with a step's many calls that sends
+    far less, and holds one whole model and its whole gradient.
+    """
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
+
+    mesh = init_device_mesh(processes.device.type, (processes.world,))
+    policy = MixedPrecisionPolicy(torch.bfloat16, torch.float32) if bfloat16 else MixedPrecisionPolicy()
+    for layer in transformer.layers:
+        fully_shard(layer, mesh=mesh, mp_policy=policy, reshard_after_forward=processes.gather == "layer")
+    if bfloat16:  # what goes into the model stays as it is: the noise that draws thoughts must be float32
+        policy = MixedPrecisionPolicy(torch.bfloat16, torch.float32, cast_forward_inputs=False)
+    fully_shard(model, mesh=mesh, mp_policy=policy, reshard_after_forward=False)
+    if hasattr(model, "backward"):  # a method that calls the parts, as forward does
+        register_fsdp_forward_method(model, "backward")
+
+
+def hold(model, last, processes):
+    """Tell a sharded model whether the next backward pass is the last of this step, which completes gradients and lets
+    go of whole weights. The root's group is needed throughout; blocks follow it if they are gathered once a step."""
+    if processes.parallel == "fsdp":
+        everything = processes.gather == "step"
+        model.set_is_last_backward(last)
+        model.set_requires_gradient_sync(last, recurse=everything)
+        model.set_reshard_after_backward(last, recurse=everything)
+
+
+def release(model, processes):
+    """Let a sharded model let go of the whole weights that a forward pass without a backward one has left."""
+    if processes.parallel == "fsdp":
+        for module in model.modules():
+            if hasattr(module, "reshard"):
+                module.reshard()
+
+
+def whole(tensor):
+    """A tensor in one piece, wherever its slices are. All processes must ask for it."""
+    return tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor

@@ -1,0 +1,278 @@
+"""
+What does thinking cost? All figures are ratios within one run, so that they mean something on any machine.
+
+    python -m studies.bench                            the miniature's shape
+    python -m studies.bench --threads=1 --dim=512 --n_layers=8 --head_dim=64 --n_heads=8 --n_kv_heads=4 \\
+        --hidden_dim=1408 --vocab_size=8192 --span=128 --texts=2 --thought_len=9 --n_true=4 --n_thoughts=2 --json
+
+  train step / floor    a Quiet-STaR training step over a plain language-model forward and backward of as many token
+                        positions, in texts of the same length: 1.0 is the floor
+  peak memory / floor   what the two need at most above the weights and gradients they start with
+  recompute             the same step with --recompute, over that without: seconds, peak memory
+  hard                  seconds of a step that thinks at the hardest positions (--think_share), over those of all
+  growth                seconds of a step with half as many texts of twice the length, over those of the step
+  generation / plain    seconds per generated token, thinking before each, over plain generation. A token costs
+                        thought_len + 1 forward passes instead of one: the ratio is also printed over that number
+
+    python -m studies.bench adaptive --run=out/arithmetic --think_above=0.1    thinking only where it is expected to pay
+    python -m studies.bench memory --config=config/mistral7b.toml --gpus=8     what fits, without trying (memory.py)
+"""
+
+import json
+import multiprocessing
+import platform
+import re
+import resource
+import sys
+import time
+from dataclasses import asdict, dataclass, replace
+from functools import partial
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+
+from beyond.adaptive import expects_more_than, hard_positions
+from data.dataset import open_dataset
+from lib.config import from_cli
+from lib.parallel import pick_device
+from lib.runs import load_run, must_think
+from model import ModelConfig, Transformer
+from quiet_star import QuietSTaR, QuietSTaRConfig, generate_with_thoughts
+
+
+@dataclass
+class BenchConfig:
+    texts: int = 16  # texts in a training step
+    span: int = 64  # positions that think in each
+    think_share: float = 0.25  # share of positions that think in the row "thinking at the hardest"
+    think_at_once: int = 0  # positions of a text that think together; 0: as many as is good (see train.py)
+    recompute: bool = False  # sample first, then learn (see train.py)
+    repeats: int = 5  # timed runs; the fastest counts
+    new_tokens: int = 32  # tokens generated
+    threads: int = 0  # CPU threads; 0: as torch chooses
+    device: str = "auto"  # "cpu", "cuda", or "auto": cuda where there is one
+    json: bool = False  # print one JSON object instead of the table
+    gate: float = 0.02  # standard deviation of the mixing head's last weights
+    seed: int = 1337  # of weights and tokens
+
+    def __post_init__(self):
+        if min(self.texts, self.span, self.repeats, self.new_tokens) < 1:
+            raise ValueError("texts, span, repeats and new_tokens must be at least 1")
+
+
+@dataclass
+class AdaptiveConfig:
+    run: str = ""  # folder of a thinking run
+    think_above: float = 0.1  # think where the gain head expects more nats than this
+    tokens: int = 400  # held-out tokens read, one at a time
+    repeats: int = 3  # timed runs; the fastest counts
+    device: str = "auto"  # "cpu", "cuda", or "auto": cuda where there is one
+    json: bool = False  # print one JSON object instead of the table
+
+    def __post_init__(self):
+        if not self.run:
+            raise ValueError("--run is needed: the folder of a thinking run")
+        if self.tokens < 2 or self.repeats < 1:
+            raise ValueError("tokens must be at least 2, repeats at least 1")
+
+
+def seconds(function, device):
+    if device == "cuda":
+        torch.cuda.synchronize()
+    start = time.perf_counter()
+    function()
+    if device == "cuda":
+        torch.cuda.synchronize()
+    return time.perf_counter() - start
+
+
+def fastest(functions, repeats, device):
+    """The least seconds of each function, run in turn so that a slow moment of the machine hits all alike."""
+    times = [[seconds(f, device) for f in functions] for _ in range(repeats)]
+    return [min(column) for column in zip(*times, strict=True)]
+
+
+def peak_memory(function, device):
+    """Bytes in use at most while function runs, above those before. On a CPU call it in a fresh process: memory
+    that the allocator kept from earlier work would not count."""
+    if device == "cuda":
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        function()
+        return torch.cuda.max_memory_allocated() - before
+    before = most_memory(forget=True)
+    function()
+    return most_memory() - before
+
+
+def most_memory(forget=False):
+    """The most resident memory this process ever had, in bytes; forget: from now on."""
+    status = Path("/proc/self/status")
+    if not status.exists():  # no Linux: since the process began
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+    if forget:
+        Path("/proc/self/clear_refs").write_text("5")
+    return int(re.search(r"VmHWM:\s*(\d+) kB", status.read_text())[1]) * 1024
+
+
+def seconds_per_token(quiet, text, think_above, repeats=3, device="cpu"):
+    """Seconds per token of a given text (B, T), read as it would be written: thinking before each token, nowhere, and
+    where the gain head expects more than think_above; and the share of tokens before which it thinks, then."""
+    read = partial(generate_with_thoughts, quiet, text, 1, temperature=0, begin=1)
+    ways = [read, *(partial(read, where=expects_more_than(quiet, nats)) for nats in (float("inf"), think_above))]
+    _, _, gates = ways[2]()  # warm up
+    times = [x / text.numel() for x in fastest(ways, repeats, device)]
+    share = float((gates != 0).float().mean())
+    return {**dict(zip(("everywhere", "nowhere", "where_it_pays"), times, strict=True)), "share_thinking": share}
+
+
+class Work:
+    """The model, and the two things that are compared in training."""
+
+    def __init__(self, bench, model_config, quiet_config, device):
+        if bench.threads:
+            torch.set_num_threads(bench.threads)
+        torch.manual_seed(bench.seed)
+        self.quiet = QuietSTaR(Transformer(model_config), quiet_config).to(device)
+        # A gate of exactly 0 would make all rewards equal, and REINFORCE would have nothing to do.
+        torch.nn.init.normal_(self.quiet.mixing_head.last.weight, std=bench.gate)
+        self.bench, self.device = bench, device
+        a, V = quiet_config.n_true, model_config.vocab_size
+        # As many token positions: every text's own, and for each of them all that its thoughts read.
+        self.copies = 1 + quiet_config.n_thoughts * quiet_config.steps
+        self.texts = torch.randint(V, (bench.texts, bench.span + a), device=device)
+        self.plain_texts = torch.randint(V, (bench.texts * self.copies, bench.span + 1), device=device)
+        for p in self.quiet.parameters():
+            p.grad = torch.zeros_like(p)
+
+    def autocast(self):
+        return torch.autocast(self.device, torch.bfloat16, enabled=self.device == "cuda")
+
+    def think(self):
+        with self.autocast():
+            self.quiet.backward(self.texts, at_once=self.bench.think_at_once, recompute=self.bench.recompute)
+
+    def think_at_hard(self):
+        quiet, bench = self.quiet, self.bench
+        with self.autocast():
+            where = partial(hard_positions, quiet, share=bench.think_share)
+            quiet.backward(self.texts, where=where, at_once=bench.think_at_once, recompute=bench.recompute)
+
+    def plain(self):
+        """Forward and backward, in chunks that use no more memory than they must to be fast."""
+        model = self.quiet.model
+        tokens_at_once = 512 if self.device == "cpu" else 16384
+        for tokens in self.plain_texts.split(max(1, tokens_at_once // self.bench.span)):
+            with self.autocast():
+                logits = model.logits(model(tokens[:, :-1])).float().flatten(0, 1)
+                loss = F.cross_entropy(logits, tokens[:, 1:].flatten(), reduction="sum")
+            loss.backward()
+
+
+def memory_of(which, *settings):
+    """Peak memory of one training step, measured where nothing ran before."""
+    work = Work(*settings)
+    return peak_memory(getattr(work, which), work.device)
+
+
+def adaptive(argv):
+    """`bench adaptive`: what thinking costs a trained model if it only thinks where it is expected to pay."""
+    config, _ = from_cli(__doc__, AdaptiveConfig, argv=argv)
+    device = pick_device(config.device)
+    try:
+        quiet, _, settings, _ = load_run(config.run, device)
+        must_think(quiet, config.run)
+        tokens = open_dataset(settings["train"]["data"], "val").tokens[: config.tokens].astype("int64")
+        text = torch.from_numpy(tokens)[None].to(device)
+        found = seconds_per_token(quiet, text, config.think_above, config.repeats, device)
+    except (ValueError, OSError) as error:
+        sys.exit(f"bench.py: error: {error}")
+    found["speedup"] = found["everywhere"] / found["where_it_pays"]
+    if config.json:
+        return print(json.dumps({**found, "think_above": config.think_above, "run": config.run}))
+    print(f"{len(tokens)} held-out tokens, one at a time; thinking before {found['share_thinking']:.1%} of them")
+    for name in ("nowhere", "everywhere", "where_it_pays"):
+        print(f"thinking {name.replace('_', ' '):16}{1000 * found[name]:8.3f} ms a token")
+    print(f"thinking where it pays is {found['speedup']:.2f} times as fast as everywhere")
+
+
+def main():
+    if sys.argv[1:2] == ["adaptive"]:
+        return adaptive(sys.argv[2:])
+    if sys.argv[1:2] == ["memory"]:
+        from studies import memory  # it wants parts of torch that take long to import
+
+        return memory.main(sys.argv[2:])
+    defaults = ["--vocab_size=42", *sys.argv[1:]]
+    bench, model_config, quiet_config, _ = from_cli(__doc__, BenchConfig, ModelConfig, QuietSTaRConfig, argv=defaults)
+    device = pick_device(bench.device)
+    settings = bench, model_config, quiet_config, device
+
+    again = replace(bench, recompute=True), *settings[1:]
+    memory = []
+    for which, setting in (("think", settings), ("plain", settings), ("think", again)):
+        if device == "cuda":
+            memory.append(memory_of(which, *setting))
+        else:
+            with multiprocessing.get_context("spawn").Pool(1) as pool:
+                memory.append(pool.apply(memory_of, (which, *setting)))
+
+    work = Work(*settings)
+    steps = [work.think, work.plain, Work(*again).think, work.think_at_hard]
+    if bench.texts > 1:
+        steps.append(Work(replace(bench, texts=bench.texts // 2, span=2 * bench.span), *settings[1:]).think)
+    for step in steps:
+        step()  # warm up
+    think, plain, recompute, hard, *longer = fastest(steps, bench.repeats, device)
+
+    prompt = work.texts[:1, : min(16, bench.span)]
+    quiet = work.quiet.eval()
+    ways = partial(generate_with_thoughts, quiet), quiet.model.generate
+    speak = [partial(generate, prompt, bench.new_tokens, temperature=0) for generate in ways]
+    generation, plainly = fastest(speak, bench.repeats, device)
+
+    results = {
+        "train_step_over_floor": think / plain,
+        "train_peak_memory_over_floor": memory[0] / memory[1],
+        "generate_over_plain": generation / plainly,
+        "generate_over_plain_times": generation / plainly / (quiet_config.thought_len + 1),
+        "recompute_time_ratio": recompute / think,
+        "recompute_memory_ratio": memory[2] / memory[0],
+        "growth_when_T_doubles": longer[0] / think if longer and bench.texts % 2 == 0 else None,
+        "hard_step_over_all": hard / think,
+        "train_step_seconds": think,
+        "train_floor_seconds": plain,
+        "train_peak_bytes": memory[0],
+        "recompute_peak_bytes": memory[2],
+        "train_floor_peak_bytes": memory[1],
+        "train_peak_bytes_per_text_token": memory[0] / (bench.texts * bench.span),
+        "generate_seconds_per_token": generation / bench.new_tokens,
+        "plain_seconds_per_token": plainly / bench.new_tokens,
+        "threads": torch.get_num_threads(),
+        "device": torch.cuda.get_device_name() if device == "cuda" else f"cpu ({platform.machine()})",
+        "shape": {"texts": bench.texts, "span": bench.span, **asdict(model_config), **asdict(quiet_config)},
+    }
+    if bench.json:
+        return print(json.dumps(results))
+    positions, MiB = bench.texts * bench.span * work.copies, 2**20
+    print(f"{results['device']}, {results['threads']} threads. A step: {bench.texts} texts of {bench.span} tokens,")
+    print(f"{work.copies} token positions for each token, {positions:,} in all\n")
+    print(f"{'':22}{'thinking':>14}{'plain':>14}{'ratio':>8}")
+    for title, unit, (ours, theirs) in [
+        ("training step", "s", (think, plain)),
+        ("peak memory of a step", "MiB", [x / MiB for x in memory[:2]]),
+        ("a generated token", "ms", [1000 * x / bench.new_tokens for x in (generation, plainly)]),
+    ]:
+        print(f"{title:22}{ours:>10.2f} {unit:3}{theirs:>10.2f} {unit:3}{ours / theirs:>8.2f}")
+    times, forwards = results["generate_over_plain_times"], quiet_config.thought_len + 1
+    print(f"\na generated token takes {forwards} forward passes instead of one: {times:.2f} of plain for each")
+    print(f"peak memory of a step: {memory[0] / (bench.texts * bench.span) / 1024:,.0f} KiB for each token of text")
+    print(f"--recompute: {recompute / think:.2f} of the time, {memory[2] / memory[0]:.2f} of the memory")
+    print(f"thinking at the hardest {bench.think_share:.0%} of positions: {hard / think:.2f} of the time")
+    if results["growth_when_T_doubles"]:
+        print(f"half as many texts, twice as long: {results['growth_when_T_doubles']:.2f} of the time")
+
+
+if __name__ == "__main__":
+    main()

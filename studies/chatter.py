@@ -1,0 +1,75 @@
+"""
+REINFORCE teaches the model to say useful thoughts. On a text half of whose asides are idle letters ("idle chatter"),
+half of the base model's thoughts are idle letters as well, and half are steps of the sum. With REINFORCE nearly all
+become steps. Without it the share stays what it was.
+
+    python -m studies.chatter
+"""
+
+import numpy as np
+from tqdm import tqdm
+
+from data.dataset import open_dataset
+from lib.pictures import draw_over_training
+from lib.tokenizer import from_json
+from studies.runs import HERE, fewer_steps, over_training, prepare, run_studies, train_all, train_bases, train_rows
+from studies.tables import keep_results, over_seeds, print_rows, remembered
+from studies.thoughts import quiet_questions, useful_thoughts
+
+CHATTER = {
+    "as in config/chatter.toml": [],
+    "without REINFORCE": ["--reinforce_weight=0"],
+    "reinforce_weight 1": ["--reinforce_weight=1"],
+    "negative advantages dropped": ["--clamp_advantage"],
+    "baseline: mean of all": ["--baseline=all"],
+    "reward on the thought branch": ["--reward_on=thought"],
+    "2 thoughts": ["--n_thoughts=2"],
+    "8 thoughts": ["--n_thoughts=8"],
+}
+
+
+def chatter(config, out):
+    """Table and picture of the share of useful thoughts over training, for CHATTER's settings."""
+    prepare("data/chatter", "data/arithmetic/prepare.py", out, "--chatter=0.5")
+    train_bases(config, out)
+    seeds, steps = config.all_seeds(), fewer_steps(config)
+    preset = [f"--config={HERE / 'config' / 'chatter_base.toml'}", "--base_preset=", "--eval_every=0", *steps]
+    train_all({out / "chatter_base": [*preset, f"--init_from={out / 'base' / str(seeds[0])}"]}, 1)  # one for all seeds
+    preset = [f"--config={HERE / 'config' / 'chatter.toml'}", "--base_preset=", f"--init_from={out / 'chatter_base'}"]
+    preset += ["--save_every=50", "--keep=99", "--eval_every=0", *steps]
+    runs = train_rows(config, out / "chatter", CHATTER, preset)
+
+    dataset = open_dataset("data/chatter", "val")
+    tokenizer = from_json(dataset.meta["tokenizer"], "data/chatter")
+    rows, questions = quiet_questions(dataset, tokenizer)
+    found = {}
+    for key, (folder, flags) in tqdm(runs.items(), desc="measuring", unit="run", disable=None):
+
+        def make(folder=folder, flags=flags):
+            models = over_training(folder, flags)
+            return [(step, useful_thoughts(model, tokenizer, rows, questions)) for step, model in models]
+
+        found[key] = remembered(folder, "useful_thoughts", make)
+
+    results, curves = {}, {}
+    for name in CHATTER:
+        of_seeds = [found[name, seed] for seed in seeds]
+        start = over_seeds([points[0][1]["useful_share"] for points in of_seeds])
+        end = over_seeds([points[-1][1] for points in of_seeds])
+        results[name] = {"useful_at_start": start, **end}
+        shares = [{step: measured["useful_share"] for step, measured in points} for points in of_seeds]
+        looked = sorted(set.intersection(*map(set, shares)))  # a run that was stopped has a checkpoint of its own
+        curves[name] = looked, np.array([[share[step] for step in looked] for share in shares])
+    first, without = results["as in config/chatter.toml"], results["without REINFORCE"]
+    ends = {"start": first["useful_at_start"], "end": first["useful_share"]}
+    ends = {**ends, "end_without_reinforce": without["useful_share"]}
+    title = f"{len(rows)} lines whose steps are left out, 4 thoughts each at temperature 1"
+    title = f"{title}; mean and spread over seeds {config.seeds}"
+    print_rows(title, results, ("useful_at_start", "useful_share", "answer_accuracy", "gate"))
+    means = {name: value["mean"] for name, value in ends.items()}
+    keep_results(out, "chatter", {"useful_share": means, "rows": results})
+    draw_over_training(curves, "share of useful thoughts", out / "chatter.png")
+
+
+if __name__ == "__main__":
+    run_studies(__doc__, chatter)

@@ -1,0 +1,80 @@
+"""
+It is the thought that helps: not the further training, and not the computation. As many steps of language modelling, as
+much computation, thoughts without tokens, and training on random thoughts bring next to nothing. With random thoughts,
+or those of another place, the trained model does worse than the base model.
+
+    python -m studies.controls
+"""
+
+import numpy as np
+from tqdm import tqdm
+
+from eval import measure
+from lib.pictures import draw_bars
+from studies.runs import HARD, max_steps, run_studies, tokens_read, train_miniatures
+from studies.tables import SCORES, held_out, keep_results, print_rows, scores_of
+
+
+def of_other_positions(thoughts, answers, seed=0):
+    """Thoughts (W, T, m), each moved to another position: those at answers change places with each other, so that each
+    is a thought about some question, but not about this one. Those elsewhere change places with each other, too."""
+    moved, rng = thoughts.copy(), np.random.default_rng(seed)
+    for some in (answers, ~answers):
+        places = rng.permutation(np.argwhere(some))
+        moved[tuple(places.T)] = thoughts[tuple(np.roll(places, 1, axis=0).T)]
+    return moved
+
+
+def controls(config, out):
+    """The table of controls, and a picture of it."""
+    compute = round(tokens_read([HARD]))
+    runs = {
+        "full": [],
+        "lm_same_tokens": ["--objective=lm"],
+        "lm_same_compute": ["--objective=lm", max_steps(config, times=compute)],
+        "pause": ["--thought_len=0"],
+        "trained_on_random_thoughts": ["--thought_temperature=1e9", "--reinforce_weight=0"],
+        "reinforce_weight_0": ["--reinforce_weight=0"],
+        "full_everywhere": ["--think_at=all"],
+    }
+    train_miniatures(config, out, runs)
+    text = held_out(config)
+    spans, answers, meta = text
+
+    def random(tokens):
+        return lambda model: np.random.default_rng(0).choice(tokens, (*answers.shape, model.config.thought_len))
+
+    def others(model):
+        return of_other_positions(measure(model, spans, meta).thoughts, answers)
+
+    measured = {  # run, name of its scores, how it is measured
+        "base": ("base", "scores", {}),
+        "lm_same_tokens": ("lm_same_tokens", "scores", {}),
+        "lm_same_compute": ("lm_same_compute", "scores", {}),
+        "pause": ("pause", "scores", {}),
+        "trained_on_random_thoughts": (
+            "trained_on_random_thoughts",
+            "scores",
+            {"thoughts": random(meta["vocab_size"])},
+        ),
+        # of tokens of this text: the model has never seen the others
+        "random_thoughts": ("full", "scores_random_thoughts", {"thoughts": random(np.unique(spans))}),
+        "another_positions_thoughts": ("full", "scores_others_thoughts", {"thoughts": others}),
+        "gate_0": ("full", "scores_gate_0", {"gate": 0.0}),
+        "gate_1": ("full", "scores_gate_1", {"gate": 1.0}),
+        "reinforce_weight_0": ("reinforce_weight_0", "scores", {}),
+        "full": ("full", "scores", {}),
+        "full_everywhere": ("full_everywhere", "scores", {}),
+    }
+    rows = {}
+    for name, (run, kept_as, how) in tqdm(measured.items(), desc="measuring", disable=None):
+        rows[name] = scores_of(config, out / run, text, kept_as, **how)
+    title = f"{answers.sum():,} answers of sums whose steps are left out"
+    print_rows(f"{title}; mean and spread over seeds {config.seeds}; NLL in nats", rows, SCORES)
+    print(f"lm_same_compute: {compute} times the steps of lm_same_tokens")
+    keep_results(out, "controls", rows)
+    draw_bars(rows, "answer_accuracy", "answers that are right", out / "controls.png")
+
+
+if __name__ == "__main__":
+    run_studies(__doc__, controls)

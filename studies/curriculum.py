@@ -1,0 +1,48 @@
+"""
+A model that has learned to think cannot do without its thoughts here. Thoughts lose a token at each stage of training,
+until there are none (Fast Quiet-STaR, Huang et al. 2025). The gain goes with them.
+
+    python -m studies.curriculum
+"""
+
+from tqdm import tqdm
+
+from lib.pictures import draw_lines
+from studies.runs import max_steps, run_studies, train_bases, train_rows
+from studies.tables import held_out, keep_results, print_rows, scores_of
+
+STAGES = (3, 2, 1, 0)
+
+
+def curriculum(config, out):
+    """Thoughts lose a token at each stage, and at the last the model learns without any: what stays of the gain? Beside
+    as many steps of language modelling, which read the same text but fewer tokens in all."""
+    rows, before = {"full": []}, "full"
+    for m in STAGES:
+        name = f"curriculum_{m}"
+        rows[name], before = [f"--init_from={out / before}/{{seed}}", f"--thought_len={m}"], name
+    rows["curriculum_none"] = ["--objective=lm", f"--init_from={out / before}/{{seed}}"]
+    rows["lm_as_long"] = ["--objective=lm", max_steps(config, times=len(STAGES) + 2)]
+    preset = train_bases(config, out)
+    for name, flags in rows.items():  # one after the other: each begins where the one before ended
+        train_rows(config, out, {name: flags}, preset)
+    text, found = held_out(config), {"base": None, **rows}
+    for name in tqdm(found, desc="measuring", disable=None):
+        found[name] = scores_of(config, out / name, text)
+    columns = ("answer_accuracy", "accuracy_without_thoughts", "answer_nll", "other_nll")
+    print_rows(f"thoughts that grow shorter; mean and spread over seeds {config.seeds}", found, columns)
+    ends = {
+        "with_thoughts": found["full"]["answer_accuracy"]["mean"],
+        "without_thoughts": found["curriculum_none"]["answer_accuracy"]["mean"],
+    }
+    keep_results(out, "curriculum", {**ends, "rows": found})
+    stages = list(rows)[:-1]
+    lines = {"after a thought": "answer_accuracy", "without": "accuracy_without_thoughts"}
+    lines = {line: {stage: found[stage][column] for stage in stages} for line, column in lines.items()}
+    del lines["after a thought"]["curriculum_none"]
+    level = "as many LM steps", found["lm_as_long"]["answer_accuracy"]["mean"]
+    draw_lines(lines, ("stage", "answers that are right"), out / "curriculum.png", level)
+
+
+if __name__ == "__main__":
+    run_studies(__doc__, curriculum)

@@ -1,0 +1,60 @@
+"""
+What `eval.py` found of runs at each step it looked at: scores against seconds of training.
+
+    python -m studies.curve --runs=out/one,out/other
+"""
+
+import json
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+from eval import write_results
+from lib.config import from_cli
+from lib.pictures import draw_runs
+from lib.runs import read_log
+
+
+@dataclass
+class CurveConfig:
+    runs: str = ""  # folders of runs, with commas between them, each measured by gains at some steps
+    out: str = ""  # folder to write; empty: the one that holds the first run
+
+    def __post_init__(self):
+        if not self.runs:
+            raise ValueError("--runs is needed: folders of runs, with commas between them")
+
+
+def curve(config):
+    """Accuracy at answers (or else nats saved per token) against seconds of training, from what gains left in runs."""
+    rows = {}
+    for run in map(Path, config.runs.split(",")):
+        seconds = {line["step"]: line["seconds"] for line in read_log(run)}
+        found = [json.loads(path.read_text("utf-8")) for path in sorted(run.glob("eval_step*/results.json"))]
+        if not found:
+            raise ValueError(f"{run} was not measured yet: python eval.py gains --run={run}, at several steps")
+        name = "answer_accuracy" if found[0]["answers"] else "nats_per_token"
+        values = [x["quiet_star"][name] if x["answers"] else x["gain"][name] for x in found]
+        steps = [x["step"] for x in found]
+        rows[run.name] = [(step, seconds[step], value) for step, value in zip(steps, values, strict=True)]
+    print(f"{'':12}{'step':>6}{'seconds':>10}{name:>18}")
+    for run, points in rows.items():
+        for step, took, value in points:
+            print(f"{run:12}{step:>6}{took:>10.1f}{value:>18.4f}")
+    out = Path(config.out or Path(config.runs.split(",")[0]).parent)
+    out.mkdir(parents=True, exist_ok=True)
+    write_results(out / "curve.json", {"columns": ["step", "seconds", name], **rows})
+    draw_runs(rows, name, out / "curve.png")
+    print(f"table: {out / 'curve.json'}   picture: {out / 'curve.png'}")
+
+
+def main():
+    config, _ = from_cli(__doc__, CurveConfig)
+    try:
+        curve(config)
+    except (ValueError, OSError) as error:
+        sys.exit(f"curve.py: error: {error}")
+
+
+if __name__ == "__main__":
+    main()

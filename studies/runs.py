@@ -1,0 +1,155 @@
+"""
+Studies: a claim beside its controls, over several seeds. This file trains the runs that a study needs and starts it.
+Runs that are there already are not trained again, so a study that was stopped goes on with the same command.
+"""
+
+import copy
+import os
+import re
+import subprocess
+import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from tqdm import tqdm
+
+from lib.checkpoint import checkpoints
+from lib.config import from_cli
+from lib.runs import load_weights, read_config
+from lib.tokenizer import from_json
+from train import HERE, build_model, settings_from
+
+
+@dataclass
+class StudyConfig:
+    out: str = "out/paper"  # folder of all runs, tables and pictures
+    seeds: str = "1337,1,2"  # each row is trained with each of these, from base models of their own (chatter: from one)
+    jobs: int = os.cpu_count()  # runs at a time, one CPU thread each
+    steps: int = 0  # optimizer steps of each run, in a folder of its own: to try whether all works; 0: as presets say
+    texts: int = 512  # held-out spans to measure on
+
+    def __post_init__(self):
+        if not all(x.strip().isdigit() for x in self.seeds.split(",")):
+            raise ValueError(f"seeds must be numbers with commas between them, not {self.seeds!r}")
+        if min(self.jobs, self.texts) < 1 or self.steps < 0:
+            raise ValueError("jobs and texts must be at least 1, steps not negative")
+
+    def all_seeds(self):
+        return [int(seed) for seed in self.seeds.split(",")]
+
+
+def run_studies(description, *studies, argv=None):
+    """The command line of a study, or of several in turn: functions of the settings and the folder they write to."""
+    config, _ = from_cli(description, StudyConfig, argv=argv)
+    out = Path(config.out) / f"{config.steps}_steps" if config.steps else Path(config.out)
+    out.mkdir(parents=True, exist_ok=True)
+    try:
+        for study in studies:
+            name, start = study.__name__, time.perf_counter()
+            print(f"\n{name}: {' '.join(study.__doc__.split())}", flush=True)
+            study(config, out)
+            took = time.perf_counter() - start
+            print(f"\ntable: {out / 'results.json'}   picture: {out / name}.png   {took:.0f} s", flush=True)
+    except (ValueError, OSError) as error:
+        sys.exit(f"studies: error: {error}")
+    except KeyboardInterrupt:
+        sys.exit("stopped: run the same command again to go on")
+
+
+def script(name, *flags, log):
+    """Run a script of this project on one thread; what it prints goes to a file. Raises ValueError, in one line."""
+    log.parent.mkdir(parents=True, exist_ok=True)
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    with open(log, "a", encoding="utf-8") as file:
+        command = [sys.executable, str(HERE / name), *flags]
+        done = subprocess.run(command, env=environment, stdout=file, stderr=subprocess.STDOUT)
+    if done.returncode:
+        last = log.read_text("utf-8").strip().split("\n")[-1]
+        raise ValueError(f"{name} ended with status {done.returncode} ({last}); see {log}")
+
+
+def train_all(runs, jobs):
+    """Train runs {folder: flags}, `jobs` at a time."""
+    with ThreadPoolExecutor(jobs) as pool:
+        waiting = [
+            pool.submit(
+                script, "train.py", f"--out={folder}", "--device=cpu", *flags, log=folder.parent / f"{folder.name}.log"
+            )
+            for folder, flags in runs.items()
+        ]
+        try:
+            for future in tqdm(waiting, desc="training", unit="run", disable=None):
+                future.result()
+        except BaseException:  # Ctrl-C, say: those that run stop by themselves, and no other begins
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
+
+
+def train_rows(config, out, rows, preset):
+    """Train each row {name: flags} with each seed: {(name, seed): (folder, flags)}. A folder is out/name/seed, and
+    {seed} in a flag is the seed."""
+    runs = {
+        (name, seed): (
+            out / re.sub("[^a-zA-Z0-9]+", "_", name) / str(seed),
+            [flag.replace("{seed}", str(seed)) for flag in [*preset, *flags, "--seed={seed}"]],
+        )
+        for name, flags in rows.items()
+        for seed in config.all_seeds()
+    }
+    train_all(dict(runs.values()), config.jobs)
+    return runs
+
+
+def fewer_steps(config):
+    """The flag that --steps asks for in place of a preset's number of steps."""
+    return [f"--max_steps={config.steps}"] if config.steps else []
+
+
+def max_steps(config, times=1):
+    """The flag that sets how many steps a run takes: as many as train.py's default or --steps, so many times."""
+    return f"--max_steps={times * (config.steps or settings_from([])[0].max_steps)}"
+
+
+def prepare(data, name, out, *flags):
+    """Make a corpus by its script where it is missing; here, and not by runs that begin at the same time."""
+    if not Path(data, "meta.json").exists():
+        script(name, f"--out={data}", *flags, log=out / f"{Path(data).name}.log")
+
+
+# Training thinks at a quarter of the positions, drawn by the base model's entropy. It takes a third of the time, and is
+# nearly as good as thinking everywhere in training (a row of the controls).
+HARD = "--think_at=hard"
+
+
+def train_bases(config, out):
+    """The miniature's base models, in out/base/seed: the flags of runs that start from them."""
+    prepare("data/arithmetic", "data/arithmetic/prepare.py", out)
+    base = [f"--config={HERE / 'config' / 'arithmetic_base.toml'}", "--eval_every=0"]
+    train_rows(config, out, {"base": []}, [*base, *fewer_steps(config)])
+    return [f"--init_from={out / 'base'}/{{seed}}", "--base_preset=", "--eval_every=0", HARD, max_steps(config)]
+
+
+def train_miniatures(config, out, rows):
+    """Rows of runs on the miniature, each from the base model of its seed: as train_rows."""
+    return train_rows(config, out, rows, train_bases(config, out))
+
+
+def over_training(folder, flags):
+    """A thinking run at its beginning and at each checkpoint it kept: yields (step, model)."""
+    settings = settings_from([f"--out={folder}", *flags])
+    model = build_model(*settings, from_json(read_config(folder)["tokenizer"], folder)).eval()
+    yield 0, model
+    for path in reversed(checkpoints(folder, ".pt")):
+        state, model = torch.load(path, weights_only=True), copy.deepcopy(model)
+        load_weights(model, state["model"], path)
+        yield state["step"], model
+
+
+def tokens_read(flags):
+    """How many tokens a training step reads per token of text."""
+    train, _, quiet, _ = settings_from(list(flags))
+    share = 1 if train.think_at == "all" else train.think_share
+    return 1 + share * quiet.n_thoughts * quiet.steps

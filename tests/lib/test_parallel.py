@@ -1,0 +1,214 @@
+"""Many processes are one: gradients, checkpoints, and what happens when one of them dies."""
+
+import json
+import os
+import pickle
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from tiny_runs import ROOT, flags, go
+
+import train as trainer
+from lib.export import export
+from lib.runs import load_checkpoint, load_run, read_log
+from lib.shards import is_sharded, read_shards, shards_reader, whole_shards
+from lib.weights import load_mistral
+
+MANY = """
+import json, sys
+import torch, train
+torch.set_num_threads(1)
+for arguments in json.loads(sys.argv[1]):
+    train.run(*train.settings_from(arguments))
+"""
+
+
+@pytest.fixture
+def deep(work):
+    """The same with a base model of three layers, and one that shares embeddings and head."""
+    shape = ["--objective=lm", "--init_from=", "--max_steps=3", "--dim=16", "--n_layers=3", "--head_dim=8"]
+    go(work, *shape, "--hidden_dim=24", "--n_heads=2", "--n_kv_heads=1", "--out=base3")
+    go(work, *shape, "--hidden_dim=24", "--n_heads=2", "--n_kv_heads=1", "--out=tied", "--tied_embeddings")
+    return work
+
+
+def launch(folder, processes, *runs):
+    """Train all runs (lists of flags) one after the other in as many processes as said."""
+    (folder / "many.py").write_text(MANY)
+    command = [sys.executable, "-m", "torch.distributed.run", f"--nproc_per_node={processes}", "--standalone"]
+    command += [str(folder / "many.py"), json.dumps([flags(folder, *run) for run in runs])]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=240)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return done.stdout + done.stderr
+
+
+WAYS = {
+    "data": ["--parallel=data"],
+    "fsdp": ["--parallel=fsdp"],
+    "fsdp_parts": ["--parallel=fsdp", "--think_at_once=5", "--micro_batch=1"],
+    "fsdp_layers": ["--parallel=fsdp", "--gather=layer", "--think_at_once=5", "--recompute"],
+    "lm_data": ["--objective=lm", "--parallel=data", "--micro_batch=1"],
+    "lm_fsdp": ["--objective=lm", "--parallel=fsdp"],
+    "lm_fsdp_layers": ["--objective=lm", "--parallel=fsdp", "--gather=layer", "--micro_batch=1"],
+    "tied_fsdp": ["--parallel=fsdp", "--init_from=tied"],
+}
+
+
+def first_moments(folder):
+    """Adam's first moments by name, whichever form the checkpoint has."""
+    model = load_run(folder)[0]
+    if is_sharded(folder):
+        state = {f"optimizer.{name}.exp_avg": torch.zeros_like(p) for name, p in model.named_parameters()}
+        read_shards(whole_shards(folder), state, no_dist=True)
+        return state
+    names = {p: name for name, p in model.named_parameters()}
+    order = [
+        names[p]
+        for group in trainer.build_optimizer(model, trainer.TrainConfig()).param_groups
+        for p in group["params"]
+    ]
+    kept = load_checkpoint(folder)["optimizer"]["state"]
+    return {f"optimizer.{name}.exp_avg": kept[i]["exp_avg"] for i, name in enumerate(order)}
+
+
+@pytest.mark.parametrize("processes", [2, 4])
+def test_any_number_of_processes_in_any_mode_trains_as_one(deep, processes):
+    """Three steps: a gradient that is summed, halved, lost or left over from the step before shows."""
+    common = ["--max_steps=3", "--batch_size=8", "--eval_texts=4", "--init_from=base3", "--eval_every=2"]
+    common += ["--reward_on=thought", "--mixing_head_lr=50", "--lr=3e-3", "--warmup_steps=0"]
+    for name, way in {"quiet": [], "lm": ["--objective=lm"], "tied": ["--init_from=tied"]}.items():
+        go(deep, f"--out=one_{name}", *common, *way)
+    launch(deep, processes, *[[f"--out={name}", *common, *way] for name, way in WAYS.items()])
+    for name in WAYS:
+        kind = name.split("_")[0]
+        one = deep / f"one_{kind if kind in ('lm', 'tied') else 'quiet'}"
+        wanted, logs = first_moments(one), (read_log(one), read_log(deep / name))
+        assert len(logs[0]) == len(logs[1]) == 3
+        for x, y in zip(*logs, strict=True):
+            for key in x.keys() - {"tokens_per_second", "seconds"}:
+                assert x[key] == pytest.approx(y[key], abs=3e-5), (name, key)
+        for key, x in first_moments(deep / name).items():
+            torch.testing.assert_close(x, wanted[key], atol=1e-6, rtol=1e-4, msg=lambda text: f"{name} {key}: {text}")
+
+
+def test_a_sharded_run_goes_on_in_any_number_of_processes(deep, capsys):
+    """In two, four and one, and from the checkpoint before where the last is damaged. What it leaves can be loaded,
+    exported in one piece, and started from."""
+    settings = ["--save_every=1", "--batch_size=8", "--eval_texts=4", "--init_from=base3", "--min_lr_share=1"]
+    sharded = ["--out=sharded", "--parallel=fsdp", *settings]
+    go(deep, "--out=one", *settings, "--max_steps=6")
+    launch(deep, 2, [*sharded, "--max_steps=3"])
+    folder = deep / "sharded"
+    damaged = folder / "checkpoint.dcp" / "__1_0.distcp"
+    content = bytearray(damaged.read_bytes())
+    content[len(content) // 2] ^= 1
+    damaged.write_bytes(content)
+    said = launch(deep, 4, [*sharded, "--max_steps=4"])
+    assert "checkpoint.dcp is damaged or cut short (wrong checksum of __1_0.distcp): going back to" in said
+    assert [line["step"] for line in read_log(folder)] == [1, 2, 3, 4]
+    go(deep, *sharded, "--max_steps=6")
+    torch.distributed.destroy_process_group()
+
+    losses = [[line["loss"] for line in read_log(deep / name)] for name in ("one", "sharded")]
+    assert losses[0] == pytest.approx(losses[1], abs=2e-5) and len(losses[0]) == 6
+    one, other = (load_run(deep / name)[0].state_dict() for name in ("one", "sharded"))
+    for name, x in one.items():
+        torch.testing.assert_close(other[name], x, atol=2e-4, rtol=1e-3)
+    assert not list(folder.glob("*new*")) and load_checkpoint(folder)["step"] == 6
+
+    export(folder, deep / "exported")
+    again = load_mistral(deep / "exported").state_dict()
+    assert all(torch.equal(other[f"model.{name}"], x) for name, x in again.items())
+    go(deep, "--out=from_sharded", "--init_from=sharded", "--max_steps=1")
+    with pytest.raises(SystemExit, match="trained with --parallel=fsdp, and goes on only so"):
+        go(deep, "--out=sharded", *settings, "--max_steps=7")
+    with pytest.raises(SystemExit, match="trained without --parallel=fsdp"):
+        go(deep, "--out=one", "--parallel=fsdp", *settings, "--max_steps=7")
+    torch.distributed.destroy_process_group()
+
+
+def test_the_index_of_shards_lets_nothing_in_but_descriptions_of_tensors(tmp_path):
+    """It is a pickle, and a pickle can run anything."""
+
+    class Harm:
+        def __reduce__(self):
+            return os.mkdir, (str(tmp_path / "harmed"),)
+
+    (tmp_path / ".metadata").write_bytes(pickle.dumps(Harm()))
+    with pytest.raises(pickle.UnpicklingError, match="mkdir has no place"):
+        shards_reader(tmp_path).read_metadata()
+    for name in ("os.mkdir", "mkdir"):  # nor by the names that the modules let in have imported themselves
+        module = b"torch.distributed.checkpoint.filesystem"
+        crafted = b"\x80\x04" + b"".join(b"\x8c" + bytes([len(x)]) + x for x in (module, name.encode())) + b"\x93."
+        (tmp_path / ".metadata").write_bytes(crafted)
+        with pytest.raises(pickle.UnpicklingError, match="has no place"):
+            shards_reader(tmp_path).read_metadata()
+    assert not (tmp_path / "harmed").exists()
+
+
+def test_a_full_disk_in_a_sharded_run_is_one_line(deep, monkeypatch):
+    sharded = ["--out=sharded", "--parallel=fsdp", "--save_every=1"]
+    go(deep, *sharded, "--max_steps=1")
+
+    def full(*_, **__):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("torch.distributed.checkpoint.filesystem.torch.save", full)
+    with pytest.raises(SystemExit, match="No space left on device.*the last good checkpoint is kept") as stop:
+        go(deep, *sharded, "--max_steps=2")
+    assert "\n" not in stop.value.code and load_checkpoint(deep / "sharded")["step"] == 1
+    torch.distributed.destroy_process_group()
+
+
+def test_bfloat16_shards_learn_in_float32(deep, monkeypatch):
+    """Weights are gathered in bfloat16, gradients and what is kept are float32, and so are the numbers that thoughts
+    are drawn with."""
+    think, kinds = trainer.QuietSTaR.think, set()
+
+    def watched(self, tokens, thoughts=None, positions=None, noise=None, text=None):
+        kinds.update([noise.dtype] if noise is not None else [])
+        return think(self, tokens, thoughts, positions, noise, text)
+
+    monkeypatch.setattr(trainer.QuietSTaR, "think", watched)
+    for name, way in {"plain": [], "sharded": ["--parallel=fsdp"]}.items():
+        go(deep, f"--out={name}", "--init_from=base3", "--max_steps=3", "--dtype=bfloat16", "--lr=1e-6", *way)
+    torch.distributed.destroy_process_group()
+    assert kinds == {torch.float32}
+    losses = [[line["loss"] for line in read_log(deep / name)] for name in ("plain", "sharded")]
+    assert losses[0] == pytest.approx(losses[1], abs=1e-2)
+    before, after = load_run(deep / "base3")[0], load_run(deep / "sharded")[0].model
+    changes = torch.cat([(x - y).flatten() for x, y in zip(before.parameters(), after.parameters(), strict=True)])
+    assert after.tok_embeddings.weight.dtype == torch.float32 and 0 < changes.abs().max() < 1e-5
+
+
+def test_one_process_means_one(work):
+    with pytest.raises(AssertionError, match="parallel=none is for one process, and here are 2"):
+        launch(work, 2, ["--parallel=none", "--out=q"])
+    go(work, "--parallel=none", "--out=q", "--max_steps=1")
+
+
+@pytest.mark.parametrize("way", ["data", "fsdp"])
+def test_a_killed_worker_leads_to_a_resume_without_a_person(deep, way):
+    """SIGKILL to one of two workers in mid-run, under torchrun --max_restarts."""
+    run = ["--max_steps=80", "--save_every=2", f"--parallel={way}", "--init_from=base3"]
+    launch(deep, 2, ["--out=whole", *run])
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", "--standalone", "--max_restarts=3"]
+    command += ["train.py", *flags(deep, "--out=killed", *run)]
+    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    while process.poll() is None and len(read_log(deep / "killed")) < 5:
+        time.sleep(0.01)
+    workers = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+    assert len(workers) == 2
+    os.kill(int(workers[1]), signal.SIGKILL)
+    _, errors = process.communicate(timeout=240)
+    assert process.returncode == 0, errors[-3000:]
+    assert "Signal 9" in errors or "SIGKILL" in errors or "exitcode: -9" in errors, errors[-3000:]
+    whole, again = (load_checkpoint(deep / name) for name in ("whole", "killed"))
+    assert again["step"] == 80 and all(torch.equal(x, again["model"][name]) for name, x in whole["model"].items())
+    assert [line["step"] for line in read_log(deep / "killed")] == list(range(1, 81))

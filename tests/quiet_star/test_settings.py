@@ -1,0 +1,76 @@
+"""Settings, refusals, and the start and end of a thought."""
+
+import pytest
+import torch
+from naive import ids, tiny, uniform
+from torch.testing import assert_close
+
+from quiet_star import QuietSTaRConfig, ThoughtTokens
+
+
+@pytest.mark.parametrize(
+    "field, value",
+    [("thought_len", -1), ("n_thoughts", 0), ("n_true", 0), ("reward_on", "x"), ("baseline", "x"),
+     ("thought_temperature", -1.0), ("log_prob_temperature", 0.0), ("embedding_scale", 0.0)],
+)  # fmt: skip
+def test_bad_settings_are_refused_by_name(field, value):
+    """Catches a typo in a config that trains for hours as something else."""
+    with pytest.raises(ValueError, match=field):
+        QuietSTaRConfig(**{field: value})
+
+
+@pytest.mark.parametrize("shape", [(2, 2, 6, 3), (2, 2, 5, 2), (3, 2, 6, 2), (2, 6, 2)])
+def test_thoughts_of_a_wrong_shape_are_refused(shape):
+    """Catches thoughts that broadcast silently over the wrong axis; (2, 2, 6, 2) is right here."""
+    quiet = tiny(thought_len=2, n_true=2)
+    quiet.think(ids(2, 8), ids(2, 2, 6, 2))
+    with pytest.raises(ValueError, match="thoughts"):
+        quiet.think(ids(2, 8), ids(*shape))
+
+
+@pytest.mark.parametrize("position", [-1, 8])
+def test_positions_out_of_the_text_are_refused(position):
+    """Catches -1 taken for the last token by indexing."""
+    with pytest.raises(ValueError, match="positions"):
+        tiny().think(ids(1, 8), positions=torch.tensor([[0, position]]))
+
+
+@pytest.mark.parametrize("length", [2, 3])
+def test_a_text_without_room_for_a_thought_is_refused(length):
+    """Catches a mean over nothing (n_true = 3 wants 4 tokens at least)."""
+    quiet = tiny(n_true=3)
+    quiet.think(ids(1, 4))
+    with pytest.raises(ValueError, match="few"):
+        quiet.think(ids(1, length))
+
+
+def test_start_and_end_begin_as_the_embedding_given():
+    """Catches a start embedding that becomes a scalar, and a scale applied once instead of undone."""
+    tokens, embedding = ThoughtTokens(6, scale=50.0).double(), uniform(6)
+    tokens.init_from(embedding)
+    assert_close(tokens.start * 50, embedding)
+    for vector in tokens():
+        assert_close(vector, embedding)
+    with pytest.raises(ValueError, match="shape"):
+        tokens.init_from(embedding.mean())
+
+
+def test_start_and_end_move_faster_by_the_scale():
+    """Catches a speed-up by scaled gradients, which Adam undoes."""
+    tokens = ThoughtTokens(6, scale=50.0).double()
+    before = tokens()[0].detach().clone()
+    (tokens()[0].sum() + tokens()[1].sum()).backward()
+    torch.optim.Adam(tokens.parameters(), lr=1e-3).step()
+    assert_close(before - tokens()[0], torch.full((6,), 50 * 1e-3, dtype=torch.float64), rtol=1e-4, atol=0)
+
+
+def test_with_settings_shares_weights_and_leaves_the_original_alone():
+    """Catches a copy of the weights (stale after the next step) and settings that leak back into training."""
+    quiet = tiny(thought_len=2, n_true=2)
+    other = quiet.with_settings(thought_temperature=0.0, n_thoughts=1)
+    assert (quiet.config.thought_temperature, quiet.config.n_thoughts) == (1.0, 2)
+    assert (other.config.thought_temperature, other.config.n_thoughts, other.config.n_true) == (0.0, 1, 2)
+    for (name, one), (_, two) in zip(quiet.named_parameters(), other.named_parameters(), strict=True):
+        assert one is two, name
+    with pytest.raises(ValueError, match="n_true"):
+        quiet.with_settings(n_true=0)

@@ -1,0 +1,39 @@
+"""The bench prints what it promises."""
+
+import json
+
+import pytest
+import torch
+
+from studies import bench
+
+SHAPE = "--dim=16 --n_layers=1 --head_dim=8 --hidden_dim=24 --n_heads=2 --n_kv_heads=1".split()
+
+
+def test_the_bench_of_thinking_where_it_pays(demo_runs, monkeypatch, capsys):
+    run = f"--run={demo_runs / 'quiet_star'}"
+    argv = ["bench.py", "adaptive", run, "--tokens=12", "--repeats=1", "--json", "--device=cpu"]
+    for above, share in (("-1e9", 1.0), ("1e9", 0.0)):
+        monkeypatch.setattr("sys.argv", [*argv, f"--think_above={above}"])
+        bench.main()
+        found = json.loads(capsys.readouterr().out)
+        assert found["share_thinking"] == share and found["speedup"] > 0
+    monkeypatch.setattr("sys.argv", ["bench.py", "adaptive", f"--run={demo_runs / 'base'}"])
+    with pytest.raises(SystemExit, match="plain language model"):
+        bench.main()
+
+
+def test_bench_prints_the_keys_it_promises(monkeypatch, capsys):
+    small = "--texts=16 --span=32 --repeats=1 --new_tokens=2 --vocab_size=11 --threads=1 --device=cpu --json".split()
+    threads = torch.get_num_threads()
+    monkeypatch.setattr("sys.argv", ["bench.py", *small, *SHAPE])
+    bench.main()
+    torch.set_num_threads(threads)
+    results = json.loads(capsys.readouterr().out)
+    ratios = "recompute_time_ratio recompute_memory_ratio growth_when_T_doubles".split()
+    generation = "generate_over_plain", "generate_over_plain_times"
+    for key in ("train_step_over_floor", "train_peak_memory_over_floor", *generation, *ratios):
+        assert results[key] > 0, key
+    forwards = results["shape"]["thought_len"] + 1
+    assert results["generate_over_plain_times"] * forwards == pytest.approx(results["generate_over_plain"])
+    assert results["threads"] == 1 and results["device"].startswith("cpu") and results["shape"]["span"] == 32

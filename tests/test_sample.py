@@ -1,0 +1,23 @@
+"""sample.py, end to end on a tiny model."""
+
+import pytest
+
+import sample
+
+
+def test_sample_shows_thoughts(demo_runs, monkeypatch, capsys):
+    run = f"--run={demo_runs / 'quiet_star'}"
+    monkeypatch.setattr(
+        "sys.argv", ["sample.py", run, "--prompt=1+2=", "--show_thoughts", "--max_new_tokens=3", "--device=cpu"]
+    )
+    sample.main()
+    shown = capsys.readouterr().out
+    assert shown.startswith("1+2=") and shown.count("\n") >= 5 and "thought before it" in shown
+    argv = ["sample.py", run, "--prompt=1+2=", "--show_thoughts", "--max_new_tokens=3", "--device=cpu"]
+    monkeypatch.setattr("sys.argv", [*argv, "--think_above=1e9"])
+    sample.main()
+    lines = [line.rstrip() for line in capsys.readouterr().out.split("\n")]
+    assert sum(line.startswith(" 0.00  '") and line.endswith("'") and line.count("'") == 2 for line in lines) == 3
+    monkeypatch.setattr("sys.argv", ["sample.py", run, "--prompt=é", "--device=cpu"])
+    with pytest.raises(SystemExit, match="not in this model's alphabet"):
+        sample.main()
