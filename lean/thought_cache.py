@@ -89,14 +89,15 @@ class ThoughtCache:
         Letters: b text, h key head, g query head of it, n thought, s position, r new step, t text key, u own key.
         """
         K, T, D = k_text.shape[1], k_text.shape[2], k_own.shape[4]
-        q = q.unflatten(1, (K, -1)).unflatten(3, self.shape) * q.shape[-1] ** -0.5  # (B, K, G, N, S, R, hd)
-        text_scores = torch.einsum("bhgnsrd,bhtd->bhgnsrt", q, k_text)
-        own_scores = torch.einsum("bhgnsrd,bhnsud->bhgnsru", q, k_own)
+        q = q.unflatten(1, (K, -1)).unflatten(3, self.shape)  # (B, K, G, N, S, R, hd)
+        q = q.movedim(2, 4).contiguous() * q.shape[-1] ** -0.5  # (B, K, N, S, G, R, hd): as the own keys want it
+        text_scores = torch.einsum("bhnsgrd,bhtd->bhnsgrt", q, k_text)
+        own_scores = torch.einsum("bhnsgrd,bhnsud->bhnsgru", q, k_own)
         if self.addend is None:  # the same for all layers. Adding 0 or -inf needs no work in the backward pass
             addend = torch.zeros_like(self.mask, dtype=text_scores.dtype).masked_fill_(~self.mask, -torch.inf)
-            self.addend = addend[:, None, None, None].split((T, D), dim=-1)  # (B, 1, 1, 1, S, R, T or D)
+            self.addend = addend[:, None, None, :, None].split((T, D), dim=-1)  # (B, 1, 1, S, 1, R, T or D)
         scores = torch.cat((text_scores + self.addend[0], own_scores + self.addend[1]), dim=-1)
         p_text, p_own = scores.softmax(-1).split((T, D), dim=-1)
-        y = torch.einsum("bhgnsrt,bhtd->bhgnsrd", p_text, v_text)
-        y = y + torch.einsum("bhgnsru,bhnsud->bhgnsrd", p_own, v_own)
-        return y.flatten(3, 5).flatten(1, 2)  # (B, H, N*S*R, hd)
+        y = torch.einsum("bhnsgrt,bhtd->bhnsgrd", p_text, v_text)
+        y = y + torch.einsum("bhnsgru,bhnsud->bhnsgrd", p_own, v_own)
+        return y.movedim(4, 2).flatten(3, 5).flatten(1, 2)  # (B, H, N*S*R, hd)
