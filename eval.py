@@ -118,7 +118,7 @@ def measure(model, spans, meta, device="cpu", batch_size=32, title="measuring", 
             given = None if thoughts is None else torch.from_numpy(thoughts[i : i + batch_size, None]).to(device)
             thought = model.think(tokens, given)
             h_base, h_thought = thought.h_base[:, 0, :, 0], thought.h_thought[:, 0, :, 0]  # (B, T, C)
-            h_mixed, w = model.mix(h_base, h_thought)
+            h_mixed, w = model.talk(h_base, h_thought)
             if gate is not None:
                 h_mixed, w = h_base + gate * (h_thought - h_base), torch.full_like(w, gate)
             part = {"gate": w, "thoughts": thought.tokens[:, 0]}

@@ -28,8 +28,7 @@ Symbols
 
 A thought of position i, which has read x_0 .. x_i and is about to predict x_{i+1}, is the sequence
   start, t_1 .. t_m, end, x_{i+1} .. x_{i+a-1}          steps s = 0 .. m + a, at position ids i + 1 + s.
-Reading `end` predicts x_{i+1}, reading x_{i+1} predicts x_{i+2}, and so on: a predictions. The true tokens are given,
-whatever was predicted ("teacher forcing").
+Reading `end` predicts x_{i+1}, reading the true x_{i+1} predicts x_{i+2} ("teacher forcing"), and so on: a predictions.
 
 What is different from the paper (P) and from the authors' release (R), and why:
   1. The gate w multiplies the thought, as in R; P puts it on the other branch. It starts at exactly 0, and no sigmoid
@@ -39,12 +38,11 @@ What is different from the paper (P) and from the authors' release (R), and why:
   3. What is known is read in one forward pass: m + 1 of them for a thought. R makes one for each token.
   4. log p(thought) is taken at the temperature of sampling, 1. R takes it at 3.
   5. Thoughts are greedy in evaluation, as in P. R's are samples even there.
-  6. start and end learn faster because they are stored divided by a number. R multiplies their gradients by 100, which
+  6. start and end are stored divided by a number, so that they learn faster. R multiplies their gradients by 100, which
      does nothing under Adam.
   7. REINFORCE has the weight 1, and weights are float32. R's 1e6 makes up for weights in bfloat16, where most steps of
      its learning rate, 1e-6, are rounded away.
-Left out: nothing of Algorithm 1. The same numbers in less time and memory: lean/. Beyond the paper, as where to think:
-beyond/.
+The same numbers in less time and memory: lean/. What the paper leaves open, as where to think: beyond/.
 """
 
 from dataclasses import dataclass, fields, replace
@@ -56,7 +54,7 @@ import torch.nn as nn
 import torch.nn.functional as F
 
 from lean.embedding import embedding_in_steps
-from lean.in_parts import backward_in_parts
+from lean.in_parts import backward_in_parts, sum_up
 from lean.log_prob import log_prob_of, text_loss, token_log_prob
 from lean.tensors import check, join, mean_by, shares, take
 from lean.thought_cache import TextCache, ThoughtCache
@@ -87,11 +85,6 @@ class QuietSTaRConfig:
                 raise ValueError(f"{field.name} must be one of {choices}, not {getattr(self, field.name)!r}")
         if not (self.thought_temperature >= 0 and self.log_prob_temperature > 0 and self.embedding_scale > 0):
             raise ValueError("thought_temperature must be >= 0, log_prob_temperature and embedding_scale > 0")
-
-    @property
-    def steps(self):
-        """Tokens that a thought reads: start, t_1 .. t_m, end, x_{i+1} .. x_{i+a-1}."""
-        return self.thought_len + 2 + self.n_true - 1
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -128,14 +121,6 @@ def thought_mask(query, key, sliding_window=None):
     return mask
 
 
-def thought_layout(T, steps):
-    """The triples (position, thought, step), each (T + steps * T,), of a text whose every position has one thought:
-    T text tokens, then T tokens of step 0, T of step 1, ... (the order of the picture above)."""
-    step = torch.arange(-1, steps).repeat_interleave(T)
-    thought = step.clamp(max=0)  # -1 for the text; the one thought is number 0
-    return torch.arange(T).repeat(steps + 1), thought, step
-
-
 # ----------------------------------------------------------------------------------------------------------------------
 # 2. The start and end of a thought (section 4.2), and the mixing head (section 4.3)
 
@@ -143,8 +128,7 @@ def thought_layout(T, steps):
 class ThoughtTokens(nn.Module):
     """<|startofthought|> and <|endofthought|>: two learned vectors outside of the vocabulary, so never sampled.
 
-    They must learn faster than the model. The parameter is e / scale and the forward pass multiplies by scale: a step
-    of size lr moves the vector by scale * lr.
+    They must learn faster than the model: they are stored divided by scale, so a step of lr moves them scale * lr.
     """
 
     def __init__(self, dim, scale):
@@ -155,8 +139,7 @@ class ThoughtTokens(nn.Module):
 
     @torch.no_grad()
     def init_from(self, start, end=None):
-        """Begin with these vectors (C,), or both with the first. The paper takes the embedding of an em dash, which
-        opens and closes an aside."""
+        """Begin with these vectors (C,), or both with the first: in the paper, the embedding of an em dash."""
         for parameter, vector in ((self.start, start), (self.end, start if end is None else end)):
             if vector.shape != parameter.shape:
                 raise ValueError(f"a vector of shape {tuple(parameter.shape)} is wanted, not {tuple(vector.shape)}")
@@ -197,9 +180,8 @@ def thought_advantage(reward, clamp, baseline="others"):
     """reward - baseline, (B, N, S): the baseline of a thought is the mean reward of the position's *other* thoughts.
 
     Leaving the thought itself out keeps the gradient unbiased; the mean over "all" N only shrinks it by (N-1)/N. It is
-    never divided by a standard deviation (explodes when rewards agree) nor taken over other positions (whose difficulty
-    would leak in). One thought has no others: its baseline is 0, as with "none".
-    clamp drops negative advantages, as the paper does: it no longer follows the gradient of the expected reward.
+    not taken over other positions, whose difficulty would leak in. One thought has no others: its baseline is 0, as
+    with "none". clamp drops negative advantages: no longer the gradient of the expected reward.
     """
     N = reward.shape[1]
     if baseline == "all":
@@ -279,10 +261,10 @@ class QuietSTaR(nn.Module):
         text = self.read_text(tokens)
         nll_base, log_p_base = text_loss(self.model.output, text.hidden, tokens, documents)
         thoughts = self.think(tokens, thoughts, positions, noise, text)  # THINK
-        h_mixed, gate = self.talk(thoughts)  # TALK
+        h_mixed, gate = self.talk(thoughts.h_base, thoughts.h_thought)  # TALK
         targets = self.targets(tokens, thoughts.positions, documents, log_p_base)
         learned = self.learn(thoughts, h_mixed, gate, targets)  # LEARN
-        loss, metrics = self.sum_up(thoughts, targets, learned)
+        loss, metrics = sum_up(self.further_losses, thoughts, targets, learned)
         base = {"loss": metrics["loss"] + 0.5 * nll_base.detach(), "nll_base": nll_base.detach()}
         return 0.5 * nll_base + loss, metrics | base
 
@@ -353,16 +335,12 @@ class QuietSTaR(nn.Module):
         shape = x.shape[1:4]
         return self.model(x.flatten(1, 3), cache.expect(*shape), cache=cache).unflatten(1, shape)
 
-    def talk(self, thoughts):
-        """TALK: mix the two branches by the gate (section 4.3): h_mixed (B, N, S, a, C), w (B, N, S, a).
+    def talk(self, h_base, h_thought):
+        """TALK: mix the two branches by the gate (section 4.3), (..., C): h_mixed (..., C), w (...).
 
         The head that follows is linear, so mixing hidden states is mixing logits; and a softmax forgets constants, so
         it is the paper's mixing of log-probabilities too.
         """
-        return self.mix(thoughts.h_base, thoughts.h_thought)
-
-    def mix(self, h_base, h_thought):
-        """The same, of any two that fit together (..., C): h_mixed (..., C), w (...)."""
         w = self.mixing_head(h_base, h_thought)  # (..., 1)
         return h_base + w * (h_thought - h_base), w[..., 0]
 
@@ -387,25 +365,13 @@ class QuietSTaR(nn.Module):
             scored = log_p_mixed if config.reward_on == "mixed" else token_log_prob(head, thoughts.h_thought, true)
             reward = thought_reward(scored, targets.log_p_base, targets.valid)  # (B, N, S)
             advantage = thought_advantage(reward, config.clamp_advantage, config.baseline)
-        log_prob = token_log_prob(  # (B, N, S, m)
-            head, thoughts.h_policy, thoughts.tokens, config.log_prob_temperature, known=thoughts.log_prob
-        )
+        policy = head, thoughts.h_policy, thoughts.tokens, config.log_prob_temperature
+        log_prob = token_log_prob(*policy, known=thoughts.log_prob)  # (B, N, S, m)
         # "Loss" only in that its gradient, in expectation over thoughts, is minus that of the expected reward.
         reinforce = -mean_by(targets.position_share, advantage * log_prob.sum(-1))
         nll_mixed = mean_by(targets.token_share, -log_p_mixed)
         loss = 0.5 * nll_mixed + config.reinforce_weight * reinforce
         return Learned(loss, reinforce, log_p_mixed, gate, reward, advantage, log_prob)
-
-    def sum_up(self, thoughts, targets, learned):
-        """The loss with further_losses, and metrics to be logged. Those of several parts of the positions add up."""
-        further = {name: loss(thoughts, targets, learned) for name, loss in self.further_losses.items()}
-        of_tokens = {"nll_mixed": -learned.log_p_mixed, "gate": learned.gate}
-        of_positions = {"reward": learned.reward, "advantage_abs": learned.advantage.abs()}
-        of_positions["thought_nll"] = -learned.log_prob.sum(-1) / max(1, self.config.thought_len)
-        metrics = {"loss": learned.loss, **further}
-        metrics |= {name: mean_by(targets.token_share, x) for name, x in of_tokens.items()}
-        metrics |= {name: mean_by(targets.position_share, x) for name, x in of_positions.items()}
-        return learned.loss + sum(further.values()), {name: x.detach() for name, x in metrics.items()}
 
     def default_positions(self, tokens):
         """All positions with n_true tokens after them, (B, S)."""
@@ -441,44 +407,44 @@ def generate_with_thoughts(
     model, (B, T), m = quiet.model, tokens.shape, quiet.config.thought_len
     lengths = torch.full((B,), T, device=tokens.device) if lengths is None else lengths
     shortest, total = int(lengths.min()), T + max_new_tokens
-    first = at = shortest if begin is None else begin
+    at = shortest if begin is None else begin
     if max_new_tokens < 1 or not 1 <= at <= shortest:
         raise ValueError(f"max_new_tokens must be at least 1, begin must be from 1 to the shortest prompt's {shortest}")
     cache = KVCache(model.config, B, total + m + 2, tokens.device, model.tok_embeddings.weight.dtype)
-    out, unread = torch.cat((tokens, tokens.new_empty(B, max_new_tokens)), dim=1), tokens[:, :at]
-    thoughts, gates = tokens.new_full((B, total - at, m), -1), cache.k.new_zeros(B, total - at)
-    start, end = (x.expand(B, 1, -1) for x in quiet.thought_tokens())  # (B, 1, C)
-    opening = start if m else torch.cat((start, end), dim=1)  # what is known of a thought
+    out, new = torch.cat((tokens, tokens.new_empty(B, max_new_tokens)), dim=1), tokens[:, :at]
+    said = []
 
     while at < total and not all_ended(out[:, :at], lengths, stop):
-        x = model.tok_embeddings(unread)  # (B, R, C)
-        if where is None:  # the opening goes in with the text
-            hidden = model(torch.cat((x, opening), dim=1), cache=cache)
-            h, h_start, rows, aside = hidden[:, x.shape[1] - 1], hidden[:, -1], slice(None), cache
-        else:
-            h = model(x, cache=cache)[:, -1]
-            rows = where(h).nonzero()[:, 0]
-            if len(rows):
-                aside = cache.of_rows(rows, room=m + 2)
-                h_start = model(opening[rows], cache=aside)[:, -1]
-        if where is None or len(rows):
-            thought, h_thought = say(quiet, h_start, end[rows], aside, thought_temperature, generator)
-            h_mixed, w = quiet.mix(h[rows], h_thought)
-            thoughts[rows, at - first], gates[rows, at - first] = thought, w
-            h = h.index_put((rows,), h_mixed) if where else h_mixed
-        cache.forget_after(at)
-        new = sample(model.logits(h), temperature, generator=generator)
-        unread = out[:, at : at + 1].copy_(own_token(new, tokens, at, lengths)[:, None])  # (B, 1)
+        h, thought, w = read_and_think(quiet, new, cache, where, thought_temperature, generator)
+        cache.forget_after(at)  # the thought is over
+        token = sample(model.logits(h), temperature, generator=generator)
+        new = out[:, at : at + 1].copy_(own_token(token, tokens, at, lengths)[:, None])  # (B, 1)
+        said.append((thought, w))
         at += 1
-    return out[:, :at], thoughts[:, : at - first], gates[:, : at - first]
+    return out[:, :at], *(torch.stack(x, dim=1) for x in zip(*said, strict=True))
 
 
-def say(quiet, h, end, cache, temperature, generator):
-    """Say a thought after start was read to h (B, C): thoughts (B, m), h_thought (B, C). A thought at the end of a text
-    sees all before it: to a KVCache it is more text."""
-    m, thought = quiet.config.thought_len, []
+def read_and_think(quiet, new, cache, where, temperature, generator):
+    """Read new tokens (B, R), think after them in the rows that `where` picks, and mix: h (B, C), thoughts (B, m) and
+    gates (B,). A thought at the end of a text sees all before it: to a KVCache it is more text."""
+    model, m, x = quiet.model, quiet.config.thought_len, quiet.model.tok_embeddings(new)
+    start, end = (v.expand(len(x), 1, -1) for v in quiet.thought_tokens())  # (B, 1, C)
+    opening = start if m else torch.cat((start, end), dim=1)  # what is known of a thought
+    if where is None:  # the opening goes in with the text: one forward pass less
+        hidden = model(torch.cat((x, opening), dim=1), cache=cache)
+        h_base, h, rows = hidden[:, x.shape[1] - 1], hidden[:, -1], torch.arange(len(x), device=x.device)
+    else:
+        h_base = model(x, cache=cache)[:, -1]
+        rows = where(h_base).nonzero()[:, 0]
+        if not len(rows):
+            return h_base, new.new_full((len(x), m), -1), h_base.new_zeros(len(x))
+        cache = cache.of_rows(rows, room=m + 2)  # these rows alone, and nobody else sees what is read from now on
+        h = model(opening[rows], cache=cache)[:, -1]
+    thoughts = new.new_full((len(x), m), -1)
     for s in range(m):
-        thought.append(sample(quiet.model.logits(h), temperature, generator=generator))
-        x = quiet.model.tok_embeddings(thought[s][:, None])  # (B, 1, C)
-        h = quiet.model(x if s < m - 1 else torch.cat((x, end), dim=1), cache=cache)[:, -1]
-    return torch.stack(thought, dim=1) if m else h.new_empty(len(h), 0, dtype=torch.long), h
+        token = sample(model.logits(h), temperature, generator=generator)
+        thoughts[rows, s] = token
+        x = model.tok_embeddings(token[:, None])
+        h = model(x if s < m - 1 else torch.cat((x, end[rows]), dim=1), cache=cache)[:, -1]
+    h_mixed, w = quiet.talk(h_base[rows], h)
+    return h_base.index_put((rows,), h_mixed), thoughts, w.new_zeros(len(thoughts)).index_put((rows,), w)

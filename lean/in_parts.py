@@ -12,7 +12,7 @@ last and takes these gradients on. Without recompute nothing is computed twice b
 import torch
 
 from lean.log_prob import text_loss
-from lean.tensors import check
+from lean.tensors import check, mean_by
 
 
 def backward_in_parts(
@@ -60,8 +60,8 @@ def backward_in_parts(
         its_noise = None if noise is None else noise[:, :, part]
         thoughts = think(quiet, tokens, positions[:, part], its_noise, leaf, recompute)
         its_targets = targets._make(x[:, part] for x in targets)
-        learned = quiet.learn(thoughts, *quiet.talk(thoughts), its_targets)
-        loss, new = quiet.sum_up(thoughts, its_targets, learned)
+        learned = quiet.learn(thoughts, *quiet.talk(thoughts.h_base, thoughts.h_thought), its_targets)
+        loss, new = sum_up(quiet.further_losses, thoughts, its_targets, learned)
         go_back(scale * loss)
         metrics |= {name: metrics.get(name, 0.0) + value for name, value in new.items()}
         del thoughts, learned, loss  # or their graph would live on while the next part is made
@@ -84,6 +84,19 @@ def think(quiet, tokens, positions, noise, text, recompute):
     with torch.no_grad():
         sampled, log_prob, *_ = quiet.sample_thoughts(text, positions, noise)
     return quiet.think(tokens, sampled, positions, None, text)._replace(log_prob=log_prob)
+
+
+def sum_up(further_losses, thoughts, targets, learned):
+    """The loss of a part of the positions, with further losses (see beyond/), and what is logged of it: means that add
+    up over parts. The arguments are those of QuietSTaR.learn and what it returned."""
+    further = {name: loss(thoughts, targets, learned) for name, loss in further_losses.items()}
+    of_tokens = {"nll_mixed": -learned.log_p_mixed, "gate": learned.gate}
+    of_positions = {"reward": learned.reward, "advantage_abs": learned.advantage.abs()}
+    of_positions["thought_nll"] = -learned.log_prob.sum(-1) / max(1, learned.log_prob.shape[-1])
+    metrics = {"loss": learned.loss, **further}
+    metrics |= {name: mean_by(targets.token_share, x) for name, x in of_tokens.items()}
+    metrics |= {name: mean_by(targets.position_share, x) for name, x in of_positions.items()}
+    return learned.loss + sum(further.values()), {name: x.detach() for name, x in metrics.items()}
 
 
 def good_part(quiet, positions, recompute, device=None):

@@ -27,7 +27,8 @@ def candidate(model, thinking):
     def predict(tokens, positions):
         if thinking:  # only where an answer is read off: no other position's thought can matter to it
             quiet = model.with_settings(n_thoughts=1, n_true=1, thought_temperature=0.0)
-            hidden = quiet.talk(quiet.think(tokens, positions=positions))[0][:, 0, :, 0]
+            thoughts = quiet.think(tokens, positions=positions)
+            hidden = quiet.talk(thoughts.h_base, thoughts.h_thought)[0][:, 0, :, 0]
         else:
             hidden = take(plain(tokens), positions)
         return plain.logits(hidden)

@@ -5,9 +5,10 @@ Pictures of what eval.py measures. Each is drawn from numbers that a JSON file b
 import warnings
 
 import numpy as np
+import torch
 
 from lib.tables import mean_and_error
-from quiet_star import thought_layout, thought_mask
+from quiet_star import thought_mask
 
 
 def pyplot():
@@ -76,6 +77,14 @@ def draw_difficulty(nll_base, gain, path):
     axes.set_title("Which tokens gain from a thought?")
     save_picture(figure, path)
     return [{"nll_base": r[0], "gain": r[1], "gain_error": r[2]} for r in rows]
+
+
+def thought_layout(T, steps):
+    """The triples (position, thought, step), each (T + steps * T,), of a text whose every position has one thought:
+    T text tokens, then T tokens of step 0, T of step 1, ... (the order of the picture above)."""
+    step = torch.arange(-1, steps).repeat_interleave(T)
+    thought = step.clamp(max=0)  # -1 for the text; the one thought is number 0
+    return torch.arange(T).repeat(steps + 1), thought, step
 
 
 def draw_mask(path, T=5, steps=3):

@@ -140,7 +140,7 @@ class Work:
         self.bench, self.device = bench, device
         a, V = quiet_config.n_true, model_config.vocab_size
         # As many token positions: every text's own, and for each of them all that its thoughts read.
-        self.copies = 1 + quiet_config.n_thoughts * quiet_config.steps
+        self.copies = 1 + quiet_config.n_thoughts * (quiet_config.thought_len + 1 + quiet_config.n_true)
         self.texts = torch.randint(V, (bench.texts, bench.span + a), device=device)
         self.plain_texts = torch.randint(V, (bench.texts * self.copies, bench.span + 1), device=device)
         for p in self.quiet.parameters():

@@ -152,4 +152,4 @@ def tokens_read(flags):
     """How many tokens a training step reads per token of text."""
     train, _, quiet, _ = settings_from(list(flags))
     share = 1 if train.think_at == "all" else train.think_share
-    return 1 + share * quiet.n_thoughts * quiet.steps
+    return 1 + share * quiet.n_thoughts * (quiet.thought_len + 1 + quiet.n_true)

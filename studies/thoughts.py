@@ -42,7 +42,7 @@ def think_at_answers(model, tokenizer, rows, thoughts=None, n_thoughts=4, temper
     else:
         thoughts = torch.tensor([[tokenizer.encode(thought) for thought in row] for row in thoughts])[:, :, None]
     found = model.think(rows, thoughts, positions=positions, noise=noise)
-    h_mixed, gate = model.talk(found)
+    h_mixed, gate = model.talk(found.h_base, found.h_thought)
     digits = torch.tensor(tokenizer.encode("0123456789"))
     likeliest = model.model.logits(h_mixed)[:, :, 0, 0, digits].argmax(-1)  # (rows, n_thoughts)
     said = [[tokenizer.decode(thought[0].tolist()) for thought in row] for row in found.tokens]

@@ -9,6 +9,7 @@ import torch
 from torch.testing import assert_close
 
 from beyond.adaptive import attach_gain_head
+from lean.in_parts import sum_up
 from lean.log_prob import text_loss
 from model import ModelConfig, Transformer
 from quiet_star import QuietSTaR, QuietSTaRConfig
@@ -164,8 +165,8 @@ def learn(quiet, tokens, thoughts, documents=None):
     likewise: what counts in the text's own loss."""
     text_nll, log_p_base = text_loss(quiet.model.output, quiet.read_text(tokens).hidden, tokens, documents)
     targets = quiet.targets(tokens, thoughts.positions, documents, log_p_base)
-    learned = quiet.learn(thoughts, *quiet.talk(thoughts), targets)
-    with_further, _ = quiet.sum_up(thoughts, targets, learned)
+    learned = quiet.learn(thoughts, *quiet.talk(thoughts.h_base, thoughts.h_thought), targets)
+    with_further, _ = sum_up(quiet.further_losses, thoughts, targets, learned)
     (slope,) = torch.autograd.grad(text_nll, log_p_base, retain_graph=True)
     return SimpleNamespace(
         **{**learned._asdict(), "loss": 0.5 * text_nll + learned.loss},

@@ -64,7 +64,7 @@ def test_measured_losses_are_those_of_one_position_at_a_time(demo_runs):
     for i in (0, 7, 31):
         prefix = torch.from_numpy(spans[1:2, : i + 1])
         thoughts = greedy.think(prefix, positions=torch.tensor([[i]]))
-        log_p = quiet.model.logits(greedy.talk(thoughts)[0])[0, 0, 0, 0].log_softmax(-1)
+        log_p = quiet.model.logits(greedy.talk(thoughts.h_base, thoughts.h_thought)[0])[0, 0, 0, 0].log_softmax(-1)
         assert measured.nll_mixed[1, i] == pytest.approx(-log_p[spans[1, i + 1]].item(), abs=1e-4)
         assert measured.thoughts[1, i].tolist() == thoughts.tokens[0, 0, 0].tolist()
 

@@ -72,7 +72,7 @@ def test_thinking_where_it_pays_is_thinking_where_the_gain_head_expects_more(tho
                 thinking += 1
                 found = greedy.think(read[b : b + 1, :at], positions=torch.tensor([[at - 1]]))
                 thought = found.tokens.flatten().tolist()
-                h, gate = (x.flatten(0, 3)[0] for x in greedy.talk(found))
+                h, gate = (x.flatten(0, 3)[0] for x in greedy.talk(found.h_base, found.h_thought))
             assert thoughts[b, at - 2].tolist() == thought
             assert_close(gates[b, at - 2], gate, **CLOSE)
             word = tokens[b, at] if at < lengths[b] else (quiet.model.output.weight @ h).argmax()
@@ -105,7 +105,7 @@ def test_a_given_text_is_read_as_it_would_be_written(think_above):
     greedy = quiet.with_settings(thought_temperature=0.0, n_thoughts=1, n_true=1)
     with torch.no_grad():
         found = greedy.think(read, positions=torch.arange(begin - 1, 12).expand(2, -1))
-        _, gate = greedy.talk(found)
+        _, gate = greedy.talk(found.h_base, found.h_thought)
         think = quiet.gain_head(found.h_base[:, 0, :, 0]) > (-torch.inf if think_above is None else think_above)
     assert think.any() and think.all() == (think_above is None)
     assert torch.equal(thoughts, found.tokens[:, 0].masked_fill(~think[..., None], -1))

@@ -224,7 +224,8 @@ def test_rows_of_unequal_length_get_what_each_gets_alone(tokenizer, thinking):
             prefix = torch.tensor([ids[: len(ids) - n + k]])
             with torch.no_grad():
                 last = torch.tensor([[prefix.shape[1] - 1]])
-                alone = greedy.talk(greedy.think(prefix, positions=last))[0][0, 0, 0, 0]
+                found = greedy.think(prefix, positions=last)
+                alone = greedy.talk(found.h_base, found.h_thought)[0][0, 0, 0, 0]
                 hidden = alone if thinking else quiet.model(prefix)[0, -1]
                 torch.testing.assert_close(logits[k], quiet.model.logits(hidden), atol=1e-4, rtol=1e-4)
     prompts = [ids for ids, _ in rows]

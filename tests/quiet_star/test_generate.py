@@ -49,7 +49,8 @@ def test_sampling_with_thoughts_is_drawing_from_each_whole_text_anew():
     generator, quiet = torch.Generator().manual_seed(5), quiet.with_settings(thought_temperature=0.0, n_thoughts=1)
     for at in range(4, 4 + new):
         here = torch.full((3, 1), at - 1)
-        h_mixed, _ = quiet.talk(quiet.think(read[:, :at], positions=here))
+        found = quiet.think(read[:, :at], positions=here)
+        h_mixed, _ = quiet.talk(found.h_base, found.h_thought)
         drawn = sample(quiet.model.logits(h_mixed[:, 0, 0, 0]), noise=torch.rand(3, generator=generator))
         assert drawn.tolist() == read[:, at].tolist()
 

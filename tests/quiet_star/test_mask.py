@@ -5,8 +5,9 @@ import torch
 from naive import CLOSE, ids, start_and_end, tiny
 from torch.testing import assert_close
 
+from lib.pictures import thought_layout
 from model import causal_mask
-from quiet_star import thought_layout, thought_mask
+from quiet_star import thought_mask
 
 #          a  b  c  a' b' c' a" b" c"
 PICTURE = [

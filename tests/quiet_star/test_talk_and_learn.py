@@ -27,7 +27,7 @@ def test_mixing_hidden_states_is_mixing_logits_and_log_probabilities():
     quiet = tiny(thought_len=2, n_thoughts=2, n_true=2)
     with torch.no_grad():
         got = quiet.think(ids(2, 7))
-        h_mixed, gate = quiet.talk(got)
+        h_mixed, gate = quiet.talk(got.h_base, got.h_thought)
         assert gate.std() > 0.05
         for b, n, i, j in itertools.product(range(2), range(2), range(5), range(2)):
             h_base, h_thought = got.h_base[b, 0, i, j], got.h_thought[b, n, i, j]
@@ -44,7 +44,7 @@ def test_a_new_mixing_head_changes_nothing_and_can_learn():
     quiet = tiny(zero_gate=True, thought_len=2, n_thoughts=2, n_true=2)
     tokens = ids(2, 8)
     got = quiet.think(tokens)
-    h_mixed, gate = quiet.talk(got)
+    h_mixed, gate = quiet.talk(got.h_base, got.h_thought)
     assert torch.equal(gate, torch.zeros(2, 2, 6, 2, dtype=torch.float64))
     assert torch.equal(h_mixed, got.h_base.expand_as(h_mixed))
     learned = learn(quiet, tokens, got)

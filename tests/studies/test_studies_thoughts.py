@@ -85,9 +85,9 @@ class Reader(torch.nn.Module):
 
     def think(self, rows, thoughts, positions, noise):
         self.read = self.own if thoughts is None else thoughts
-        return SimpleNamespace(tokens=self.read)
+        return SimpleNamespace(tokens=self.read, h_base=None, h_thought=None)
 
-    def talk(self, found):
+    def talk(self, h_base, h_thought):
         shape = self.read.shape[:3]
         return torch.zeros(*shape, 1), torch.full((*shape, 1), 0.5)
 
