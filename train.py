@@ -34,7 +34,7 @@ from lean.in_parts import go_back
 from lean.log_prob import text_loss
 from lib.config import from_cli
 from lib.parallel import average_gradients, average_metrics, barrier, hold, release, shard, start_processes, whole
-from lib.runs import has_checkpoint, load_model, lock, open_run, save_run, steps_done, stop_on_signals
+from lib.runs import load_model, lock, open_run, save_run, steps_done, stop_on_signals, what_is_kept
 from lib.tokenizer import from_json
 from model import ModelConfig, Transformer
 from quiet_star import QuietSTaR, QuietSTaRConfig
@@ -79,20 +79,15 @@ class TrainConfig:
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"  # bfloat16: autocast; auto: on cuda
 
     def __post_init__(self):
-        for name in ("span", "batch_size", "max_steps", "eval_texts", "save_every"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, not {getattr(self, name)}")
+        least = dict(span=1, batch_size=1, max_steps=1, eval_texts=1, save_every=1, keep=2)  # one may be half-written
+        for name, number in least.items():
+            if getattr(self, name) < number:
+                raise ValueError(f"{name} must be at least {number}, not {getattr(self, name)}")
         for name in ("micro_batch", "think_at_once", "eval_every", "warmup_steps", "lr", "weight_decay", "seed"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name} must not be negative, as {getattr(self, name)} is")
-        if self.keep < 2:
-            raise ValueError(
-                f"keep must be at least 2, not {self.keep}: while one checkpoint is written, one must be there"
-            )
-        if not 0 < self.think_share <= 1:
-            raise ValueError(f"think_share must be above 0 and at most 1, not {self.think_share}")
-        if self.grad_clip <= 0:
-            raise ValueError(f"grad_clip must be above 0, not {self.grad_clip}")
+        if not (0 < self.think_share <= 1 and self.grad_clip > 0):
+            raise ValueError("think_share must be above 0 and at most 1, grad_clip above 0")
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -221,8 +216,7 @@ def run(train, model_config, quiet_config, given):
 
 
 def set_up(train, model_config, quiet_config, given, held):
-    """Everything that a run works with. What the user may have got wrong is found in here, before any work: ValueError
-    or OSError, in one line."""
+    """All that a run works with. What the user may have got wrong is found here, before any work: ValueError, OSError."""
     processes = start_processes(train.device, train.parallel, train.gather)
     prepare_what_is_missing(train, processes)
     data, held_out = open_dataset(train.data, "train"), open_dataset(train.data, "val")
@@ -250,10 +244,10 @@ def set_up(train, model_config, quiet_config, given, held):
         held.enter_context(lock(train.out))
     defaults = {f.name: f.default for cls in (TrainConfig, QuietSTaRConfig) for f in dataclasses.fields(cls)}
     step, seconds = open_run(train.out, settings, defaults, model, optimizer, tokenizer, processes)
-    where = f"{processes.world} x {processes.device.type}" + (", sharded" if train.parallel == "fsdp" else "")
     if processes.first and step < train.max_steps:
-        steps = f"steps {step} to {train.max_steps}"
-        tqdm.write(f"{train.out}: {train.objective}, {size:,} parameters, {steps}, on {where}")
+        where = f"{processes.world} x {processes.device.type}" + (", sharded" if train.parallel == "fsdp" else "")
+        what = f"{train.objective}, {size:,} parameters, steps {step} to {train.max_steps}, on {where}"
+        tqdm.write(f"{train.out}: {what}")
     autocast = partial(torch.autocast, processes.device.type, torch.bfloat16) if bfloat16 else nullcontext
     job = dict(processes=processes, data=data, held_out=held_out, length=length, model=model, optimizer=optimizer)
     return SimpleNamespace(**job, autocast=autocast, step=step, seconds=seconds)
@@ -310,9 +304,9 @@ def train_until_done(train, job, held):
         # 3. average over processes; refuse to step on nonsense
         average_gradients(model, processes)
         metrics = average_metrics({**metrics, "stop": float(stop["asked"])}, processes)
-        kept = f"the last good checkpoint is {out / 'checkpoint.pt'}" if has_checkpoint(out) else "no checkpoint yet"
         if not math.isfinite(metrics["loss"]):
-            sys.exit(f"train.py: error: the loss is {metrics['loss']} at step {step}; {kept}; try a lower --lr")
+            what = f"the loss is {metrics['loss']} at step {step}"
+            sys.exit(f"train.py: error: {what}; {what_is_kept(out)}; try a lower --lr")
         stopping = metrics.pop("stop") > 0
         norm = torch.nn.utils.clip_grad_norm_(clipped, train.grad_clip)
         metrics["grad_norm"] = float(whole(norm))
@@ -346,9 +340,8 @@ def train_until_done(train, job, held):
             try:
                 save_run(out, model, optimizer, step, seconds, processes, train.keep)
             except OSError as error:
-                kept = "the last good checkpoint is kept" if has_checkpoint(out) else "there is no checkpoint yet"
                 what = f"cannot save step {step} in {out} ({error})"
-                sys.exit(f"train.py: error: {what}; {kept}: make room and run it again")
+                sys.exit(f"train.py: error: {what}; {what_is_kept(out)}: make room and run it again")
         if stopping and step < train.max_steps:
             bar.close()
             say(f"stopped after step {step}; saved in {out}: run the same command again to go on")

@@ -37,6 +37,12 @@ def has_checkpoint(folder):
     return bool(checkpoints(folder, ".pt")) or is_sharded(folder)
 
 
+def what_is_kept(folder):
+    """For an error message: is there a checkpoint to go on from?"""
+    path = Path(folder) / "checkpoint.pt"
+    return f"the last good checkpoint is kept ({path})" if has_checkpoint(folder) else "there is no checkpoint yet"
+
+
 def steps_done(folder):
     return load_checkpoint(folder)["step"] if has_checkpoint(folder) else 0
 

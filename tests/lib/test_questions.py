@@ -1,7 +1,6 @@
 """Questions: models that know the answers, or nothing, score what they must; answers are found where they stand."""
 
 import json
-from decimal import Decimal
 from types import SimpleNamespace
 
 import numpy as np
@@ -13,7 +12,6 @@ import eval as evaluation
 from data.commonsense_qa import prepare as prepare_csqa
 from data.gsm8k import prepare as prepare_gsm8k
 from lib import questions
-from lib.answers import letter_in, majority, number_in
 from lib.asking import Candidate, batches, candidate
 from lib.questions import QuestionsConfig, compare
 from lib.runs import load_model
@@ -114,74 +112,6 @@ def test_a_chain_of_thought_is_read_to_its_answer_and_put_to_the_vote(tokenizer)
     found = questions.ask_gsm8k(rigged(texts, tokenizer, 50.0), GSM8K[:2], tokenizer, config, "cpu", "")
     assert scores(found, "vote") == [1.0, 1.0] and scores(found, "sample") == [1.0, 1.0]
     assert len(found[0]["written"]) == 3 and "plus 7" not in found[1]["written"][0]
-
-
-@pytest.mark.parametrize(
-    "text, expected",
-    [
-        ("18", "18"),
-        (" 18\n", "18"),
-        ("$18.", "18"),
-        ("She makes $ 1,234.50 a day", "1234.50"),
-        ("16 - 3 - 4 = 9, and 9 * 2 = 18 dollars", "18"),
-        ("#### 18", "18"),
-        ("9 * 2 = 18\n#### 18\n\n20", "18"),
-        ("The answer is 18, as 2 * 9 is 18 and not 20.", "18"),
-        ("The answer is $1,000,000", "1000000"),
-        ("the Answer Is: -5 degrees", "-5"),
-        ("answer: 7 apples out of 9", "7"),
-        ("10-3", "3"),
-        ("10 - 3", "3"),
-        ("it fell to -3", "-3"),
-        ("it fell to −3", "-3"),
-        ("-$20", "-20"),
-        ("$-20", "-20"),
-        ("5%", "5"),
-        (".5", ".5"),
-        ("0.50", ".5"),
-        ("18.0", "18"),
-        ("1,2,3", "3"),
-        ("12,34", "34"),
-        ("3.", "3"),
-        ("x2", None),
-        ("two", None),
-        ("", None),
-        ("The answer is unknown, though 4 is a guess", "4"),
-    ],
-)
-def test_numbers_are_found(text, expected):
-    found = number_in(text)
-    assert found == (expected and Decimal(expected))
-
-
-@pytest.mark.parametrize(
-    "text, expected",
-    [
-        ("B", "B"),
-        ("B\nQ: next", "B"),
-        ("(C) far away", "C"),
-        ("D. at sea", "D"),
-        ("E) nowhere", "E"),
-        ("A", "A"),
-        ("A: here", "A"),
-        ("A bank is where", None),
-        ("The answer is C", "C"),
-        ("The answer is (D) at sea", "D"),
-        ("I think it is (B), not (C)", "B"),
-        ("**B**", None),
-        ("Because", None),
-        ("b", None),
-        ("F", None),
-        ("", None),
-    ],
-)
-def test_letters_are_found(text, expected):
-    assert letter_in(text) == expected
-
-
-def test_majority():
-    assert majority([None, 3, 2, 2, 3]) == 3, "of equals the one given first"
-    assert majority([1, 2, 2, None, None, None]) == 2 and majority([None, None]) is None
 
 
 def test_batches_hold_every_row_once_and_waste_little():
