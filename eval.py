@@ -16,6 +16,7 @@ import json
 import sys
 import time
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
@@ -26,7 +27,7 @@ from tqdm import tqdm
 from data.dataset import open_dataset
 from data.text import read_documents, text_files
 from lean.log_prob import token_log_prob
-from lib.config import from_cli
+from lib.config import run_script
 from lib.files import replace_file
 from lib.page import write_page
 from lib.parallel import pick_device
@@ -176,8 +177,9 @@ def text_to_measure(config, settings, tokenizer):
     return spread_spans(dataset.tokens, span, config.texts), dataset.meta
 
 
-def gains(config, device):
+def gains(config):
     """Measure one run against its base, print the table, draw the pictures, write results.json and gains.html."""
+    device = pick_device(config.device)
     run = Path(config.run) if config.run else last_run()
     model, tokenizer, settings, step = load_model(run, device)
     must_think(model, run)
@@ -250,11 +252,7 @@ def write_results(path, results):
     replace_file(path, json.dumps(results, indent=1).encode())
 
 
-COMMANDS = {
-    "gains": GainsConfig,
-    "gsm8k": QuestionsConfig,
-    "commonsense_qa": QuestionsConfig,
-}
+COMMANDS = {"gains": GainsConfig, "gsm8k": QuestionsConfig, "commonsense_qa": QuestionsConfig}
 
 
 def main():
@@ -262,15 +260,8 @@ def main():
     command = arguments.pop(0) if arguments and not arguments[0].startswith("-") else "gains"
     if command not in COMMANDS:
         sys.exit(f"eval.py: error: there is no command {command!r}: it is one of {', '.join(COMMANDS)}")
-    config, _ = from_cli(__doc__, COMMANDS[command], argv=arguments)
-    try:
-        device = pick_device(config.device)
-        if command == "gains":
-            gains(config, device)
-        else:
-            ask_all(command, config, config.run or last_run(), device)
-    except (ValueError, OSError) as error:
-        sys.exit(f"eval.py: error: {error}")
+    function = gains if command == "gains" else partial(ask_all, command)
+    run_script("eval.py", __doc__, function, COMMANDS[command], argv=arguments)
 
 
 if __name__ == "__main__":

@@ -8,14 +8,13 @@ Give a model a prompt and see it continue.
 With --show_thoughts, each new token comes with the hidden thought before it and the gate: how much the thought counted.
 """
 
-import sys
 from dataclasses import dataclass
 from typing import Literal
 
 import torch
 
 from beyond.adaptive import expects_more_than
-from lib.config import from_cli
+from lib.config import run_script
 from lib.parallel import pick_device
 from lib.runs import last_run, load_model
 from quiet_star import QuietSTaR, generate_with_thoughts
@@ -41,17 +40,14 @@ class SampleConfig:
             raise ValueError("the prompt must not be empty: a model continues something")
 
 
-def main():
-    config, _ = from_cli(__doc__, SampleConfig)
+def say(config):
+    """Print the prompt and what the model makes of it."""
     device = pick_device(config.device)
-    try:
-        model, tokenizer, _, _ = load_model(config.run or last_run(), device)
-        tokens = torch.tensor([tokenizer.encode(config.prompt)], device=device)
-        thinking, where = isinstance(model, QuietSTaR) and not config.without_thoughts, None
-        if thinking and config.think_above > float("-inf"):
-            where = expects_more_than(model, config.think_above)
-    except (ValueError, OSError) as error:
-        sys.exit(f"sample.py: error: {error}")
+    model, tokenizer, _, _ = load_model(config.run or last_run(), device)
+    tokens = torch.tensor([tokenizer.encode(config.prompt)], device=device)
+    thinking, where = isinstance(model, QuietSTaR) and not config.without_thoughts, None
+    if thinking and config.think_above > float("-inf"):
+        where = expects_more_than(model, config.think_above)
 
     # One generator draws tokens and thoughts: the same seed says the same.
     generator = torch.Generator(device).manual_seed(config.seed)
@@ -70,6 +66,10 @@ def main():
         for word, thought, gate in zip(words, thoughts[0].tolist(), gates[0].tolist(), strict=True):
             said = "" if -1 in thought else repr("".join(tokenizer.words(thought)))  # "": it did not think
             print(f"{gate:5.2f}  {word!r:14}  {said}")
+
+
+def main():
+    run_script("sample.py", __doc__, say, SampleConfig)
 
 
 if __name__ == "__main__":

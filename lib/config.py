@@ -10,6 +10,7 @@ import argparse
 import dataclasses
 import inspect
 import re
+import sys
 import tomllib
 import types
 import typing
@@ -104,3 +105,13 @@ def or_none(kind):
 def comments(source):
     """The comment behind each field of a dataclass, by the field's name."""
     return dict(re.findall(r"^    (\w+): [^#\n]*#\s*(.*)$", source, flags=re.MULTILINE))
+
+
+def run_script(name, description, function, *classes, argv=None):
+    """A script's main: function(*settings from the command line). What the user got wrong (ValueError, OSError) is one
+    line on standard error."""
+    *settings, _ = from_cli(description, *classes, argv=argv)
+    try:
+        return function(*settings)
+    except (ValueError, OSError) as error:
+        sys.exit(f"{name}: error: {error}")

@@ -5,13 +5,12 @@ A run's model in Mistral's official layout, with its tokenizer.
 """
 
 import json
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
-from lib.config import from_cli
+from lib.config import run_script
 from lib.files import replace_file, write_whole
 from lib.runs import load_run
 from lib.weights import save_mistral
@@ -41,14 +40,10 @@ class ExportConfig:
             raise ValueError("--run and --out are both needed")
 
 
-def main():
-    config, _ = from_cli(__doc__, ExportConfig)
-    try:
-        export(config.run, config.out)
-    except (ValueError, OSError) as error:
-        sys.exit(f"checkpoint.py: error: {error}")
+def main(config):
+    export(config.run, config.out)
     print(f"{config.out}: " + ", ".join(sorted(path.name for path in Path(config.out).iterdir())))
 
 
 if __name__ == "__main__":
-    main()
+    run_script("export.py", __doc__, main, ExportConfig)

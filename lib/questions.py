@@ -29,8 +29,9 @@ import numpy as np
 from lib.answers import before_next_question, first_line, letter_in, majority, number_in
 from lib.asking import candidate, continuation, predict_ends, write_answers
 from lib.files import replace_file
+from lib.parallel import pick_device
 from lib.pictures import draw_scores
-from lib.runs import load_model
+from lib.runs import last_run, load_model
 from lib.tables import mean_and_error
 from quiet_star import QuietSTaR
 
@@ -189,8 +190,9 @@ def compare(x, y):
     return {"mean": mean, "low": mean - 1.96 * error, "high": mean + 1.96 * error}
 
 
-def ask_all(kind, config, run, device):
+def ask_all(kind, config):
     """Put all questions to all models; write the table, each question's record and a picture. Raises ValueError."""
+    run, device = config.run or last_run(), pick_device(config.device)
     if config.cot and kind != "gsm8k":
         raise ValueError("--cot is for gsm8k")
     start, folder = time.perf_counter(), Path(config.data or f"data/{kind}")
