@@ -27,10 +27,11 @@ def write_whole(path, write):
 
 
 def read_json(path):
+    """The JSON object in a file, a dict. Raises ValueError, in one line, if there is none."""
     try:
         content = json.loads(path.read_text("utf-8"))
     except (OSError, ValueError) as error:
         raise ValueError(f"cannot read {path}: {error}") from None
     if not isinstance(content, dict):
-        raise ValueError(f"{path} is not a model's description")
+        raise ValueError(f"{path} holds no JSON object")
     return content
