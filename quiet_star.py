@@ -4,19 +4,17 @@ Quiet-STaR: a language model that thinks before it speaks (Zelikman et al. 2024,
 Algorithm 1 of the paper, and the function here that does each line:
 
   for every text x_0 .. x_{L-1} of the batch
-    h_base    <- read the text                                        QuietSTaR.read_text
-    for every position i, in parallel:                                thought_mask       (who may see what)
-      for each of n_thoughts thoughts:                                THINK
-        t_1 .. t_m ~ model( . | x_0 .. x_i, start)                    QuietSTaR.sample_thoughts
-        h_thought <- read t_1 .. t_m, end, x_{i+1} .. x_{i+a-1}       QuietSTaR.think
-                                                                      TALK
-        w       <- mixing head(h_base, h_thought)                     MixingHead
-        p_mixed <- softmax(head((1-w) h_base + w h_thought))          QuietSTaR.talk
-                                                                      LEARN
-        reward    = sum_j log p_mixed(x_{i+j}) - log p_base(x_{i+j})  thought_reward
-        advantage = reward - baseline of the position's thoughts      thought_advantage
-        loss      = 1/2 NLL_base + 1/2 NLL_mixed                      text_loss, QuietSTaR.learn
-                    - reinforce_weight * advantage * log p(t_1 .. t_m)
+           h_base    <- read the text                                        QuietSTaR.read_text
+    for every position i, in parallel (who may see what: thought_mask)
+      for each of n_thoughts thoughts
+  THINK    t_1 .. t_m ~ model( . | x_0 .. x_i, start)                        QuietSTaR.sample_thoughts
+           h_thought <- read t_1 .. t_m, end, x_{i+1} .. x_{i+a-1}           QuietSTaR.think
+  TALK     w         <- mixing head(h_base, h_thought)                       MixingHead
+           p_mixed   <- softmax(head((1-w) h_base + w h_thought))            QuietSTaR.talk
+  LEARN    reward    =  sum_j log p_mixed(x_{i+j}) - log p_base(x_{i+j})     thought_reward
+           advantage =  reward - baseline of the position's thoughts         thought_advantage
+           loss      =  1/2 NLL_base + 1/2 NLL_mixed                         text_loss, QuietSTaR.learn
+                        - reinforce_weight * advantage * log p(t_1 .. t_m)
 
 Symbols
   B  texts                   L  tokens of a text                 C, V  width, vocabulary
@@ -30,18 +28,18 @@ A thought of position i, which has read x_0 .. x_i and is about to predict x_{i+
   start, t_1 .. t_m, end, x_{i+1} .. x_{i+a-1}          steps s = 0 .. m + a, at position ids i + 1 + s.
 Reading `end` predicts x_{i+1}, reading the true x_{i+1} predicts x_{i+2} ("teacher forcing"), and so on: a predictions.
 
-What is different from the paper (P) and from the authors' release (R), and why:
-  1. The gate w multiplies the thought, as in R; P puts it on the other branch. It starts at exactly 0, and no sigmoid
-     follows: at step 0 the model is the base model.
-  2. The baseline of a thought is the mean reward of the *other* thoughts of its position: unbiased. P and R take the
-     mean of all. Negative advantages are dropped by default, as in both.
-  3. What is known is read in one forward pass: m + 1 of them for a thought. R makes one for each token.
-  4. log p(thought) is taken at the temperature of sampling, 1. R takes it at 3.
-  5. Thoughts are greedy in evaluation, as in P. R's are samples even there.
-  6. start and end are stored divided by a number, so that they learn faster. R multiplies their gradients by 100, which
-     does nothing under Adam.
-  7. REINFORCE has the weight 1, and weights are float32. R's 1e6 makes up for weights in bfloat16, where most steps of
-     its learning rate, 1e-6, are rounded away.
+What is different from the paper and from the authors' release, and why:
+  1. The gate w multiplies the thought, as in the release; the paper puts it on the other branch. It starts at exactly
+     0, without a sigmoid: at step 0 the model is the base model, and no thought has a reward until the gate opens.
+  2. The baseline of a thought is the mean reward of the *other* thoughts of its position: unbiased. Both others take
+     the mean of all. Negative advantages are dropped by default, as in both: a bias.
+  3. What is known is read in one forward pass: m + 1 of them for a thought. The release makes one for each token.
+  4. log p(thought) is taken at temperature 1, at which thoughts are sampled. The release takes it at 3.
+  5. Thoughts are greedy in evaluation, as in the paper. The release's are samples even there.
+  6. start and end are stored divided by a number, so that they learn faster. The release multiplies their gradients by
+     100, which does nothing under Adam.
+  7. REINFORCE has the weight 1, and weights are float32. The release: 1e6, and weights in bfloat16, where most updates
+     are rounded away.
 The same numbers in less time and memory: lean/. What the paper leaves open, as where to think: beyond/.
 """
 
@@ -64,7 +62,7 @@ from model import KVCache, all_ended, own_token, sample
 @dataclass
 class QuietSTaRConfig:
     thought_len: int = 4  # sampled tokens in a thought, without start and end (m); 0: start and end alone ("pause")
-    n_thoughts: int = 2  # thoughts sampled per position (N); 1: the reward itself is the advantage
+    n_thoughts: int = 2  # thoughts sampled per position (N); 1: there are no others to compare it with
     n_true: int = 1  # true tokens each thought is scored on (a); the paper: more, for real text
     reinforce_weight: float = 1.0  # weight of the REINFORCE term in the loss; 0: none
     reward_on: Literal["mixed", "thought"] = "mixed"  # score thoughts by the mixed prediction (paper), or the thought's
@@ -73,7 +71,7 @@ class QuietSTaRConfig:
     thought_temperature: float = 1.0  # thoughts are sampled at this temperature; 0: greedily
     log_prob_temperature: float = 1.0  # temperature of log p(thought) in the REINFORCE term (the release: 3)
     embedding_scale: float = 20.0  # start/end are stored divided by this, so that Adam moves them that much faster
-    explicit_mask: bool = False  # attend through the whole boolean mask: slow; the definition of the fast form
+    explicit_mask: bool = False  # attend under all of thought_mask: slow; what the fast form must equal
 
     def __post_init__(self):
         for name, least in (("thought_len", 0), ("n_thoughts", 1), ("n_true", 1)):
@@ -150,12 +148,12 @@ class ThoughtTokens(nn.Module):
 
 
 class MixingHead(nn.Module):
-    """The gate w: how much of the prediction after the thought goes into the mix, (..., C), (..., C) -> (..., 1)."""
+    """The gate w, any number: the weight of the prediction after the thought. (..., C), (..., C) -> (..., 1)."""
 
     def __init__(self, dim):
         super().__init__()
-        self.base = nn.Linear(dim, dim)  # these two are one Linear(2C, C) of [h_base ; h_thought], split so that the
-        self.thought = nn.Linear(dim, dim, bias=False)  # N thoughts of a position share the product with h_base
+        # One Linear(2C, C) of [h_base ; h_thought], in two: N thoughts of a position share the product with h_base.
+        self.base, self.thought = nn.Linear(dim, dim), nn.Linear(dim, dim, bias=False)
         self.inner = nn.Linear(dim, dim)
         self.last = nn.Linear(dim, 1, bias=False)
         nn.init.zeros_(self.last.weight)
@@ -179,7 +177,7 @@ def thought_reward(log_p, log_p_base, valid):
 def thought_advantage(reward, clamp, baseline="others"):
     """reward - baseline, (B, N, S): the baseline of a thought is the mean reward of the position's *other* thoughts.
 
-    Leaving the thought itself out keeps the gradient unbiased; the mean over "all" N only shrinks it by (N-1)/N. It is
+    Leaving the thought itself out keeps the gradient unbiased; the mean over "all" N only scales it by (N-1)/N. It is
     not taken over other positions, whose difficulty would leak in. One thought has no others: its baseline is 0, as
     with "none". clamp drops negative advantages: no longer the gradient of the expected reward.
     """
@@ -201,8 +199,8 @@ class Text(NamedTuple):
     """A text that was read, and what its thoughts look at."""
 
     embedded: torch.Tensor  # (B, L, C)
-    hidden: torch.Tensor  # (B, L, C) after each token, without thoughts
-    keys_values: list  # by layer: keys and values (B, K, L, hd)
+    hidden: torch.Tensor  # (B, L, C) what the head reads after each token, without thoughts
+    keys_values: list  # by layer: keys and values (B, key heads, L, width of a head)
 
 
 class Thoughts(NamedTuple):
@@ -213,7 +211,7 @@ class Thoughts(NamedTuple):
     h_base: torch.Tensor  # (B, 1, S, a, C) at position i + j - 1, about to predict x_{i+j}, without the thought
     h_thought: torch.Tensor  # (B, N, S, a, C) the same, having read the thought
     h_policy: torch.Tensor  # (B, N, S, m, C) about to say t_1 .. t_m
-    log_prob: torch.Tensor | None  # (B, N, S, m) of t_1 .. t_m, without a gradient; None for thoughts that were given
+    log_prob: torch.Tensor | None  # (B, N, S, m) of t_1 .. t_m: values, `learn` makes the gradient; None if given
 
 
 class Targets(NamedTuple):
@@ -223,7 +221,7 @@ class Targets(NamedTuple):
     valid: torch.Tensor  # (B, S, a) is there such a token, and in the same document?
     log_p_base: torch.Tensor  # (B, S, a) of these tokens, without a thought and without a gradient
     token_share: torch.Tensor  # (B, S, a) what each token counts in a mean; 0 if it is not valid
-    position_share: torch.Tensor  # (B, S) what each position counts; 0 if none of its tokens is valid
+    position_share: torch.Tensor  # (B, S) what each position counts in a mean; 0 if none of its tokens is valid
 
 
 class Learned(NamedTuple):
@@ -248,25 +246,25 @@ class QuietSTaR(nn.Module):
         self.mixing_head = MixingHead(model.config.dim)
         self.further_losses = {}  # for beyond/: {name: function of (Thoughts, Targets, Learned) that gives a loss}
 
-    def forward(self, tokens, thoughts=None, positions=None, documents=None, noise=None):
+    def forward(self, tokens, thought_ids=None, positions=None, documents=None, noise=None):
         """tokens (B, L) -> the loss, and metrics: a dict of detached means over the batch (nats, per token or thought).
 
-        thoughts    (B, N, S, m) ids to learn from instead of sampling
+        thought_ids (B, N, S, m) to learn from instead of sampling
         positions   (B, S) where to think; None: at every position with n_true tokens after it, 0 .. L - n_true - 1
         documents   (B, L) number of the document each token belongs to, -1 for padding: no loss on a token predicted
                     from another document, nor on padding (attention still crosses documents); None: all one document
         noise       (B, N, S, m) uniform numbers that decide the sampling (see model.sample); None: fresh ones
         """
-        check(self.config, tokens, thoughts, positions, noise)
+        check(self.config, tokens, thought_ids, positions, noise)
         text = self.read_text(tokens)
         nll_base, log_p_base = text_loss(self.model.output, text.hidden, tokens, documents)
-        thoughts = self.think(tokens, thoughts, positions, noise, text)  # THINK
+        thoughts = self.think(tokens, thought_ids, positions, noise, text)  # THINK
         h_mixed, gate = self.talk(thoughts.h_base, thoughts.h_thought)  # TALK
         targets = self.targets(tokens, thoughts.positions, documents, log_p_base)
         learned = self.learn(thoughts, h_mixed, gate, targets)  # LEARN
         loss, metrics = sum_up(self.further_losses, thoughts, targets, learned)
-        base = {"loss": metrics["loss"] + 0.5 * nll_base.detach(), "nll_base": nll_base.detach()}
-        return 0.5 * nll_base + loss, metrics | base
+        with_base = {"loss": metrics["loss"] + 0.5 * nll_base.detach(), "nll_base": nll_base.detach()}
+        return 0.5 * nll_base + loss, metrics | with_base
 
     def backward(self, tokens, *args, **kwargs):
         """What training calls: `forward` and loss.backward() in less memory. The metrics. See lean/in_parts.py."""
@@ -282,30 +280,30 @@ class QuietSTaR(nn.Module):
         see = partial(thought_mask, sliding_window=self.model.config.sliding_window)
         return ThoughtCache(see, text.keys_values, positions, self.config.explicit_mask)
 
-    def think(self, tokens, thoughts=None, positions=None, noise=None, text=None):
+    def think(self, tokens, thought_ids=None, positions=None, noise=None, text=None):
         """THINK at all chosen positions in parallel (section 4.2), and read on: returns Thoughts. See `forward`.
         text: tokens (B, L) that `read_text` has read already."""
         if text is None:
-            check(self.config, tokens, thoughts, positions, noise)
+            check(self.config, tokens, thought_ids, positions, noise)
             text = self.read_text(tokens)
         positions = self.default_positions(tokens) if positions is None else positions
         (B, S), L, m, a = positions.shape, tokens.shape[1], self.config.thought_len, self.config.n_true
         start, end = (x.expand(B, 1, S, 1, -1) for x in self.thought_tokens())
         # x_{i+j}, (B, S, a); past the text's end the last token stands in for what is not there: it is not `valid`
-        ahead = (positions[:, :, None] + torch.arange(1, a + 1, device=tokens.device)).clamp(max=L - 1)
-        true = take(text.embedded, ahead[:, :, : a - 1])[:, None]  # (B, 1, S, a-1, C)
+        inside = (positions[:, :, None] + torch.arange(1, a + 1, device=tokens.device)).clamp(max=L - 1)
+        true = take(text.embedded, inside[:, :, : a - 1])[:, None]  # (B, 1, S, a-1, C)
 
-        if thoughts is None:  # one step at a time; then all that is known, together
-            thoughts, log_prob, h_policy, unread, cache = self.sample_thoughts(text, positions, noise)
+        if thought_ids is None:  # one step at a time; then all that is known, together
+            thought_ids, log_prob, h_policy, unread, cache = self.sample_thoughts(text, positions, noise)
             h = self.read_steps(join(unread, end, true), cache)  # (B, N, S, R, C)
         else:  # everything is known
-            embedded = F.embedding(thoughts, self.model.tok_embeddings.weight)  # (B, N, S, m, C)
+            embedded = F.embedding(thought_ids, self.model.tok_embeddings.weight)  # (B, N, S, m, C)
             cache = self.thought_cache(text, positions)
             h = self.read_steps(join(start, embedded, end, true), cache)
             h_policy, log_prob = h[:, :, :, :m], None
         h_base = take(text.hidden, (positions[:, :, None] + torch.arange(a, device=tokens.device)).clamp(max=L - 1))
-        h_thought = h[:, :, :, -a:].expand(-1, thoughts.shape[1], -1, -1, -1)
-        return Thoughts(thoughts, positions, h_base[:, None], h_thought, h_policy, log_prob)
+        h_thought = h[:, :, :, -a:].expand(-1, thought_ids.shape[1], -1, -1, -1)  # if m = 0, h is the same for all N
+        return Thoughts(thought_ids, positions, h_base[:, None], h_thought, h_policy, log_prob)
 
     def sample_thoughts(self, text, positions, noise=None):
         """t_1 .. t_m of N thoughts at positions (B, S), all thoughts together, one step after the other. Returns their
@@ -313,25 +311,28 @@ class QuietSTaR(nn.Module):
         nobody has read yet; and the cache of what was read."""
         config, (B, S) = self.config, positions.shape
         N, m = config.n_thoughts, config.thought_len
-        thoughts = positions.new_empty(B, N, S, m)
-        embed = embedding_in_steps(self.model.tok_embeddings.weight, thoughts)
+        thought_ids = positions.new_empty(B, N, S, m)
+        embed = embedding_in_steps(
+            self.model.tok_embeddings.weight, thought_ids
+        )  # embed(s): of t_{s+1}, once it is there
         cache = self.thought_cache(text, positions)
         unread = self.thought_tokens()[0].expand(B, 1, S, 1, -1)  # start: the same for all N
-        h_policy = [unread.new_empty(B, N, S, 0, unread.shape[-1])]
+        h_policy = [unread.new_empty(B, N, S, 0, unread.shape[-1])]  # the empty ones: if m = 0
         log_prob = [unread.new_empty(B, N, S, 0)]
         for s in range(m):
             h = self.read_steps(unread, cache)  # (B, N or 1, S, 1, C)
             with torch.no_grad():  # one step's logits live at a time
                 logits = self.model.logits(h[:, :, :, 0]).expand(B, N, S, -1)
                 u = None if noise is None else noise[..., s]
-                thoughts[..., s] = sample(logits, config.thought_temperature, u)
-                log_prob.append(log_prob_of(logits, thoughts[..., s], config.log_prob_temperature)[..., None])
+                thought_ids[..., s] = sample(logits, config.thought_temperature, u)
+                log_prob.append(log_prob_of(logits, thought_ids[..., s], config.log_prob_temperature)[..., None])
             h_policy.append(h.expand(B, N, S, 1, -1))
             unread = embed(s)
-        return thoughts, torch.cat(log_prob, dim=3), torch.cat(h_policy, dim=3), unread, cache
+        return thought_ids, torch.cat(log_prob, dim=3), torch.cat(h_policy, dim=3), unread, cache
 
     def read_steps(self, x, cache):
-        """One forward pass: R more steps of every thought, x (B, N, S, R, C), to their hidden states, likewise."""
+        """One forward pass: R more steps of every thought, x (B, N or 1, S, R, C), to their hidden states, likewise.
+        The cache makes their position ids, and their mask."""
         shape = x.shape[1:4]
         return self.model(x.flatten(1, 3), cache.expect(*shape), cache=cache).unflatten(1, shape)
 
@@ -367,7 +368,7 @@ class QuietSTaR(nn.Module):
             advantage = thought_advantage(reward, config.clamp_advantage, config.baseline)
         policy = head, thoughts.h_policy, thoughts.tokens, config.log_prob_temperature
         log_prob = token_log_prob(*policy, known=thoughts.log_prob)  # (B, N, S, m)
-        # "Loss" only in that its gradient, in expectation over thoughts, is minus that of the expected reward.
+        # Only its gradient means something: not clamped, it is on average minus that of the expected reward.
         reinforce = -mean_by(targets.position_share, advantage * log_prob.sum(-1))
         nll_mixed = mean_by(targets.token_share, -log_p_mixed)
         loss = 0.5 * nll_mixed + config.reinforce_weight * reinforce
@@ -379,7 +380,7 @@ class QuietSTaR(nn.Module):
         return torch.arange(max(0, L - self.config.n_true), device=tokens.device).expand(B, -1)
 
     def with_settings(self, **changes):
-        """The same model, sharing all weights, with some settings changed: e.g. greedy thoughts for evaluation."""
+        """The same model and weights with other settings (not embedding_scale): greedy thoughts for evaluation, say."""
         other = object.__new__(type(self))  # not copy.copy: FSDP2 gives a sharded model a class that copies otherwise
         other.__dict__ |= {**self.__dict__, "config": replace(self.config, **changes)}
         return other
@@ -394,7 +395,7 @@ def generate_with_thoughts(
     quiet, tokens, max_new_tokens, temperature=1.0, thought_temperature=0.0, generator=None,
     lengths=None, stop=None, where=None, begin=None,
 ):  # fmt: skip
-    """Continue tokens (B, T), thinking before each new one: tokens (B, T + new), thoughts (B, new, m), gates (B, new).
+    """Continue tokens (B, T), thinking before each new one: all tokens, the new ones' thoughts (B, new, m) and gates.
 
     Thoughts are greedy by default, as in the paper's evaluation. A thought lives only until its token is out: what
     stays, as text and in the cache, is the text alone.
@@ -402,26 +403,25 @@ def generate_with_thoughts(
     lengths, stop   see model.Transformer.generate; the first new token is the one after the shortest prompt
     where           function of h_base (B, C): the rows that think, bool (B,). A row that does not takes the base
                     prediction, its thought is all -1, its gate 0. None: all rows, always
-    begin           where to think first, if before the shortest prompt's end: a given text is read as if written
+    begin           where to think first, if before the shortest prompt's end: prompts are read as they would be written
     """
     model, (B, T), m = quiet.model, tokens.shape, quiet.config.thought_len
     lengths = torch.full((B,), T, device=tokens.device) if lengths is None else lengths
     shortest, total = int(lengths.min()), T + max_new_tokens
-    at = shortest if begin is None else begin
+    first = at = shortest if begin is None else begin
     if max_new_tokens < 1 or not 1 <= at <= shortest:
         raise ValueError(f"max_new_tokens must be at least 1, begin must be from 1 to the shortest prompt's {shortest}")
     cache = KVCache(model.config, B, total + m + 2, tokens.device, model.tok_embeddings.weight.dtype)
     out, new = torch.cat((tokens, tokens.new_empty(B, max_new_tokens)), dim=1), tokens[:, :at]
-    said = []
+    thoughts, gates = tokens.new_empty(B, total, m), cache.k.new_empty(B, total)
 
     while at < total and not all_ended(out[:, :at], lengths, stop):
-        h, thought, w = read_and_think(quiet, new, cache, where, thought_temperature, generator)
+        h, thoughts[:, at], gates[:, at] = read_and_think(quiet, new, cache, where, thought_temperature, generator)
         cache.forget_after(at)  # the thought is over
         token = sample(model.logits(h), temperature, generator=generator)
         new = out[:, at : at + 1].copy_(own_token(token, tokens, at, lengths)[:, None])  # (B, 1)
-        said.append((thought, w))
         at += 1
-    return out[:, :at], *(torch.stack(x, dim=1) for x in zip(*said, strict=True))
+    return out[:, :at], thoughts[:, first:at], gates[:, first:at]
 
 
 def read_and_think(quiet, new, cache, where, temperature, generator):

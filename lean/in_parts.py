@@ -40,7 +40,6 @@ def backward_in_parts(
     positions = quiet.default_positions(tokens)
     if where is not None:
         positions = where(text.hidden)
-        check(quiet.config, tokens, positions=positions)
         if noise is not None:  # (B, N, all that could think, m): that of the positions that do
             index = positions[:, None, :, None].expand(-1, noise.shape[1], -1, noise.shape[3])
             noise = noise.gather(2, index)

@@ -81,7 +81,7 @@ def draw_difficulty(nll_base, gain, path):
 
 def thought_layout(T, steps):
     """The triples (position, thought, step), each (T + steps * T,), of a text whose every position has one thought:
-    T text tokens, then T tokens of step 0, T of step 1, ... (the order of the picture above)."""
+    T text tokens, then T tokens of step 0, T of step 1, ... (the order of the picture in thought_mask)."""
     step = torch.arange(-1, steps).repeat_interleave(T)
     thought = step.clamp(max=0)  # -1 for the text; the one thought is number 0
     return torch.arange(T).repeat(steps + 1), thought, step
