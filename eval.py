@@ -218,15 +218,12 @@ def gains(config):
     shown = slice(first, first + -(-config.page_tokens // spans.shape[1]))
     caption = f"{run}, step {step}: a thought saves {mean:+.4f} ± {error:.4f} nats per token on {gain.size:,} tokens"
     write_page(out / "gains.html", caption, spans[shown], trained, shown, tokenizer)
+    where = {"everywhere": ...} | ({"at_answers": answers, "elsewhere": ~answers} if answers.any() else {})
+    ratio = float(np.exp(-mean))
     results = {
         **rows,
-        "gain": {
-            "nats_per_token": mean,
-            "error": error,
-            "perplexity_ratio": float(np.exp(-mean)),
-            "by_difficulty": deciles,
-        },
-        "gate": {"everywhere": float(trained.gate.mean())},
+        "gain": {"nats_per_token": mean, "error": error, "perplexity_ratio": ratio, "by_difficulty": deciles},
+        "gate": {name: float(trained.gate[some].mean()) for name, some in where.items()},
         "tokens": int(gain.size),
         "answers": int(answers.sum()),
         "step": step,
@@ -235,16 +232,11 @@ def gains(config):
         "base_run": base_folder,
         "text": config.text,
     }
-    if answers.any():
-        results["gate"] |= {
-            "at_answers": float(trained.gate[answers].mean()),
-            "elsewhere": float(trained.gate[~answers].mean()),
-        }
     write_results(out / "results.json", results)
 
     print(f"{run}, step {step}: {gain.size:,} held-out tokens, {answers.sum():,} answers; mean ± standard error")
     print_table(rows)
-    print(f"a thought saves {mean:+.4f} ± {error:.4f} nats per token: perplexity x {np.exp(-mean):.4f}")
+    print(f"a thought saves {mean:+.4f} ± {error:.4f} nats per token: perplexity x {ratio:.4f}")
     print(f"pictures, gains.html and results.json are in {out}")
 
 

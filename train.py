@@ -216,7 +216,7 @@ def run(train, model_config, quiet_config, given):
 
 
 def set_up(train, model_config, quiet_config, given, held):
-    """All that a run works with. What the user may have got wrong is found here, before any work: ValueError, OSError."""
+    """All that a run works with. Finds what the user may have got wrong, before any work: ValueError, OSError."""
     processes = start_processes(train.device, train.parallel, train.gather)
     prepare_what_is_missing(train, processes)
     data, held_out = open_dataset(train.data, "train"), open_dataset(train.data, "val")

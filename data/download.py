@@ -5,8 +5,10 @@ import json
 import sys
 import urllib.error
 import urllib.request
+from dataclasses import dataclass
 from pathlib import Path
 
+from lib.config import from_cli
 from lib.files import replace_file
 
 
@@ -55,8 +57,18 @@ def json_lines(content, path, convert):
     return found
 
 
-def prepare_questions(config, url, name, sha256, convert):
-    """From a source of questions, JSON Lines, to config.out/questions.jsonl; an error ends it all with one line."""
+@dataclass
+class QuestionsSource:
+    out: str = ""  # folder to write; empty: that of prepare.py
+    source: str = ""  # the file, if you have it; empty: download it
+    any_hash: bool = False  # take a source that is not the official one
+
+
+def prepare_questions(description, folder, url, name, sha256, convert):
+    """The command line of a set of questions: from a source, JSON Lines, to questions.jsonl in `folder`. An error ends
+    it all with one line."""
+    config, _ = from_cli(description, QuestionsSource)
+    config.out = config.out or str(folder)
     try:
         path = Path(config.out) / name
         content = read_source(config.source, url, path, None if config.source and config.any_hash else sha256)

@@ -24,7 +24,7 @@ import sys
 from collections import deque
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 
@@ -32,6 +32,7 @@ import numpy as np
 from tqdm import tqdm
 
 from data.dataset import id_type, write_meta
+from lib.config import from_cli
 from lib.files import replace_file
 from lib.tokenizer import load_tokenizer
 
@@ -282,10 +283,6 @@ def hub_documents(name, subset, revision):
     return documents
 
 
-# ----------------------------------------------------------------------------------------------------------------------
-# the end of every prepare.py
-
-
 def report(out, prepare):
     """Call prepare() -> meta and say what came of it; an error or Ctrl-C ends the program with one line."""
     try:
@@ -298,9 +295,23 @@ def report(out, prepare):
     print(f"{out}: {meta['documents']:,} documents, {counts}")
 
 
-def prepare_hub(config, tokenize, given):
-    """prepare_text of a dataset on the hub; max_tokens is 20 million if not said otherwise."""
-    tokenize.max_tokens = given.get("max_tokens", 20_000_000)
+@dataclass
+class HubConfig:
+    dataset: str = ""  # its name on the Hugging Face hub
+    subset: str = ""  # of the dataset
+    revision: str = "main"  # branch, tag or commit on the hub: a commit fixes the text for good
+    out: str = ""  # folder to write
+
+
+def prepare_hub(description, **defaults):
+    """The command line of a corpus on the hub. max_tokens is 20 million if not said otherwise."""
+    config, tokenize, given = from_cli(description, HubConfig, TokenizeConfig)
+    config = replace(config, **{name: value for name, value in defaults.items() if name not in given})
+    tokenize = replace(tokenize, max_tokens=given.get("max_tokens", 20_000_000))
     source = {"dataset": config.dataset, "subset": config.subset, "revision": config.revision}
-    documents = hub_documents(config.dataset, config.subset or None, config.revision)
-    return prepare_text(documents, config.out, source, tokenize, unit=" documents")
+
+    def prepare():
+        documents = hub_documents(config.dataset, config.subset or None, config.revision)
+        return prepare_text(documents, config.out, source, tokenize, unit=" documents")
+
+    report(config.out, prepare)

@@ -128,34 +128,6 @@ def draw_curves(log, path):
     save_picture(figure, path)
 
 
-def draw_sweep(sweep, base_accuracy, path):
-    """Accuracy on quiet answers by thought length."""
-    plt = pyplot()
-    figure, axes = plt.subplots(figsize=(5, 3.2))
-    axes.plot(sorted(sweep), [sweep[m] for m in sorted(sweep)], marker="o", color="#5b8c5a", label="Quiet-STaR")
-    axes.axhline(base_accuracy, ls="--", color="gray", label="base")
-    axes.set(
-        xlabel="thought_len",
-        ylabel="accuracy on quiet answers",
-        ylim=(0, 1.02),
-        title="Longer thoughts, better answers",
-    )
-    axes.set_xticks(sorted(sweep))
-    axes.legend()
-    save_picture(figure, path)
-
-
-def draw_runs(rows, name, path):
-    """Runs over their training: {run: [(step, seconds, value)]}."""
-    plt = pyplot()
-    figure, axes = plt.subplots(figsize=(5, 3.2))
-    for run, points in rows.items():
-        axes.plot([p[1] for p in points], [p[2] for p in points], marker="o", ms=3, label=run)
-    axes.set(xlabel="seconds of training", ylabel=name.replace("_", " "))
-    axes.legend()
-    save_picture(figure, path)
-
-
 def draw_scores(rows, title, path):
     """Scores of several models, {row: {metric: (mean, standard error)}}, as bars with 95 % intervals."""
     plt = pyplot()
@@ -199,19 +171,22 @@ def draw_bars(rows, column, title, path):
 
 
 def draw_lines(lines, labels, path, level=None):
-    """Lines {name: {x: mean and spread}} between labels (x, y), and a level (name, y) to compare with."""
+    """Lines {name: {x: mean and spread, or a number}} between labels (x, y), and a level (name, y) to compare with."""
     plt = pyplot()
     figure, axes = plt.subplots(figsize=(6, 3.6))
     for name, points in lines.items():
         points = {x: point for x, point in points.items() if point}
         x = [str(key).replace("_", " ") if isinstance(key, str) else key for key in points]
-        means, spreads = ([point[what] for point in points.values()] for what in ("mean", "spread"))
+        points = [y if isinstance(y, dict) else {"mean": y, "spread": 0.0} for y in points.values()]
+        means, spreads = ([point[what] for point in points] for what in ("mean", "spread"))
         axes.errorbar(x, means, yerr=spreads, marker="o", ms=3, capsize=3, label=name)
         if x and isinstance(x[0], str):
             axes.tick_params(axis="x", rotation=30)
     if level:
         axes.axhline(level[1], ls="--", color="gray", label=level[0])
-    axes.set(xlabel=labels[0], ylabel=labels[1], ylim=(min(0, axes.get_ylim()[0]), 1.05))
+    axes.set(xlabel=labels[0], ylabel=labels[1])
+    if axes.get_ylim()[1] > 0.2:  # shares, not nats
+        axes.set_ylim(min(0, axes.get_ylim()[0]), 1.05)
     axes.legend(fontsize=8)
     save_picture(figure, path)
 

@@ -100,7 +100,7 @@ def shards_reader(path):
 
     class Index(pickle.Unpickler):
         def find_class(self, module, name):
-            if name in INDEX_NAMES.get(module, ()):
+            if name in INDEX_NAMES.get(module, "").split():
                 return super().find_class(module, name)
             raise pickle.UnpicklingError(f"{module}.{name} has no place in a checkpoint")
 
@@ -113,19 +113,12 @@ def shards_reader(path):
 
 
 INDEX_NAMES = {
-    "torch": ("Size", "float32", "float64", "int64"),
-    "torch.serialization": ("_get_layout",),
-    "torch.distributed.checkpoint.filesystem": ("_StorageInfo",),
-    "torch.distributed.checkpoint.metadata": (
-        "ChunkStorageMetadata",
-        "Metadata",
-        "MetadataIndex",
-        "StorageMeta",
-        "TensorProperties",
-        "TensorStorageMetadata",
-        "_MEM_FORMAT_ENCODING",
-    ),
-    "pathlib": ("PosixPath", "WindowsPath"),
+    "torch": "Size float32 float64 int64",
+    "torch.serialization": "_get_layout",
+    "torch.distributed.checkpoint.filesystem": "_StorageInfo",
+    "torch.distributed.checkpoint.metadata": "ChunkStorageMetadata Metadata MetadataIndex StorageMeta TensorProperties "
+    "TensorStorageMetadata _MEM_FORMAT_ENCODING",
+    "pathlib": "PosixPath WindowsPath",
 }
 
 

@@ -5,11 +5,8 @@ at each position (n_thoughts).
     python -m studies.ablations
 """
 
-from tqdm import tqdm
-
-from lib.pictures import draw_bars
 from studies.runs import run_studies, train_miniatures
-from studies.tables import SCORES, held_out, keep_results, print_rows, scores_of
+from studies.tables import held_out, table_of_runs
 from train import settings_from
 
 
@@ -23,14 +20,8 @@ def ablations(config, out):
     }
     trained = {name if flags else "full": flags for name, flags in rows.items()}
     train_miniatures(config, out, trained)
-    text = held_out(config)
-    rows = {
-        name: scores_of(config, out / (name.replace(" ", "_") if flags else "full"), text)
-        for name, flags in tqdm(rows.items(), desc="measuring", disable=None)
-    }
-    print_rows(f"ablations; mean and spread over seeds {config.seeds}", rows, SCORES)
-    keep_results(out, "ablations", rows)
-    draw_bars(rows, "answer_accuracy", "answers that are right", out / "ablations.png")
+    measured = {name: (out / (name.replace(" ", "_") if flags else "full"), {}) for name, flags in rows.items()}
+    table_of_runs(config, out, "ablations", "ablations", held_out(config), measured)
 
 
 if __name__ == "__main__":

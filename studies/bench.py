@@ -28,13 +28,14 @@ import time
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
 
 from beyond.adaptive import expects_more_than, hard_positions
 from data.dataset import open_dataset
-from lib.config import from_cli
+from lib.config import from_cli, run_script
 from lib.parallel import pick_device
 from lib.runs import load_run, must_think
 from model import ModelConfig, Transformer
@@ -51,7 +52,7 @@ class BenchConfig:
     repeats: int = 5  # timed runs; the fastest counts
     new_tokens: int = 32  # tokens generated
     threads: int = 0  # CPU threads; 0: as torch chooses
-    device: str = "auto"  # "cpu", "cuda", or "auto": cuda where there is one
+    device: Literal["auto", "cpu", "cuda"] = "auto"  # auto: cuda where there is one
     json: bool = False  # print one JSON object instead of the table
     gate: float = 0.02  # standard deviation of the mixing head's last weights
     seed: int = 1337  # of weights and tokens
@@ -67,7 +68,7 @@ class AdaptiveConfig:
     think_above: float = 0.1  # think where the gain head expects more nats than this
     tokens: int = 400  # held-out tokens read, one at a time
     repeats: int = 3  # timed runs; the fastest counts
-    device: str = "auto"  # "cpu", "cuda", or "auto": cuda where there is one
+    device: Literal["auto", "cpu", "cuda"] = "auto"  # auto: cuda where there is one
     json: bool = False  # print one JSON object instead of the table
 
     def __post_init__(self):
@@ -176,18 +177,14 @@ def memory_of(which, *settings):
     return peak_memory(getattr(work, which), work.device)
 
 
-def adaptive(argv):
+def adaptive(config):
     """`bench adaptive`: what thinking costs a trained model if it only thinks where it is expected to pay."""
-    config, _ = from_cli(__doc__, AdaptiveConfig, argv=argv)
     device = pick_device(config.device)
-    try:
-        quiet, _, settings, _ = load_run(config.run, device)
-        must_think(quiet, config.run)
-        tokens = open_dataset(settings["train"]["data"], "val").tokens[: config.tokens].astype("int64")
-        text = torch.from_numpy(tokens)[None].to(device)
-        found = seconds_per_token(quiet, text, config.think_above, config.repeats, device)
-    except (ValueError, OSError) as error:
-        sys.exit(f"bench.py: error: {error}")
+    quiet, _, settings, _ = load_run(config.run, device)
+    must_think(quiet, config.run)
+    tokens = open_dataset(settings["train"]["data"], "val").tokens[: config.tokens].astype("int64")
+    text = torch.from_numpy(tokens)[None].to(device)
+    found = seconds_per_token(quiet, text, config.think_above, config.repeats, device)
     found["speedup"] = found["everywhere"] / found["where_it_pays"]
     if config.json:
         return print(json.dumps({**found, "think_above": config.think_above, "run": config.run}))
@@ -199,7 +196,7 @@ def adaptive(argv):
 
 def main():
     if sys.argv[1:2] == ["adaptive"]:
-        return adaptive(sys.argv[2:])
+        return run_script("bench.py", __doc__, adaptive, AdaptiveConfig, argv=sys.argv[2:])
     if sys.argv[1:2] == ["memory"]:
         from studies import memory  # it wants parts of torch that take long to import
 

@@ -7,12 +7,10 @@ or those of another place, the trained model does worse than the base model.
 """
 
 import numpy as np
-from tqdm import tqdm
 
 from eval import measure
-from lib.pictures import draw_bars
 from studies.runs import HARD, max_steps, run_studies, tokens_read, train_miniatures
-from studies.tables import SCORES, held_out, keep_results, print_rows, scores_of
+from studies.tables import held_out, table_of_runs
 
 
 def of_other_positions(thoughts, answers, seed=0):
@@ -47,33 +45,19 @@ def controls(config, out):
     def others(model):
         return of_other_positions(measure(model, spans, meta).thoughts, answers)
 
-    measured = {  # run, name of its scores, how it is measured
-        "base": ("base", "scores", {}),
-        "lm_same_tokens": ("lm_same_tokens", "scores", {}),
-        "lm_same_compute": ("lm_same_compute", "scores", {}),
-        "pause": ("pause", "scores", {}),
-        "trained_on_random_thoughts": (
-            "trained_on_random_thoughts",
-            "scores",
-            {"thoughts": random(meta["vocab_size"])},
-        ),
-        # of tokens of this text: the model has never seen the others
-        "random_thoughts": ("full", "scores_random_thoughts", {"thoughts": random(np.unique(spans))}),
-        "another_positions_thoughts": ("full", "scores_others_thoughts", {"thoughts": others}),
-        "gate_0": ("full", "scores_gate_0", {"gate": 0.0}),
-        "gate_1": ("full", "scores_gate_1", {"gate": 1.0}),
-        "reinforce_weight_0": ("reinforce_weight_0", "scores", {}),
-        "full": ("full", "scores", {}),
-        "full_everywhere": ("full_everywhere", "scores", {}),
+    full, trained_on_random = out / "full", {"thoughts": random(meta["vocab_size"])}
+    of_this_text = random(np.unique(spans))  # the model has never seen the other tokens
+    measured = {name: (out / name, {}) for name in ("base", "lm_same_tokens", "lm_same_compute", "pause")} | {
+        "trained_on_random_thoughts": (out / "trained_on_random_thoughts", trained_on_random),
+        "random_thoughts": (full, {"name": "scores_random_thoughts", "thoughts": of_this_text}),
+        "another_positions_thoughts": (full, {"name": "scores_others_thoughts", "thoughts": others}),
+        "gate_0": (full, {"name": "scores_gate_0", "gate": 0.0}),
+        "gate_1": (full, {"name": "scores_gate_1", "gate": 1.0}),
     }
-    rows = {}
-    for name, (run, kept_as, how) in tqdm(measured.items(), desc="measuring", disable=None):
-        rows[name] = scores_of(config, out / run, text, kept_as, **how)
+    measured |= {name: (out / name, {}) for name in ("reinforce_weight_0", "full", "full_everywhere")}
     title = f"{answers.sum():,} answers of sums whose steps are left out"
-    print_rows(f"{title}; mean and spread over seeds {config.seeds}; NLL in nats", rows, SCORES)
+    table_of_runs(config, out, "controls", title, text, measured)
     print(f"lm_same_compute: {compute} times the steps of lm_same_tokens")
-    keep_results(out, "controls", rows)
-    draw_bars(rows, "answer_accuracy", "answers that are right", out / "controls.png")
 
 
 if __name__ == "__main__":

@@ -5,11 +5,8 @@ thoughts without tokens do not help there either.
     python -m studies.cups
 """
 
-from tqdm import tqdm
-
-from lib.pictures import draw_bars
 from studies.runs import HERE, fewer_steps, prepare, run_studies, train_rows
-from studies.tables import SCORES, held_out, keep_results, print_rows, scores_of
+from studies.tables import held_out, table_of_runs
 
 
 def cups(config, out):
@@ -23,15 +20,8 @@ def cups(config, out):
     rows = {"lm_same_tokens": ["--objective=lm"], "pause": ["--thought_len=0"], "full": []}
     train_rows(config, out / "cups", rows, preset)
     text = held_out(config, "data/cups")
-    rows = {
-        name: scores_of(config, out / "cups" / name, text)
-        for name in tqdm(["base", *rows], desc="measuring", disable=None)
-    }
-    print_rows(
-        f"a shell game; {text[1].sum():,} answers of games whose steps are left out; seeds {config.seeds}", rows, SCORES
-    )
-    keep_results(out, "cups", rows)
-    draw_bars(rows, "answer_accuracy", "answers that are right", out / "cups.png")
+    title = f"a shell game; {text[1].sum():,} answers of games whose steps are left out"
+    table_of_runs(config, out, "cups", title, text, {name: (out / "cups" / name, {}) for name in ["base", *rows]})
 
 
 if __name__ == "__main__":

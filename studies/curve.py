@@ -5,13 +5,12 @@ What `eval.py` found of runs at each step it looked at: scores against seconds o
 """
 
 import json
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 
 from eval import write_results
-from lib.config import from_cli
-from lib.pictures import draw_runs
+from lib.config import run_script
+from lib.pictures import draw_lines
 from lib.runs import read_log
 
 
@@ -44,16 +43,13 @@ def curve(config):
     out = Path(config.out or Path(config.runs.split(",")[0]).parent)
     out.mkdir(parents=True, exist_ok=True)
     write_results(out / "curve.json", {"columns": ["step", "seconds", name], **rows})
-    draw_runs(rows, name, out / "curve.png")
+    lines = {run: {seconds: value for _, seconds, value in points} for run, points in rows.items()}
+    draw_lines(lines, ("seconds of training", name.replace("_", " ")), out / "curve.png")
     print(f"table: {out / 'curve.json'}   picture: {out / 'curve.png'}")
 
 
 def main():
-    config, _ = from_cli(__doc__, CurveConfig)
-    try:
-        curve(config)
-    except (ValueError, OSError) as error:
-        sys.exit(f"curve.py: error: {error}")
+    run_script("curve.py", __doc__, curve, CurveConfig)
 
 
 if __name__ == "__main__":

@@ -4,16 +4,16 @@ The table of `make demo`: base model, language modelling for as many steps, Quie
     python -m studies.demo --out=out/demo
 """
 
-import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 from data.dataset import open_dataset
 from eval import answer_places, measure, predicted, print_table, spread_spans, summarize, write_results
-from lib.config import from_cli
+from lib.config import run_script
 from lib.parallel import pick_device
-from lib.pictures import draw_sweep
+from lib.pictures import draw_lines
 from lib.runs import load_run, read_log
 
 
@@ -22,13 +22,11 @@ class DemoConfig:
     out: str = "out/demo"  # folder whose runs base, lm_control, quiet_star, thought_len_* are compared
     texts: int = 512  # held-out spans to measure on
     batch_size: int = 32  # spans per forward
-    device: str = "auto"  # "cpu", "cuda", or "auto": cuda where there is one
+    device: Literal["auto", "cpu", "cuda"] = "auto"  # auto: cuda where there is one
 
     def __post_init__(self):
         if self.texts < 1 or self.batch_size < 1:
             raise ValueError("texts and batch_size must be at least 1")
-        if self.device not in ("auto", "cpu", "cuda"):
-            raise ValueError(f"device must be auto, cpu or cuda, not {self.device!r}")
 
 
 def demo(config):
@@ -57,7 +55,9 @@ def demo(config):
     main_length = settings["quiet_star"]["quiet_star"]["thought_len"]
     sweep = {m: rows[name]["answer_accuracy"] for m, name in lengths.items()}
     sweep[main_length] = rows["quiet_star"]["answer_accuracy"]
-    draw_sweep(sweep, rows["base"]["answer_accuracy"], out / "thought_len_sweep.png")
+    level = "base", rows["base"]["answer_accuracy"]
+    lines = {"Quiet-STaR": dict(sorted(sweep.items()))}
+    draw_lines(lines, ("thought_len", "answers that are right"), out / "thought_len_sweep.png", level)
     seconds["evaluation"] = time.perf_counter() - start
     seconds["total"] = sum(seconds.values())
     results = {
@@ -77,11 +77,7 @@ def demo(config):
 
 
 def main():
-    config, _ = from_cli(__doc__, DemoConfig)
-    try:
-        demo(config)
-    except (ValueError, OSError) as error:
-        sys.exit(f"demo.py: error: {error}")
+    run_script("demo.py", __doc__, demo, DemoConfig)
 
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ a CPU may take half as much again, because malloc keeps what was freed.)
 import json
 import sys
 import weakref
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -56,8 +56,6 @@ class Alive(TorchDispatchMode):
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
         if function is torch.ops.aten.nonzero.default:  # there are no numbers to look at: all of them, at most
             return torch.arange(len(args[0]))[:, None]
-        if function is torch.ops.aten._local_scalar_dense.default:  # a check of positions: none is wrong
-            return False
         out = function(*args, **(kwargs or {}))
         given = {x.untyped_storage()._cdata for x in tree_leaves((args, kwargs)) if isinstance(x, torch.Tensor)}
         for x in tree_leaves(out):  # an output that shares its memory with an input is none of its own
@@ -190,7 +188,7 @@ def report(memory, train, model_config, quiet_config):
     print("\n* fits. Leave some room: libraries want a GB or so, and memory in use is never without gaps.")
 
 
-def shape_of(folder, given):
+def shape_of(folder, model_config, given):
     """The model's shape: of the weights or run in `folder` if it is there, else as given. Raises ValueError."""
     folder = Path(folder)
     if (folder / "params.json").exists():
@@ -199,18 +197,16 @@ def shape_of(folder, given):
         return hugging_face_config(folder / "config.json")
     if folder != Path() and (folder / "config.json").exists():
         return ModelConfig(**read_config(folder)["model"])
-    names = [field.name for field in fields(ModelConfig)]
     if not {"dim", "n_layers", "hidden_dim", "n_heads", "n_kv_heads", "head_dim", "vocab_size"} <= given.keys():
         raise ValueError(f"there is no model in {folder}: give its shape instead (--dim, --n_layers, ...)")
-    return ModelConfig(**{name: given[name] for name in names if name in given})
+    return model_config
 
 
 def main(argv=None):
-    memory, train, _, quiet_config, given = from_cli(
-        __doc__, MemoryConfig, TrainConfig, ModelConfig, QuietSTaRConfig, argv=argv
-    )
+    classes = MemoryConfig, TrainConfig, ModelConfig, QuietSTaRConfig
+    memory, train, model_config, quiet_config, given = from_cli(__doc__, *classes, argv=argv)
     try:
-        report(memory, train, shape_of(train.init_from, given), quiet_config)
+        report(memory, train, shape_of(train.init_from, model_config, given), quiet_config)
     except ValueError as error:
         sys.exit(f"memory.py: error: {error}")
 

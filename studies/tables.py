@@ -7,9 +7,12 @@ import json
 import statistics
 from functools import partial
 
+from tqdm import tqdm
+
 from data.dataset import open_dataset
 from eval import answer_places, measure, predicted, spread_spans, summarize
 from lib.files import replace_file
+from lib.pictures import draw_bars
 from lib.runs import load_checkpoint, load_run
 
 
@@ -85,3 +88,13 @@ def keep_results(out, name, results):
     path = out / "results.json"
     old = json.loads(path.read_text("utf-8")) if path.exists() else {}
     replace_file(path, json.dumps({**old, name: results}, indent=1).encode())
+
+
+def table_of_runs(config, out, name, title, text, measured):
+    """A study's table, results and picture of its rows {row: (folder of its runs, how `scores_of` measures them)}."""
+    rows = {}
+    for row, (folder, how) in tqdm(measured.items(), desc="measuring", disable=None):
+        rows[row] = scores_of(config, folder, text, **how)
+    print_rows(f"{title}; mean and spread over seeds {config.seeds}; NLL in nats", rows, SCORES)
+    keep_results(out, name, rows)
+    draw_bars(rows, "answer_accuracy", "answers that are right", out / f"{name}.png")

@@ -10,26 +10,15 @@ paper's 100 steps read 0.2 million). Stopped, it goes on where it was when the s
 """
 
 import sys
-from dataclasses import dataclass
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from data.text import TokenizeConfig, prepare_hub, report  # noqa: E402
-from lib.config import from_cli  # noqa: E402
-
-
-@dataclass
-class C4Config:
-    dataset: str = "allenai/c4"  # its name on the Hugging Face hub
-    subset: str = "en"  # of the dataset
-    revision: str = "main"  # branch, tag or commit on the hub: a commit fixes the text for good
-    out: str = str(Path(__file__).parent)  # folder to write
+from data.text import prepare_hub  # noqa: E402
 
 
 def main():
-    config, tokenize, given = from_cli(__doc__, C4Config, TokenizeConfig)
-    report(config.out, lambda: prepare_hub(config, tokenize, given))
+    prepare_hub(__doc__, dataset="allenai/c4", subset="en", out=str(Path(__file__).parent))
 
 
 if __name__ == "__main__":

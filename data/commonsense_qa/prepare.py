@@ -11,24 +11,15 @@ It leaves questions.jsonl, one such line a question:
 """
 
 import sys
-from dataclasses import dataclass
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from data.download import prepare_questions  # noqa: E402
-from lib.config import from_cli  # noqa: E402
 
 URL = "https://s3.amazonaws.com/commensenseqa/dev_rand_split.jsonl"
 SHA256 = "3210497fdaae614ac085d9eb873dd7f4d49b6f965a93adadc803e1229fd8a02a"
 LETTERS = "ABCDE"
-
-
-@dataclass
-class CommonsenseQAConfig:
-    out: str = str(Path(__file__).parent)  # folder to write
-    source: str = ""  # the file, if you have it; empty: download it
-    any_hash: bool = False  # take a source that is not the official validation set
 
 
 def question(line):
@@ -42,8 +33,7 @@ def question(line):
 
 
 def main():
-    config, _ = from_cli(__doc__, CommonsenseQAConfig)
-    prepare_questions(config, URL, "dev_rand_split.jsonl", SHA256, question)
+    prepare_questions(__doc__, Path(__file__).parent, URL, "dev_rand_split.jsonl", SHA256, question)
 
 
 if __name__ == "__main__":

@@ -11,23 +11,14 @@ It leaves questions.jsonl, one such line a question: {"question": "Janet’s duc
 
 import re
 import sys
-from dataclasses import dataclass
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from data.download import prepare_questions  # noqa: E402
-from lib.config import from_cli  # noqa: E402
 
 URL = "https://raw.githubusercontent.com/openai/grade-school-math/master/grade_school_math/data/test.jsonl"
 SHA256 = "3730d312f6e3440559ace48831e51066acaca737f6eabec99bccb9e4b3c39d14"
-
-
-@dataclass
-class GSM8KConfig:
-    out: str = str(Path(__file__).parent)  # folder to write
-    source: str = ""  # the file, if you have it; empty: download it
-    any_hash: bool = False  # take a source that is not the official test set
 
 
 def question(line):
@@ -39,8 +30,7 @@ def question(line):
 
 
 def main():
-    config, _ = from_cli(__doc__, GSM8KConfig)
-    prepare_questions(config, URL, "test.jsonl", SHA256, question)
+    prepare_questions(__doc__, Path(__file__).parent, URL, "test.jsonl", SHA256, question)
 
 
 if __name__ == "__main__":

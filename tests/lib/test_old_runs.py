@@ -1,6 +1,6 @@
 """Runs and exports of an earlier version (commit 488b548) load, and predict and say what they did there.
 
-tests/fixtures/488b548 was made there: a run, a sharded run and an export of a model with 3,000 parameters; expected.json
+tests/fixtures/488b548 was made there: a run, a sharded run and an export of a model of 3,000 parameters. expected.json
 holds what that version computed from each.
 """
 
