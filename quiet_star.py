@@ -1,7 +1,7 @@
 """
 Quiet-STaR: a language model that thinks before it speaks (Zelikman et al. 2024, arXiv 2403.09629).
 
-Algorithm 1 of the paper, and the function here that does each line:
+Algorithm 1 of the paper, with the changes named below, and the function that does each line:
 
   for every text x_0 .. x_{L-1} of the batch
            h_base    <- read the text                                        QuietSTaR.read_text
@@ -10,7 +10,7 @@ Algorithm 1 of the paper, and the function here that does each line:
   THINK    t_1 .. t_m ~ model( . | x_0 .. x_i, start)                        QuietSTaR.sample_thoughts
            h_thought <- read t_1 .. t_m, end, x_{i+1} .. x_{i+a-1}           QuietSTaR.think
   TALK     w         <- mixing head(h_base, h_thought)                       MixingHead
-           p_mixed   <- softmax(head((1-w) h_base + w h_thought))            QuietSTaR.talk
+           p_mixed   <- softmax(head((1-w) h_base + w h_thought))            QuietSTaR.talk, learn
   LEARN    reward    =  sum_j log p_mixed(x_{i+j}) - log p_base(x_{i+j})     thought_reward
            advantage =  reward - baseline of the position's thoughts         thought_advantage
            loss      =  1/2 NLL_base + 1/2 NLL_mixed                         text_loss, QuietSTaR.learn
@@ -26,21 +26,21 @@ Symbols
 
 A thought of position i, which has read x_0 .. x_i and is about to predict x_{i+1}, is the sequence
   start, t_1 .. t_m, end, x_{i+1} .. x_{i+a-1}          steps s = 0 .. m + a, at position ids i + 1 + s.
-Reading `end` predicts x_{i+1}, reading the true x_{i+1} predicts x_{i+2} ("teacher forcing"), and so on: a predictions.
+Reading `end` predicts x_{i+1}, reading the true x_{i+1} predicts x_{i+2} ("teacher forcing"), and so on, up to x_{i+a}.
 
 What is different from the paper and from the authors' release, and why:
   1. The gate w multiplies the thought, as in the release; the paper puts it on the other branch. It starts at exactly
-     0, without a sigmoid: at step 0 the model is the base model, and no thought has a reward until the gate opens.
+     0, without a sigmoid: before training the model is the base model, and no thought has a reward until w moves.
   2. The baseline of a thought is the mean reward of the *other* thoughts of its position: unbiased. Both others take
      the mean of all. Negative advantages are dropped by default, as in both: a bias.
-  3. What is known is read in one forward pass: m + 1 of them for a thought. The release makes one for each token.
+  3. Tokens that are known share a forward pass: m + 1 passes a thought. The release makes one for each token.
   4. log p(thought) is taken at temperature 1, at which thoughts are sampled. The release takes it at 3.
-  5. Thoughts are greedy in evaluation, as in the paper. The release's are samples even there.
+  5. Evaluation makes thoughts greedy (`with_settings`), as in the paper. The release's are samples even there.
   6. start and end are stored divided by a number, so that they learn faster. The release multiplies their gradients by
      100, which does nothing under Adam.
   7. REINFORCE has the weight 1, and weights are float32. The release: 1e6, and weights in bfloat16, where most updates
      are rounded away.
-The same numbers in less time and memory: lean/. What the paper leaves open, as where to think: beyond/.
+What saves time and memory, and changes no number: lean/. What the paper leaves open, as where to think: beyond/.
 """
 
 from dataclasses import dataclass, fields, replace
@@ -220,8 +220,8 @@ class Targets(NamedTuple):
     tokens: torch.Tensor  # (B, S, a)
     valid: torch.Tensor  # (B, S, a) is there such a token, and in the same document?
     log_p_base: torch.Tensor  # (B, S, a) of these tokens, without a thought and without a gradient
-    token_share: torch.Tensor  # (B, S, a) what each token counts in a mean; 0 if it is not valid
-    position_share: torch.Tensor  # (B, S) what each position counts in a mean; 0 if none of its tokens is valid
+    token_share: torch.Tensor  # (B, S, a) weight in the batch's mean: they sum to 1; 0 if not valid
+    position_share: torch.Tensor  # (B, S) likewise of positions; 0 if none of its tokens is valid
 
 
 class Learned(NamedTuple):
@@ -267,7 +267,7 @@ class QuietSTaR(nn.Module):
         return 0.5 * nll_base + loss, metrics | with_base
 
     def backward(self, tokens, *args, **kwargs):
-        """What training calls: `forward` and loss.backward() in less memory. The metrics. See lean/in_parts.py."""
+        """What training calls: `forward` and loss.backward() in less memory (lean/in_parts.py). Returns metrics."""
         return backward_in_parts(self, tokens, *args, **kwargs)
 
     def read_text(self, tokens):
@@ -291,15 +291,15 @@ class QuietSTaR(nn.Module):
         start, end = (x.expand(B, 1, S, 1, -1) for x in self.thought_tokens())
         # x_{i+j}, (B, S, a); past the text's end the last token stands in for what is not there: it is not `valid`
         inside = (positions[:, :, None] + torch.arange(1, a + 1, device=tokens.device)).clamp(max=L - 1)
-        true = take(text.embedded, inside[:, :, : a - 1])[:, None]  # (B, 1, S, a-1, C)
+        x_true = take(text.embedded, inside[:, :, : a - 1])[:, None]  # (B, 1, S, a-1, C)
 
         if thought_ids is None:  # one step at a time; then all that is known, together
             thought_ids, log_prob, h_policy, unread, cache = self.sample_thoughts(text, positions, noise)
-            h = self.read_steps(join(unread, end, true), cache)  # (B, N, S, R, C)
+            h = self.read_steps(join(unread, end, x_true), cache)  # (B, N, S, R, C)
         else:  # everything is known
             embedded = F.embedding(thought_ids, self.model.tok_embeddings.weight)  # (B, N, S, m, C)
             cache = self.thought_cache(text, positions)
-            h = self.read_steps(join(start, embedded, end, true), cache)
+            h = self.read_steps(join(start, embedded, end, x_true), cache)
             h_policy, log_prob = h[:, :, :, :m], None
         h_base = take(text.hidden, (positions[:, :, None] + torch.arange(a, device=tokens.device)).clamp(max=L - 1))
         h_thought = h[:, :, :, -a:].expand(-1, thought_ids.shape[1], -1, -1, -1)  # if m = 0, h is the same for all N
@@ -312,11 +312,10 @@ class QuietSTaR(nn.Module):
         config, (B, S) = self.config, positions.shape
         N, m = config.n_thoughts, config.thought_len
         thought_ids = positions.new_empty(B, N, S, m)
-        embed = embedding_in_steps(
-            self.model.tok_embeddings.weight, thought_ids
-        )  # embed(s): of t_{s+1}, once it is there
+        # embed(s): the embedding of t_{s+1}, once that is sampled
+        embed = embedding_in_steps(self.model.tok_embeddings.weight, thought_ids)
         cache = self.thought_cache(text, positions)
-        unread = self.thought_tokens()[0].expand(B, 1, S, 1, -1)  # start: the same for all N
+        unread = self.thought_tokens()[0].expand(B, 1, S, 1, -1)  # start: read once, and seen by all N
         h_policy = [unread.new_empty(B, N, S, 0, unread.shape[-1])]  # the empty ones: if m = 0
         log_prob = [unread.new_empty(B, N, S, 0)]
         for s in range(m):
@@ -367,7 +366,7 @@ class QuietSTaR(nn.Module):
             reward = thought_reward(scored, targets.log_p_base, targets.valid)  # (B, N, S)
             advantage = thought_advantage(reward, config.clamp_advantage, config.baseline)
         policy = head, thoughts.h_policy, thoughts.tokens, config.log_prob_temperature
-        log_prob = token_log_prob(*policy, known=thoughts.log_prob)  # (B, N, S, m)
+        log_prob = token_log_prob(*policy, known=thoughts.log_prob)  # (B, N, S, m); known: the values, not the gradient
         # Only its gradient means something: not clamped, it is on average minus that of the expected reward.
         reinforce = -mean_by(targets.position_share, advantage * log_prob.sum(-1))
         nll_mixed = mean_by(targets.token_share, -log_p_mixed)

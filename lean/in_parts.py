@@ -16,16 +16,9 @@ from lean.tensors import check, mean_by
 
 
 def backward_in_parts(
-    quiet,
-    tokens,
-    documents=None,
-    noise=None,
-    where=None,
-    scale=1.0,
-    at_once=0,
-    recompute=False,
-    before_last=lambda: None,
-):
+    quiet, tokens, documents=None, noise=None, where=None,
+    scale=1.0, at_once=0, recompute=False, before_last=lambda: None,
+):  # fmt: skip
     """Forward and backward pass of `scale` times the loss; returns the metrics. tokens, documents, noise: see
     QuietSTaR.forward. noise covers all positions that could think, even if only some of them do.
 

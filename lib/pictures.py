@@ -1,14 +1,17 @@
 """
-Pictures of what eval.py measures. Each is drawn from numbers that a JSON file beside it holds as well.
+Pictures of what eval.py and the studies measure. Each is drawn from numbers that a JSON file beside it holds as well.
 """
 
 import warnings
+from contextlib import contextmanager
 
 import numpy as np
 import torch
 
 from lib.tables import mean_and_error
 from quiet_star import thought_mask
+
+GREEN = "#5b8c5a"
 
 
 def pyplot():
@@ -20,8 +23,17 @@ def pyplot():
     return pyplot
 
 
-def save_picture(figure, path):
-    """Save a figure as PNG under a temporary name and rename."""
+@contextmanager
+def picture(path, width, height, panels=1, **legend):
+    """The axes of a figure, one for each panel, to draw on. Then they get a legend of what has a label, and the figure
+    is saved as PNG under a temporary name and renamed."""
+    figure, axes = pyplot().subplots(1, panels, figsize=(width, height), squeeze=False)
+    yield axes[0]
+    for ax in axes[0]:
+        if ax.get_legend_handles_labels()[0]:
+            ax.legend(**{"fontsize": 7, **legend})
+    if panels > 1:
+        figure.tight_layout()
     temporary = path.with_suffix(".tmp.png")
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Glyph .* missing")  # of a script that the font lacks: drawn as boxes
@@ -30,52 +42,61 @@ def save_picture(figure, path):
     temporary.replace(path)
 
 
+def bars(axes, groups, rows, size=None, **how):
+    """A group of bars at each of the names in groups, of rows {label: a height and its error for each group}."""
+    width = 0.8 / len(rows)
+    for number, (label, points) in enumerate(rows.items()):
+        places = [group + (number - (len(rows) - 1) / 2) * width for group in range(len(groups))]
+        heights, errors = zip(*points, strict=True)
+        axes.bar(places, heights, 0.9 * width, yerr=errors, capsize=2, label=label, **how)
+    axes.set_xticks(range(len(groups)), groups, size=size)
+
+
+def mean_and_spread(points):
+    """Points, each a mean and its spread over seeds, as the studies' tables hold them: a list of pairs."""
+    return [(x["mean"], x["spread"]) for x in points]
+
+
 def draw_text(words, gains, path, title):
     """Text, each token coloured by the nats its thought saved (green) or cost (red). words: a list; None: new line."""
     plt = pyplot()
-    lines, x = [[]], 0
+    lines, full = [], 91
+    x = full
     for word, gain in zip(words, gains, strict=True):
-        if word is None or x + len(word) > 90:
-            lines, x = lines + [[]], 0
         if word is None:
+            x = full
             continue
-        lines[-1].append((x, word.replace("\n", "↵"), gain))
-        x += len(word)
-        if word.endswith("\n"):
+        if x + len(word) >= full:
             lines, x = lines + [[]], 0
-    lines = [line for line in lines if line]
+        lines[-1].append((x, word.replace("\n", "↵"), gain))
+        x = full if word.endswith("\n") else x + len(word)
     longest = max(x + len(word) for line in lines for x, word, _ in line)
     columns = max(1, min(96 // (longest + 2), -(-len(lines) // 6)))  # short lines go side by side
     height = -(-len(lines) // columns)
-    figure, axes = plt.subplots(figsize=(0.115 * columns * (longest + 2), 0.26 * height + 0.7))
     limit = max(0.1, float(np.nanquantile(np.abs(gains), 0.98)))
     colours, scale = plt.get_cmap("RdYlGn"), plt.Normalize(-limit, limit)
-    for n, line in enumerate(lines):
-        for x, word, gain in line:
-            left = (n // height) * (longest + 2) + x
-            axes.add_patch(plt.Rectangle((left, -(n % height) - 1), len(word), 0.9, color=colours(scale(gain)), lw=0))
-            for k, char in enumerate(word):
-                axes.text(
-                    left + k + 0.5, -(n % height) - 0.55, char, family="monospace", size=9, ha="center", va="center"
-                )
-    axes.set(xlim=(0, columns * (longest + 2)), ylim=(-height - 0.2, 0.2), title=title)
-    axes.axis("off")
-    figure.colorbar(plt.cm.ScalarMappable(scale, colours), ax=axes, label="nats the thought saved", pad=0.01)
-    save_picture(figure, path)
+    with picture(path, 0.115 * columns * (longest + 2), 0.26 * height + 0.7) as (axes,):
+        for n, line in enumerate(lines):
+            for x, word, gain in line:
+                left, bottom = (n // height) * (longest + 2) + x, -(n % height) - 1
+                axes.add_patch(plt.Rectangle((left, bottom), len(word), 0.9, color=colours(scale(gain)), lw=0))
+                for k, char in enumerate(word, start=left):
+                    axes.text(k + 0.5, bottom + 0.45, char, family="monospace", size=9, ha="center", va="center")
+        axes.set(xlim=(0, columns * (longest + 2)), ylim=(-height - 0.2, 0.2), title=title)
+        axes.axis("off")
+        colours = plt.cm.ScalarMappable(scale, colours)
+        axes.figure.colorbar(colours, ax=axes, label="nats the thought saved", pad=0.01)
 
 
 def draw_difficulty(nll_base, gain, path):
     """Gain against base difficulty: mean gain by decile of the base model's NLL, with 95 % intervals."""
-    plt = pyplot()
     deciles = np.array_split(np.argsort(nll_base, axis=None), 10)
     rows = [(float(nll_base.flat[d].mean()), *mean_and_error(gain.flat[d])) for d in deciles]
-    figure, axes = plt.subplots(figsize=(6, 3.6))
-    axes.bar(range(10), [r[1] for r in rows], yerr=[1.96 * r[2] for r in rows], color="#5b8c5a", capsize=3)
-    axes.axhline(0, color="black", lw=0.8)
-    axes.set_xticks(range(10), [f"{r[0]:.2f}" for r in rows])
-    axes.set(xlabel="tokens by difficulty: mean NLL without a thought, by decile (nats)", ylabel="mean gain (nats)")
-    axes.set_title("Which tokens gain from a thought?")
-    save_picture(figure, path)
+    with picture(path, 6, 3.6) as (axes,):
+        bars(axes, [f"{r[0]:.2f}" for r in rows], {"": [(r[1], 1.96 * r[2]) for r in rows]}, color=GREEN)
+        axes.axhline(0, color="black", lw=0.8)
+        axes.set(xlabel="tokens by difficulty: mean NLL without a thought, by decile (nats)", ylabel="mean gain (nats)")
+        axes.set_title("Which tokens gain from a thought?")
     return [{"nll_base": r[0], "gain": r[1], "gain_error": r[2]} for r in rows]
 
 
@@ -89,130 +110,97 @@ def thought_layout(T, steps):
 
 def draw_mask(path, T=5, steps=3):
     """The attention mask of parallel thoughts: T text tokens, each with a thought of `steps` tokens."""
-    plt = pyplot()
     layout = thought_layout(T, steps)
-    mask = thought_mask(layout, layout).numpy()
-    figure, axes = plt.subplots(figsize=(6, 6))
-    axes.imshow(mask, cmap="Greens", vmin=0, vmax=1.4)
-    names = [
-        f"x{i}" if s < 0 else f"{'start' if s == 0 else f't{s}'} of x{i}"
-        for i, _, s in zip(*(x.tolist() for x in layout), strict=True)
-    ]
-    axes.set_xticks(range(len(names)), names, rotation=90, size=7)
-    axes.set_yticks(range(len(names)), names, size=7)
-    for edge in range(1, steps + 1):
-        axes.axhline(edge * T - 0.5, color="black", lw=0.6)
-        axes.axvline(edge * T - 0.5, color="black", lw=0.6)
-    axes.set(title="Who (row) may see whom (column)")
-    save_picture(figure, path)
+    kinds = ["x", "start of x", *(f"t{step} of x" for step in range(1, steps))]
+    names = [f"{kind}{i}" for kind in kinds for i in range(T)]
+    with picture(path, 6, 6) as (axes,):
+        axes.imshow(thought_mask(layout, layout).numpy(), cmap="Greens", vmin=0, vmax=1.4)
+        axes.set_xticks(range(len(names)), names, rotation=90, size=7)
+        axes.set_yticks(range(len(names)), names, size=7)
+        for edge in range(1, steps + 1):
+            axes.axhline(edge * T - 0.5, color="black", lw=0.6)
+            axes.axvline(edge * T - 0.5, color="black", lw=0.6)
+        axes.set(title="Who (row) may see whom (column)")
 
 
 def draw_curves(log, path):
     """Loss, reward and gate over the steps of a run."""
-    plt = pyplot()
-    panels = [
-        ("loss (nats per token)", ["nll_base", "nll_mixed", "val_nll_base", "val_nll_mixed"]),
-        ("reward (nats)", ["reward", "advantage_abs"]),
-        ("gate", ["gate", "val_gate"]),
-    ]
-    panels = [(title, [n for n in names if any(n in line for line in log)]) for title, names in panels]
-    panels = [panel for panel in panels if panel[1]]
-    figure, axes = plt.subplots(1, len(panels), figsize=(4.2 * len(panels), 3.2), squeeze=False)
-    for ax, (title, names) in zip(axes[0], panels, strict=True):
-        for name in names:
-            points = [(line["step"], line[name]) for line in log if name in line]
-            ax.plot(*zip(*points, strict=True), marker="o" if name.startswith("val_") else "", label=name, lw=1.2)
-        ax.set(title=title, xlabel="step")
-        ax.legend(fontsize=7)
-    figure.tight_layout()
-    save_picture(figure, path)
+    panels = {
+        "loss (nats per token)": ["nll_base", "nll_mixed", "val_nll_base", "val_nll_mixed"],
+        "reward (nats)": ["reward", "advantage_abs"],
+        "gate": ["gate", "val_gate"],
+    }
+    logged = set().union(*log)
+    panels = {title: names for title, names in panels.items() if logged & set(names)}
+    with picture(path, 4.2 * len(panels), 3.2, len(panels)) as axes:
+        for ax, (title, names) in zip(axes, panels.items(), strict=True):
+            for name in filter(logged.__contains__, names):
+                points = [(line["step"], line[name]) for line in log if name in line]
+                ax.plot(*zip(*points, strict=True), marker="o" if name.startswith("val_") else "", label=name, lw=1.2)
+            ax.set(title=title, xlabel="step")
 
 
 def draw_scores(rows, title, path):
     """Scores of several models, {row: {metric: (mean, standard error)}}, as bars with 95 % intervals."""
-    plt = pyplot()
     metrics = list(next(iter(rows.values())))
-    figure, axes = plt.subplots(figsize=(1.6 + 1.5 * len(metrics), 3.2))
-    width = 0.8 / len(rows)
-    for r, (row, by) in enumerate(rows.items()):
-        places = [m + (r - (len(rows) - 1) / 2) * width for m in range(len(metrics))]
-        heights, errors = ([100 * by[m][k] for m in metrics] for k in (0, 1))
-        axes.bar(places, heights, 0.9 * width, yerr=[1.96 * x for x in errors], capsize=2, label=row)
-    axes.set_xticks(range(len(metrics)), metrics)
-    axes.set(ylabel="per cent", title=title)
-    axes.legend(fontsize=7)
-    save_picture(figure, path)
+    per_cent = {row: [(100 * by[m][0], 1.96 * 100 * by[m][1]) for m in metrics] for row, by in rows.items()}
+    with picture(path, 1.6 + 1.5 * len(metrics), 3.2) as (axes,):
+        bars(axes, metrics, per_cent)
+        axes.set(ylabel="per cent", title=title)
 
 
 def draw_over_training(rows, name, path):
     """Settings over training, {setting: (steps, values (seeds, steps))}: mean over seeds, from least to most shaded."""
-    plt = pyplot()
-    figure, axes = plt.subplots(figsize=(6.4, 4))
-    for number, (setting, (steps, values)) in enumerate(rows.items()):
-        (line,) = axes.plot(steps, values.mean(0), label=setting, lw=2.4 if number == 0 else 1.2)
-        axes.fill_between(steps, values.min(0), values.max(0), alpha=0.15, color=line.get_color(), lw=0)
-    axes.set(xlabel="step", ylabel=name, ylim=(0, 1.02))
-    axes.legend(fontsize=7, loc="center left", bbox_to_anchor=(1, 0.5))
-    save_picture(figure, path)
+    with picture(path, 6.4, 4, loc="center left", bbox_to_anchor=(1, 0.5)) as (axes,):
+        for number, (setting, (steps, values)) in enumerate(rows.items()):
+            (line,) = axes.plot(steps, values.mean(0), label=setting, lw=2.4 if number == 0 else 1.2)
+            axes.fill_between(steps, values.min(0), values.max(0), alpha=0.15, color=line.get_color(), lw=0)
+        axes.set(xlabel="step", ylabel=name, ylim=(0, 1.02))
 
 
 def draw_bars(rows, column, title, path):
     """Rows {name: {column: mean and spread}} as bars, their spread over seeds as a line."""
-    plt = pyplot()
-    figure, axes = plt.subplots(figsize=(6.4, 0.6 + 0.3 * len(rows)))
-    values = [row[column] for row in rows.values()]
     names = [name.replace("_", " ") for name in rows]
-    axes.barh(names, [x["mean"] for x in values], xerr=[x["spread"] for x in values], color="#5b8c5a", capsize=3)
-    for y, x in enumerate(values):
-        axes.text(max(x["mean"] + x["spread"], 0) + 0.01, y, f"{x['mean']:.3f}", va="center", size=8)
-    axes.invert_yaxis()
-    axes.set(xlabel=title, xlim=(0, 1.12))
-    save_picture(figure, path)
+    means, spreads = zip(*mean_and_spread(row[column] for row in rows.values()), strict=True)
+    with picture(path, 6.4, 0.6 + 0.3 * len(rows)) as (axes,):
+        axes.barh(names, means, xerr=spreads, color=GREEN, capsize=3)
+        for y, (mean, spread) in enumerate(zip(means, spreads, strict=True)):
+            axes.text(max(mean + spread, 0) + 0.01, y, f"{mean:.3f}", va="center", size=8)
+        axes.invert_yaxis()
+        axes.set(xlabel=title, xlim=(0, 1.12))
 
 
-def draw_lines(lines, labels, path, level=None):
-    """Lines {name: {x: mean and spread, or a number}} between labels (x, y), and a level (name, y) to compare with."""
-    plt = pyplot()
-    figure, axes = plt.subplots(figsize=(6, 3.6))
-    for name, points in lines.items():
-        points = {x: point for x, point in points.items() if point}
-        x = [str(key).replace("_", " ") if isinstance(key, str) else key for key in points]
-        points = [y if isinstance(y, dict) else {"mean": y, "spread": 0.0} for y in points.values()]
-        means, spreads = ([point[what] for point in points] for what in ("mean", "spread"))
-        axes.errorbar(x, means, yerr=spreads, marker="o", ms=3, capsize=3, label=name)
-        if x and isinstance(x[0], str):
+def draw_lines(lines, labels, path, level=None, top=1.05):
+    """Lines {name: {x: mean and spread, or a number}} between labels (x, y), and a level (name, y) to compare with.
+    top: of the picture, for shares; None: as the lines ask for."""
+    with picture(path, 6, 3.6, fontsize=8) as (axes,):
+        for name, points in lines.items():
+            points = {x: y for x, y in points.items() if y is not None}
+            means = [y["mean"] if isinstance(y, dict) else y for y in points.values()]
+            spreads = [y["spread"] if isinstance(y, dict) else np.nan for y in points.values()]
+            axes.errorbar(list(points), means, yerr=spreads, marker="o", ms=3, capsize=3, label=name)
+        if any(isinstance(x, str) for x in points):
             axes.tick_params(axis="x", rotation=30)
-    if level:
-        axes.axhline(level[1], ls="--", color="gray", label=level[0])
-    axes.set(xlabel=labels[0], ylabel=labels[1])
-    if axes.get_ylim()[1] > 0.2:  # shares, not nats
-        axes.set_ylim(min(0, axes.get_ylim()[0]), 1.05)
-    axes.legend(fontsize=8)
-    save_picture(figure, path)
+        if level:
+            axes.axhline(level[1], ls="--", color="gray", label=level[0])
+        axes.set(xlabel=labels[0], ylabel=labels[1])
+        if top:
+            axes.set_ylim(min(0, axes.get_ylim()[0]), top)
 
 
 def draw_who(found, edges, kinds, path):
     """Gains by difficulty of own and others' thoughts, the gate's histogram, and what answers make of corruption."""
-    plt = pyplot()
-    figure, axes = plt.subplots(1, 3, figsize=(14, 3.6))
-    for number, (name, title) in enumerate((("own", "its own thought"), ("others", "another position's"))):
-        gains = found["gain_by_decile"][name]
-        places = [x + (number - 0.5) * 0.4 for x in range(10)]
-        axes[0].bar(places, [x["mean"] for x in gains], 0.4, yerr=[x["spread"] for x in gains], label=title)
-    axes[0].set_xticks(range(10), [f"{x['mean']:.2f}" for x in found["base_nll_by_decile"]], size=7)
-    axes[0].set(xlabel="tokens by difficulty: mean NLL of the base model, by decile (nats)", ylabel="mean gain (nats)")
-    axes[0].axhline(0, color="black", lw=0.8)
-    for name, shares in found["gate_histogram"].items():
-        axes[1].stairs([x["mean"] for x in shares], edges, label=name.replace("_", " "), fill=True, alpha=0.5)
-    axes[1].set(xlabel="gate", ylabel="share of positions")
-    for number, kind in enumerate(kinds):
-        values = [row[kind] for row in found["corrupted"].values()]
-        places = [x + (number - 1) * 0.27 for x in range(len(values))]
-        heights, errors = ([x[what] for x in values] for what in ("mean", "spread"))
-        axes[2].bar(places, heights, 0.27, yerr=errors, label=kind.replace("_", " "))
-    axes[2].set_xticks(range(len(found["corrupted"])), list(found["corrupted"]))
-    axes[2].set(xlabel="digit of the thought made another", ylabel="share of answers", ylim=(0, 1.4))
-    for ax in axes:
-        ax.legend(fontsize=7)
-    figure.tight_layout()
-    save_picture(figure, path)
+    deciles, corrupted = [f"{x['mean']:.2f}" for x in found["base_nll_by_decile"]], found["corrupted"]
+    titles = {"own": "its own thought", "others": "another position's"}
+    gains = {title: mean_and_spread(found["gain_by_decile"][name]) for name, title in titles.items()}
+    answers = {kind.replace("_", " "): mean_and_spread(row[kind] for row in corrupted.values()) for kind in kinds}
+    with picture(path, 14, 3.6, 3) as (by_difficulty, gate, of_corruption):
+        bars(by_difficulty, deciles, gains, size=7)
+        by_difficulty.axhline(0, color="black", lw=0.8)
+        label = "tokens by difficulty: mean NLL of the base model, by decile (nats)"
+        by_difficulty.set(xlabel=label, ylabel="mean gain (nats)")
+        for name, shares in found["gate_histogram"].items():
+            gate.stairs([x["mean"] for x in shares], edges, label=name.replace("_", " "), fill=True, alpha=0.5)
+        gate.set(xlabel="gate", ylabel="share of positions")
+        bars(of_corruption, list(corrupted), answers)
+        of_corruption.set(xlabel="digit of the thought made another", ylabel="share of answers", ylim=(0, 1.4))

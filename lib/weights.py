@@ -183,14 +183,8 @@ def hugging_face_config(path):
     for name, refused in asks.items():
         if refused:
             raise ValueError(f"{path} asks for {name}={c.get(name, rope)!r}, which is not implemented")
-    names = {
-        "dim": "hidden_size",
-        "n_layers": "num_hidden_layers",
-        "hidden_dim": "intermediate_size",
-        "n_heads": "num_attention_heads",
-        "norm_eps": "rms_norm_eps",
-        "vocab_size": "vocab_size",
-    }
+    names = dict(dim="hidden_size", n_layers="num_hidden_layers", hidden_dim="intermediate_size")
+    names |= dict(n_heads="num_attention_heads", norm_eps="rms_norm_eps", vocab_size="vocab_size")
     params = {ours: c[theirs] for ours, theirs in names.items() if theirs in c}
     if len(params) == len(names):
         params["n_kv_heads"] = c.get("num_key_value_heads") or params["n_heads"]

@@ -34,6 +34,11 @@ def accuracy_where(think, found, answers, some=slice(None)):
     return float(np.where(think, found.right_mixed, found.right_base)[some][answers[some]].mean())
 
 
+def accuracy_by_share(score, found, answers):
+    """The same for each of SHARES, if the model thinks where score (W, T) is highest."""
+    return [accuracy_where(score >= np.quantile(score, 1 - share), found, answers) for share in SHARES]
+
+
 def gain_kept(think, found, answers, some=slice(None)):
     """The share that is kept of the accuracy that thinking everywhere gains, if the model thinks where `think` says so;
     on some spans. None if it gains nothing."""
@@ -56,12 +61,7 @@ def adaptive(config, out):
             "base entropy": base_entropy(model, spans),
             "random": np.random.default_rng(seed).random(answers.shape),
         }
-        curves.append(
-            {
-                name: [accuracy_where(score >= np.quantile(score, 1 - share), found, answers) for share in SHARES]
-                for name, score in predictors.items()
-            }
-        )
+        curves.append({name: accuracy_by_share(score, found, answers) for name, score in predictors.items()})
         think_above = float(np.quantile(found.expected_gain[chosen_on], 1 - BUDGET))
         thinks, gain = found.expected_gain > think_above, found.nll_base - found.nll_mixed
         seconds = seconds_per_token(model, text, think_above)

@@ -78,37 +78,29 @@ class AdaptiveConfig:
             raise ValueError("tokens must be at least 2, repeats at least 1")
 
 
-def seconds(function, device):
-    if device == "cuda":
-        torch.cuda.synchronize()
-    start = time.perf_counter()
-    function()
-    if device == "cuda":
-        torch.cuda.synchronize()
-    return time.perf_counter() - start
-
-
 def fastest(functions, repeats, device):
     """The least seconds of each function, run in turn so that a slow moment of the machine hits all alike."""
-    times = [[seconds(f, device) for f in functions] for _ in range(repeats)]
+
+    def now():
+        if device == "cuda":
+            torch.cuda.synchronize()
+        return time.perf_counter()
+
+    def seconds(function):
+        start = now()
+        function()
+        return now() - start
+
+    times = [[seconds(f) for f in functions] for _ in range(repeats)]
     return [min(column) for column in zip(*times, strict=True)]
 
 
-def peak_memory(function, device):
-    """Bytes in use at most while function runs, above those before. On a CPU call it in a fresh process: memory
-    that the allocator kept from earlier work would not count."""
+def most_memory(device, forget=False):
+    """The most bytes this process ever had in use; forget: from now on."""
     if device == "cuda":
-        torch.cuda.reset_peak_memory_stats()
-        before = torch.cuda.memory_allocated()
-        function()
-        return torch.cuda.max_memory_allocated() - before
-    before = most_memory(forget=True)
-    function()
-    return most_memory() - before
-
-
-def most_memory(forget=False):
-    """The most resident memory this process ever had, in bytes; forget: from now on."""
+        if forget:
+            torch.cuda.reset_peak_memory_stats()
+        return torch.cuda.max_memory_allocated()
     status = Path("/proc/self/status")
     if not status.exists():  # no Linux: since the process began
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
@@ -150,15 +142,13 @@ class Work:
     def autocast(self):
         return torch.autocast(self.device, torch.bfloat16, enabled=self.device == "cuda")
 
-    def think(self):
+    def think(self, where=None):
         with self.autocast():
-            self.quiet.backward(self.texts, at_once=self.bench.think_at_once, recompute=self.bench.recompute)
+            how = dict(where=where, at_once=self.bench.think_at_once, recompute=self.bench.recompute)
+            self.quiet.backward(self.texts, **how)
 
     def think_at_hard(self):
-        quiet, bench = self.quiet, self.bench
-        with self.autocast():
-            where = partial(hard_positions, quiet, share=bench.think_share)
-            quiet.backward(self.texts, where=where, at_once=bench.think_at_once, recompute=bench.recompute)
+        self.think(partial(hard_positions, self.quiet, share=self.bench.think_share))
 
     def plain(self):
         """Forward and backward, in chunks that use no more memory than they must to be fast."""
@@ -172,9 +162,12 @@ class Work:
 
 
 def memory_of(which, *settings):
-    """Peak memory of one training step, measured where nothing ran before."""
+    """Bytes in use at most in one training step, above those before. On a CPU call it in a fresh process: memory that
+    the allocator kept from earlier work would not count."""
     work = Work(*settings)
-    return peak_memory(getattr(work, which), work.device)
+    before = most_memory(work.device, forget=True)
+    getattr(work, which)()
+    return most_memory(work.device) - before
 
 
 def adaptive(config):
@@ -207,24 +200,22 @@ def main():
     settings = bench, model_config, quiet_config, device
 
     again = replace(bench, recompute=True), *settings[1:]
-    memory = []
-    for which, setting in (("think", settings), ("plain", settings), ("think", again)):
-        if device == "cuda":
-            memory.append(memory_of(which, *setting))
-        else:
-            with multiprocessing.get_context("spawn").Pool(1) as pool:
-                memory.append(pool.apply(memory_of, (which, *setting)))
+    to_measure = ("think", *settings), ("plain", *settings), ("think", *again)
+    if device == "cuda":
+        memory = [memory_of(*which) for which in to_measure]
+    else:
+        with multiprocessing.get_context("spawn").Pool(1, maxtasksperchild=1) as pool:
+            memory = pool.starmap(memory_of, to_measure, chunksize=1)
 
     work = Work(*settings)
     steps = [work.think, work.plain, Work(*again).think, work.think_at_hard]
-    if bench.texts > 1:
+    if bench.texts % 2 == 0:
         steps.append(Work(replace(bench, texts=bench.texts // 2, span=2 * bench.span), *settings[1:]).think)
     for step in steps:
         step()  # warm up
     think, plain, recompute, hard, *longer = fastest(steps, bench.repeats, device)
 
-    prompt = work.texts[:1, : min(16, bench.span)]
-    quiet = work.quiet.eval()
+    prompt, quiet = work.texts[:1, : min(16, bench.span)], work.quiet.eval()
     ways = partial(generate_with_thoughts, quiet), quiet.model.generate
     speak = [partial(generate, prompt, bench.new_tokens, temperature=0) for generate in ways]
     generation, plainly = fastest(speak, bench.repeats, device)
@@ -236,7 +227,7 @@ def main():
         "generate_over_plain_times": generation / plainly / (quiet_config.thought_len + 1),
         "recompute_time_ratio": recompute / think,
         "recompute_memory_ratio": memory[2] / memory[0],
-        "growth_when_T_doubles": longer[0] / think if longer and bench.texts % 2 == 0 else None,
+        "growth_when_T_doubles": longer[0] / think if longer else None,
         "hard_step_over_all": hard / think,
         "train_step_seconds": think,
         "train_floor_seconds": plain,
@@ -252,19 +243,19 @@ def main():
     }
     if bench.json:
         return print(json.dumps(results))
-    positions, MiB = bench.texts * bench.span * work.copies, 2**20
     print(f"{results['device']}, {results['threads']} threads. A step: {bench.texts} texts of {bench.span} tokens,")
-    print(f"{work.copies} token positions for each token, {positions:,} in all\n")
+    print(f"{work.copies} token positions for each token, {bench.texts * bench.span * work.copies:,} in all\n")
     print(f"{'':22}{'thinking':>14}{'plain':>14}{'ratio':>8}")
     for title, unit, (ours, theirs) in [
         ("training step", "s", (think, plain)),
-        ("peak memory of a step", "MiB", [x / MiB for x in memory[:2]]),
+        ("peak memory of a step", "MiB", [x / 2**20 for x in memory[:2]]),
         ("a generated token", "ms", [1000 * x / bench.new_tokens for x in (generation, plainly)]),
     ]:
         print(f"{title:22}{ours:>10.2f} {unit:3}{theirs:>10.2f} {unit:3}{ours / theirs:>8.2f}")
-    times, forwards = results["generate_over_plain_times"], quiet_config.thought_len + 1
+    forwards, KiB = quiet_config.thought_len + 1, results["train_peak_bytes_per_text_token"] / 1024
+    times = results["generate_over_plain_times"]
     print(f"\na generated token takes {forwards} forward passes instead of one: {times:.2f} of plain for each")
-    print(f"peak memory of a step: {memory[0] / (bench.texts * bench.span) / 1024:,.0f} KiB for each token of text")
+    print(f"peak memory of a step: {KiB:,.0f} KiB for each token of text")
     print(f"--recompute: {recompute / think:.2f} of the time, {memory[2] / memory[0]:.2f} of the memory")
     print(f"thinking at the hardest {bench.think_share:.0%} of positions: {hard / think:.2f} of the time")
     if results["growth_when_T_doubles"]:

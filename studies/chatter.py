@@ -6,15 +6,15 @@ become steps. Without it the share stays what it was.
     python -m studies.chatter
 """
 
+from functools import partial
+
 import numpy as np
 from tqdm import tqdm
 
-from data.dataset import open_dataset
 from lib.pictures import draw_over_training
-from lib.tokenizer import from_json
 from studies.runs import HERE, fewer_steps, over_training, prepare, run_studies, train_all, train_bases, train_rows
 from studies.tables import keep_results, over_seeds, print_rows, remembered
-from studies.thoughts import quiet_questions, useful_thoughts
+from studies.thoughts import held_out_questions, useful_thoughts
 
 CHATTER = {
     "as in config/chatter.toml": [],
@@ -39,19 +39,14 @@ def chatter(config, out):
     preset += ["--save_every=50", "--keep=99", "--eval_every=0", *steps]
     runs = train_rows(config, out / "chatter", CHATTER, preset)
 
-    dataset = open_dataset("data/chatter", "val")
-    tokenizer = from_json(dataset.meta["tokenizer"], "data/chatter")
-    rows, questions = quiet_questions(dataset, tokenizer)
-    found = {}
-    for key, (folder, flags) in tqdm(runs.items(), desc="measuring", unit="run", disable=None):
+    tokenizer, rows, questions = held_out_questions("data/chatter")
 
-        def make(folder=folder, flags=flags):
-            models = over_training(folder, flags)
-            return [(step, useful_thoughts(model, tokenizer, rows, questions)) for step, model in models]
+    def measured(run):
+        return [(step, useful_thoughts(model, tokenizer, rows, questions)) for step, model in over_training(*run)]
 
-        found[key] = remembered(folder, "useful_thoughts", make)
-
-    results, curves = {}, {}
+    found, results, curves = {}, {}, {}
+    for key, run in tqdm(runs.items(), desc="measuring", unit="run", disable=None):
+        found[key] = remembered(run[0], "useful_thoughts", partial(measured, run))
     for name in CHATTER:
         of_seeds = [found[name, seed] for seed in seeds]
         start = over_seeds([points[0][1]["useful_share"] for points in of_seeds])
@@ -60,14 +55,16 @@ def chatter(config, out):
         shares = [{step: measured["useful_share"] for step, measured in points} for points in of_seeds]
         looked = sorted(set.intersection(*map(set, shares)))  # a run that was stopped has a checkpoint of its own
         curves[name] = looked, np.array([[share[step] for step in looked] for share in shares])
-    first, without = results["as in config/chatter.toml"], results["without REINFORCE"]
-    ends = {"start": first["useful_at_start"], "end": first["useful_share"]}
-    ends = {**ends, "end_without_reinforce": without["useful_share"]}
     title = f"{len(rows)} lines whose steps are left out, 4 thoughts each at temperature 1"
     title = f"{title}; mean and spread over seeds {config.seeds}"
     print_rows(title, results, ("useful_at_start", "useful_share", "answer_accuracy", "gate"))
-    means = {name: value["mean"] for name, value in ends.items()}
-    keep_results(out, "chatter", {"useful_share": means, "rows": results})
+    first, without = results["as in config/chatter.toml"], results["without REINFORCE"]
+    ends = {
+        "start": first["useful_at_start"]["mean"],
+        "end": first["useful_share"]["mean"],
+        "end_without_reinforce": without["useful_share"]["mean"],
+    }
+    keep_results(out, "chatter", {"useful_share": ends, "rows": results})
     draw_over_training(curves, "share of useful thoughts", out / "chatter.png")
 
 

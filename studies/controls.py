@@ -45,18 +45,17 @@ def controls(config, out):
     def others(model):
         return of_other_positions(measure(model, spans, meta).thoughts, answers)
 
-    full, trained_on_random = out / "full", {"thoughts": random(meta["vocab_size"])}
-    of_this_text = random(np.unique(spans))  # the model has never seen the other tokens
-    measured = {name: (out / name, {}) for name in ("base", "lm_same_tokens", "lm_same_compute", "pause")} | {
-        "trained_on_random_thoughts": (out / "trained_on_random_thoughts", trained_on_random),
+    full, of_this_text = out / "full", random(np.unique(spans))  # the model has never seen the other tokens
+    rows = {name: (out / name, {}) for name in ("base", "lm_same_tokens", "lm_same_compute", "pause")} | {
+        "trained_on_random_thoughts": (out / "trained_on_random_thoughts", {"thoughts": random(meta["vocab_size"])}),
         "random_thoughts": (full, {"name": "scores_random_thoughts", "thoughts": of_this_text}),
         "another_positions_thoughts": (full, {"name": "scores_others_thoughts", "thoughts": others}),
         "gate_0": (full, {"name": "scores_gate_0", "gate": 0.0}),
         "gate_1": (full, {"name": "scores_gate_1", "gate": 1.0}),
     }
-    measured |= {name: (out / name, {}) for name in ("reinforce_weight_0", "full", "full_everywhere")}
+    rows |= {name: (out / name, {}) for name in ("reinforce_weight_0", "full", "full_everywhere")}
     title = f"{answers.sum():,} answers of sums whose steps are left out"
-    table_of_runs(config, out, "controls", title, text, measured)
+    table_of_runs(config, out, "controls", title, text, rows)
     print(f"lm_same_compute: {compute} times the steps of lm_same_tokens")
 
 

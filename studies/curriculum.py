@@ -5,11 +5,9 @@ until there are none (Fast Quiet-STaR, Huang et al. 2025). The gain goes with th
     python -m studies.curriculum
 """
 
-from tqdm import tqdm
-
 from lib.pictures import draw_lines
 from studies.runs import max_steps, run_studies, train_bases, train_rows
-from studies.tables import held_out, keep_results, print_rows, scores_of
+from studies.tables import held_out, keep_results, measure_rows, print_rows
 
 STAGES = (3, 2, 1, 0)
 
@@ -26,21 +24,17 @@ def curriculum(config, out):
     preset = train_bases(config, out)
     for name, flags in rows.items():  # one after the other: each begins where the one before ended
         train_rows(config, out, {name: flags}, preset)
-    text, found = held_out(config), {"base": None, **rows}
-    for name in tqdm(found, desc="measuring", disable=None):
-        found[name] = scores_of(config, out / name, text)
+    found = measure_rows(config, held_out(config), {name: (out / name, {}) for name in ("base", *rows)})
     columns = ("answer_accuracy", "accuracy_without_thoughts", "answer_nll", "other_nll")
     print_rows(f"thoughts that grow shorter; mean and spread over seeds {config.seeds}", found, columns)
-    ends = {
-        "with_thoughts": found["full"]["answer_accuracy"]["mean"],
-        "without_thoughts": found["curriculum_none"]["answer_accuracy"]["mean"],
-    }
+    ends = {"with_thoughts": "full", "without_thoughts": "curriculum_none"}
+    ends = {name: found[row]["answer_accuracy"]["mean"] for name, row in ends.items()}
     keep_results(out, "curriculum", {**ends, "rows": found})
-    stages = list(rows)[:-1]
-    lines = {"after a thought": "answer_accuracy", "without": "accuracy_without_thoughts"}
-    lines = {line: {stage: found[stage][column] for stage in stages} for line, column in lines.items()}
-    del lines["after a thought"]["curriculum_none"]
+    stages = {name.replace("_", " "): row for name, row in found.items() if name not in ("base", "lm_as_long")}
+    without = {stage: row["accuracy_without_thoughts"] for stage, row in stages.items()}
+    after = {stage: row["answer_accuracy"] for stage, row in stages.items() if stage != "curriculum none"}
     level = "as many LM steps", found["lm_as_long"]["answer_accuracy"]["mean"]
+    lines = {"after a thought": after, "without": without}
     draw_lines(lines, ("stage", "answers that are right"), out / "curriculum.png", level)
 
 

@@ -32,10 +32,8 @@ def curve(config):
         found = [json.loads(path.read_text("utf-8")) for path in sorted(run.glob("eval_step*/results.json"))]
         if not found:
             raise ValueError(f"{run} was not measured yet: python eval.py gains --run={run}, at several steps")
-        name = "answer_accuracy" if found[0]["answers"] else "nats_per_token"
-        values = [x["quiet_star"][name] if x["answers"] else x["gain"][name] for x in found]
-        steps = [x["step"] for x in found]
-        rows[run.name] = [(step, seconds[step], value) for step, value in zip(steps, values, strict=True)]
+        part, name = ("quiet_star", "answer_accuracy") if found[0]["answers"] else ("gain", "nats_per_token")
+        rows[run.name] = [(x["step"], seconds[x["step"]], x[part][name]) for x in found]
     print(f"{'':12}{'step':>6}{'seconds':>10}{name:>18}")
     for run, points in rows.items():
         for step, took, value in points:
@@ -44,7 +42,7 @@ def curve(config):
     out.mkdir(parents=True, exist_ok=True)
     write_results(out / "curve.json", {"columns": ["step", "seconds", name], **rows})
     lines = {run: {seconds: value for _, seconds, value in points} for run, points in rows.items()}
-    draw_lines(lines, ("seconds of training", name.replace("_", " ")), out / "curve.png")
+    draw_lines(lines, ("seconds of training", name.replace("_", " ")), out / "curve.png", top=None)
     print(f"table: {out / 'curve.json'}   picture: {out / 'curve.png'}")
 
 

@@ -14,7 +14,7 @@ from eval import answer_places, measure, predicted, print_table, spread_spans, s
 from lib.config import run_script
 from lib.parallel import pick_device
 from lib.pictures import draw_lines
-from lib.runs import load_run, read_log
+from lib.runs import load_run, read_config, read_log
 
 
 @dataclass
@@ -32,40 +32,32 @@ class DemoConfig:
 def demo(config):
     """One table of base, LM control, Quiet-STaR and thought lengths; results.json with seconds by phase."""
     out, start, device = Path(config.out), time.perf_counter(), pick_device(config.device)
-    names = ["base", "lm_control", "quiet_star"]
-    lengths = {
-        int(p.name.rsplit("_", 1)[1]): p.name for p in out.glob("thought_len_*") if (p / "checkpoint.pt").exists()
-    }
-    measured, seconds, settings = {}, {}, {}
-    dataset = answers = spans = None
-    for name in names + [lengths[m] for m in sorted(lengths)]:
-        model, _, settings[name], _ = load_run(out / name, device)
-        if dataset is None:
-            dataset = open_dataset(settings[name]["train"]["data"], "val")
-            spans = spread_spans(dataset.tokens, settings[name]["train"]["span"], config.texts)
-            answers = answer_places(spans, dataset.meta)
-        measured[name] = measure(model, spans, dataset.meta, device, config.batch_size, name)
-        seconds[name] = read_log(out / name)[-1]["seconds"]
-
-    rows = {}
-    for name, x in measured.items():
-        rows[name] = summarize(*predicted(x), answers)
+    train = read_config(out / "base")["train"]
+    dataset = open_dataset(train["data"], "val")
+    spans = spread_spans(dataset.tokens, train["span"], config.texts)
+    answers = answer_places(spans, dataset.meta)
+    names, rows, seconds, sweep = ["base", "lm_control", "quiet_star"], {}, {}, {}
+    lengths = [path.parent.name for path in out.glob("thought_len_*/checkpoint.pt")]
+    for name in names + sorted(lengths, key=lambda name: int(name.rsplit("_", 1)[1])):
+        model, _, settings, _ = load_run(out / name, device)
+        found = measure(model, spans, dataset.meta, device, config.batch_size, name)
+        rows[name] = summarize(*predicted(found), answers)
         if name == "quiet_star":
-            rows["quiet_star, not thinking"] = summarize(x.nll_base, x.right_base, answers)
-    main_length = settings["quiet_star"]["quiet_star"]["thought_len"]
-    sweep = {m: rows[name]["answer_accuracy"] for m, name in lengths.items()}
-    sweep[main_length] = rows["quiet_star"]["answer_accuracy"]
-    level = "base", rows["base"]["answer_accuracy"]
-    lines = {"Quiet-STaR": dict(sorted(sweep.items()))}
-    draw_lines(lines, ("thought_len", "answers that are right"), out / "thought_len_sweep.png", level)
+            rows["quiet_star, not thinking"] = summarize(found.nll_base, found.right_base, answers)
+        if name in lengths or name == "quiet_star":
+            sweep.setdefault(settings["quiet_star"]["thought_len"], rows[name]["answer_accuracy"])
+        seconds[name] = read_log(out / name)[-1]["seconds"]
+    sweep, level = dict(sorted(sweep.items())), ("base", rows["base"]["answer_accuracy"])
+    labels = "thought_len", "answers that are right"
+    draw_lines({"Quiet-STaR": sweep}, labels, out / "thought_len_sweep.png", level)
     seconds["evaluation"] = time.perf_counter() - start
     seconds["total"] = sum(seconds.values())
     results = {
         **{name: rows[name] for name in names},
         "quiet_star_not_thinking": rows["quiet_star, not thinking"],
-        "thought_len_sweep": {str(m): sweep[m] for m in sorted(sweep)},
+        "thought_len_sweep": sweep,
         "seconds": seconds,
-        "seed": settings["quiet_star"]["train"]["seed"],
+        "seed": read_config(out / "quiet_star")["train"]["seed"],
         "answers": int(answers.sum()),
         "tokens": int(answers.size),
     }

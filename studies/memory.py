@@ -29,7 +29,7 @@ from quiet_star import QuietSTaR, QuietSTaRConfig
 from train import TrainConfig
 
 GB = 1e9
-FULL, HALF = 4, 2  # bytes of a float32 and a bfloat16
+FULL = 4  # bytes of a float32
 
 
 @dataclass
@@ -91,10 +91,8 @@ def activations(train, model_config, quiet_config, texts, dtype=torch.float32, w
     logits at once, as there.
     """
     some = min(10, model_config.n_layers)  # with fewer, the moment of the peak is another one
-    fewer, more = (
-        peak(train, replace(model_config, n_layers=n), quiet_config, texts, dtype, weights, gpu)
-        for n in (max(1, some - 1), some)
-    )
+    shapes = [replace(model_config, n_layers=n) for n in (max(1, some - 1), some)]
+    fewer, more = (peak(train, shape, quiet_config, texts, dtype, weights, gpu) for shape in shapes)
     return more + (model_config.n_layers - some) * (more - fewer)
 
 
@@ -102,16 +100,16 @@ def peak(train, model_config, quiet_config, texts, dtype=torch.float32, weights=
     """The same with as many blocks as the model has. Parts of a text that think one after the other are alike, too: two
     of them do."""
     with FakeTensorMode():
-        before = torch.get_default_dtype(), CHUNK_NUMBERS["cpu"]
+        default, chunk = torch.get_default_dtype(), CHUNK_NUMBERS["cpu"]
         torch.set_default_dtype(weights)  # for tensors without numbers there is no .to(dtype)
         try:
             quiet = thinking(model_config, quiet_config, train.gain_head)
-            torch.set_default_dtype(before[0])
-            CHUNK_NUMBERS["cpu"] = CHUNK_NUMBERS["cuda"] if gpu else before[1]
+            torch.set_default_dtype(default)
+            CHUNK_NUMBERS["cpu"] = CHUNK_NUMBERS["cuda"] if gpu else chunk
             return peak_of(quiet, train, texts, dtype, gpu)
         finally:
-            torch.set_default_dtype(before[0])
-            CHUNK_NUMBERS["cpu"] = before[1]
+            torch.set_default_dtype(default)
+            CHUNK_NUMBERS["cpu"] = chunk
 
 
 def peak_of(quiet, train, texts, dtype, gpu):
@@ -127,14 +125,14 @@ def peak_of(quiet, train, texts, dtype, gpu):
     return alive.most
 
 
-def state(model_config, quiet_config, gpus, bfloat16, gain_head=True):
-    """{mode: {what: bytes on each GPU}} of all but activations, by the modes of lib/parallel.py."""
+def state(model_config, quiet_config, gpus, dtype, gain_head=True):
+    """{mode: {what: bytes on each GPU}} of all but activations, by the modes of lib/parallel.py. dtype: of what is
+    gathered."""
     with torch.device("meta"):
         quiet = thinking(model_config, quiet_config, gain_head)
     everything = sum(p.numel() for p in quiet.parameters())
     block = sum(p.numel() for p in quiet.model.layers[0].parameters())
-    root = everything - block * model_config.n_layers
-    width = HALF if bfloat16 else FULL
+    root, width = everything - block * model_config.n_layers, dtype.itemsize
 
     def kept(numbers):
         return {"weights": FULL * numbers, "gradients": FULL * numbers, "optimizer": 2 * FULL * numbers}
@@ -151,9 +149,8 @@ def state(model_config, quiet_config, gpus, bfloat16, gain_head=True):
 
 def plan(memory, train, model_config, quiet_config):
     """What each GPU holds, by mode, thought length and recompute: a dict, bytes."""
-    bfloat16 = train.dtype != "float32"
-    dtype = torch.bfloat16 if bfloat16 else torch.float32
-    parameters, states = state(model_config, quiet_config, memory.gpus, bfloat16, train.gain_head)
+    dtype = torch.float32 if train.dtype == "float32" else torch.bfloat16
+    parameters, states = state(model_config, quiet_config, memory.gpus, dtype, train.gain_head)
     texts = train.micro_batch or max(1, train.batch_size // memory.gpus)
     lengths = sorted({quiet_config.thought_len, *map(int, memory.thought_lens.split(","))})
     rows = []

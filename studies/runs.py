@@ -11,13 +11,14 @@ import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 
 import torch
 from tqdm import tqdm
 
 from lib.checkpoint import checkpoints
-from lib.config import from_cli
+from lib.config import run_script
 from lib.runs import load_weights, read_config
 from lib.tokenizer import from_json
 from train import HERE, build_model, settings_from
@@ -43,18 +44,19 @@ class StudyConfig:
 
 def run_studies(description, *studies, argv=None):
     """The command line of a study, or of several in turn: functions of the settings and the folder they write to."""
-    config, _ = from_cli(description, StudyConfig, argv=argv)
-    out = Path(config.out) / f"{config.steps}_steps" if config.steps else Path(config.out)
-    out.mkdir(parents=True, exist_ok=True)
-    try:
+
+    def run(config):
+        out = Path(config.out) / f"{config.steps}_steps" if config.steps else Path(config.out)
+        out.mkdir(parents=True, exist_ok=True)
         for study in studies:
             name, start = study.__name__, time.perf_counter()
             print(f"\n{name}: {' '.join(study.__doc__.split())}", flush=True)
             study(config, out)
             took = time.perf_counter() - start
             print(f"\ntable: {out / 'results.json'}   picture: {out / name}.png   {took:.0f} s", flush=True)
-    except (ValueError, OSError) as error:
-        sys.exit(f"studies: error: {error}")
+
+    try:
+        run_script("studies", description, run, StudyConfig, argv=argv)
     except KeyboardInterrupt:
         sys.exit("stopped: run the same command again to go on")
 
@@ -62,9 +64,8 @@ def run_studies(description, *studies, argv=None):
 def script(name, *flags, log):
     """Run a script of this project on one thread; what it prints goes to a file. Raises ValueError, in one line."""
     log.parent.mkdir(parents=True, exist_ok=True)
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    command, environment = [sys.executable, str(HERE / name), *flags], {**os.environ, "OMP_NUM_THREADS": "1"}
     with open(log, "a", encoding="utf-8") as file:
-        command = [sys.executable, str(HERE / name), *flags]
         done = subprocess.run(command, env=environment, stdout=file, stderr=subprocess.STDOUT)
     if done.returncode:
         last = log.read_text("utf-8").strip().split("\n")[-1]
@@ -73,13 +74,12 @@ def script(name, *flags, log):
 
 def train_all(runs, jobs):
     """Train runs {folder: flags}, `jobs` at a time."""
+
+    def train(folder, flags):
+        script("train.py", f"--out={folder}", "--device=cpu", *flags, log=folder.parent / f"{folder.name}.log")
+
     with ThreadPoolExecutor(jobs) as pool:
-        waiting = [
-            pool.submit(
-                script, "train.py", f"--out={folder}", "--device=cpu", *flags, log=folder.parent / f"{folder.name}.log"
-            )
-            for folder, flags in runs.items()
-        ]
+        waiting = [pool.submit(train, *run) for run in runs.items()]
         try:
             for future in tqdm(waiting, desc="training", unit="run", disable=None):
                 future.result()
@@ -91,14 +91,10 @@ def train_all(runs, jobs):
 def train_rows(config, out, rows, preset):
     """Train each row {name: flags} with each seed: {(name, seed): (folder, flags)}. A folder is out/name/seed, and
     {seed} in a flag is the seed."""
-    runs = {
-        (name, seed): (
-            out / re.sub("[^a-zA-Z0-9]+", "_", name) / str(seed),
-            [flag.replace("{seed}", str(seed)) for flag in [*preset, *flags, "--seed={seed}"]],
-        )
-        for name, flags in rows.items()
-        for seed in config.all_seeds()
-    }
+    runs = {}
+    for name, seed in product(rows, config.all_seeds()):
+        flags = [flag.replace("{seed}", str(seed)) for flag in [*preset, *rows[name], "--seed={seed}"]]
+        runs[name, seed] = out / re.sub("[^a-zA-Z0-9]+", "_", name) / str(seed), flags
     train_all(dict(runs.values()), config.jobs)
     return runs
 

@@ -36,25 +36,17 @@ def held_out(config, data="data/arithmetic"):
 SCORES = ("answer_accuracy", "answer_nll", "other_nll")
 
 
-def scores(found, answers):
-    """Of what eval.measure found: answers after a thought (if the model thinks), and without."""
-    row = summarize(*predicted(found), answers)
-    return {
-        **{name: row[name] for name in SCORES},
-        "accuracy_without_thoughts": float(found.right_base[answers].mean()),
-    }
-
-
 def scores_of(config, folder, text, name="scores", settings=None, **how):
     """Scores of a row of runs, over seeds, on a text that `held_out` gave: their models with other settings, measured
-    as how says (a function in it is asked for each model)."""
+    as how says (a function in it is asked for each model); of answers after a thought, if they think, and without."""
     spans, answers, meta = text
 
     def make(run):
         model = load_run(run, "cpu")[0]
         model = model.with_settings(**settings) if settings else model
         found = measure(model, spans, meta, **{k: x(model) if callable(x) else x for k, x in how.items()})
-        return scores(found, answers)
+        row, without = summarize(*predicted(found), answers), found.right_base[answers]
+        return {**{name: row[name] for name in SCORES}, "accuracy_without_thoughts": float(without.mean())}
 
     runs = [folder / str(seed) for seed in config.all_seeds()]
     return over_seeds([remembered(run, name, partial(make, run), texts=len(spans)) for run in runs])
@@ -90,11 +82,15 @@ def keep_results(out, name, results):
     replace_file(path, json.dumps({**old, name: results}, indent=1).encode())
 
 
-def table_of_runs(config, out, name, title, text, measured):
-    """A study's table, results and picture of its rows {row: (folder of its runs, how `scores_of` measures them)}."""
-    rows = {}
-    for row, (folder, how) in tqdm(measured.items(), desc="measuring", disable=None):
-        rows[row] = scores_of(config, folder, text, **how)
+def measure_rows(config, text, rows):
+    """Scores of rows {row: (folder of its runs, how `scores_of` measures them)}."""
+    progress = tqdm(rows.items(), desc="measuring", disable=None)
+    return {row: scores_of(config, folder, text, **how) for row, (folder, how) in progress}
+
+
+def table_of_runs(config, out, name, title, text, rows):
+    """A study's table, results and picture of its rows: see `measure_rows`."""
+    rows = measure_rows(config, text, rows)
     print_rows(f"{title}; mean and spread over seeds {config.seeds}; NLL in nats", rows, SCORES)
     keep_results(out, name, rows)
     draw_bars(rows, "answer_accuracy", "answers that are right", out / f"{name}.png")

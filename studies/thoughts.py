@@ -7,6 +7,15 @@ import numpy as np
 import torch
 
 from data.arithmetic.prepare import running_results
+from data.dataset import open_dataset
+from lib.tokenizer import from_json
+
+
+def held_out_questions(data):
+    """A corpus's tokenizer, and the `quiet_questions` of its held-out text."""
+    dataset = open_dataset(data, "val")
+    tokenizer = from_json(dataset.meta["tokenizer"], data)
+    return tokenizer, *quiet_questions(dataset, tokenizer)
 
 
 def quiet_questions(dataset, tokenizer, count=500, context=40):
@@ -54,14 +63,15 @@ def is_useful(thought, question):
     return thought.startswith(steps_of(question)[: len(thought)])
 
 
+def judge_thoughts(model, tokenizer, rows, questions, n_thoughts=4, temperature=1.0):
+    """Is a thought useful, is the answer right after it (the likeliest digit), the gate: (rows, n_thoughts) each."""
+    said, digits, gate = think_at_answers(model, tokenizer, rows, n_thoughts=n_thoughts, temperature=temperature)
+    pairs = zip(said, questions, strict=True)
+    useful = np.array([[is_useful(thought, question) for thought in row] for row, question in pairs])
+    return useful, digits == np.array([[int(steps_of(question)[-1])] for question in questions]), gate
+
+
 def useful_thoughts(model, tokenizer, rows, questions, n_thoughts=4):
-    """Of thoughts sampled at temperature 1: the share that is useful; the share after which the answer is the likeliest
-    digit; the mean gate."""
-    said, digits, gate = think_at_answers(model, tokenizer, rows, n_thoughts=n_thoughts)
-    answers = np.array([[int(steps_of(question)[-1])] for question in questions])
-    useful = [is_useful(thought, question) for row, question in zip(said, questions, strict=True) for thought in row]
-    return {
-        "useful_share": float(np.mean(useful)),
-        "answer_accuracy": float((digits == answers).mean()),
-        "gate": float(gate.mean()),
-    }
+    """Of thoughts sampled at temperature 1: the share that is useful; the share with a right answer; the mean gate."""
+    judged = judge_thoughts(model, tokenizer, rows, questions, n_thoughts)
+    return {name: float(x.mean()) for name, x in zip(("useful_share", "answer_accuracy", "gate"), judged, strict=True)}

@@ -20,7 +20,7 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from lib.config import from_cli  # noqa: E402
+from lib.config import run_script  # noqa: E402
 from lib.files import replace_file  # noqa: E402
 from lib.tokenizer import load_tokenizer  # noqa: E402
 from lib.weights import save_mistral  # noqa: E402
@@ -28,18 +28,10 @@ from model import ModelConfig, Transformer  # noqa: E402
 
 CONTROL = 3  # GGUF's type of a token that stands for no text
 # GGUF's names of a block's tensors, and Mistral's. Both keep the halves of q and k that rotate together side by side.
-BLOCK = {
-    "attn_norm": "attention_norm",
-    "attn_q": "attention.wq",
-    "attn_k": "attention.wk",
-    "attn_v": "attention.wv",
-    "attn_output": "attention.wo",
-    "ffn_norm": "ffn_norm",
-    "ffn_gate": "feed_forward.w1",
-    "ffn_down": "feed_forward.w2",
-    "ffn_up": "feed_forward.w3",
-}
-OUTER = {"token_embd": "tok_embeddings", "output_norm": "norm", "output": "output"}
+BLOCK = dict(attn_q="attention.wq", attn_k="attention.wk", attn_v="attention.wv", attn_output="attention.wo")
+BLOCK |= dict(ffn_gate="feed_forward.w1", ffn_down="feed_forward.w2", ffn_up="feed_forward.w3")
+BLOCK |= dict(attn_norm="attention_norm", ffn_norm="ffn_norm")
+OUTER = dict(token_embd="tok_embeddings", output_norm="norm", output="output")
 
 
 @dataclass
@@ -81,7 +73,6 @@ def value(reader, key):
 
 def read_model(reader, gguf):
     """The file's Transformer, in float32. Raises ValueError if it is of another kind."""
-
     kind = value(reader, "general.architecture")
     if kind != "llama":
         raise ValueError(f"a model of Llama type is wanted, not {kind}")
@@ -130,24 +121,20 @@ def tokenizer_json(reader):
     }
 
 
-def main():
-    config, _ = from_cli(__doc__, SmolLM2Config)
+def prepare(config):
     try:
         import gguf
     except ImportError:
-        sys.exit("prepare.py: reading a GGUF file needs the package gguf: pip install gguf")
-    try:
-        reader = gguf.GGUFReader(find_source(config))
-        tokenizer = tokenizer_json(reader)
-        model = read_model(reader, gguf)
-        save_mistral(model, config.out)
-        path = Path(config.out) / "tokenizer.json"
-        replace_file(path, json.dumps(tokenizer, ensure_ascii=False).encode())
-        load_tokenizer(path)
-    except (ValueError, OSError) as error:
-        sys.exit(f"prepare.py: {error}")
+        raise ValueError("reading a GGUF file needs the package gguf: pip install gguf") from None
+    reader = gguf.GGUFReader(find_source(config))
+    tokenizer = tokenizer_json(reader)
+    model = read_model(reader, gguf)
+    save_mistral(model, config.out)
+    path = Path(config.out) / "tokenizer.json"
+    replace_file(path, json.dumps(tokenizer, ensure_ascii=False).encode())
+    load_tokenizer(path)
     print(f"{config.out}: {sum(p.numel() for p in model.parameters()):,} parameters")
 
 
 if __name__ == "__main__":
-    main()
+    run_script("prepare.py", __doc__, prepare, SmolLM2Config)

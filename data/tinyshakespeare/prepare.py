@@ -17,7 +17,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from data.dataset import write_dataset  # noqa: E402
 from data.download import read_source  # noqa: E402
-from lib.config import from_cli  # noqa: E402
+from lib.config import run_script  # noqa: E402
 from lib.tokenizer import CharTokenizer, load_tokenizer  # noqa: E402
 
 URL = "https://raw.githubusercontent.com/karpathy/char-rnn/master/data/tinyshakespeare/input.txt"
@@ -36,17 +36,17 @@ class ShakespeareConfig:
             raise ValueError(f"val_share must lie between 0 and 1, not {self.val_share}")
 
 
-def main():
-    config, _ = from_cli(__doc__, ShakespeareConfig)
-    try:
-        text = read_source(config.source, URL, Path(config.out) / "input.txt", SHA256).decode("utf-8")
-        tokenizer = load_tokenizer(config.tokenizer) if config.tokenizer else CharTokenizer("".join(sorted(set(text))))
-        cut = int(len(text) * (1 - config.val_share))
-        splits = {"train": tokenizer.encode(text[:cut]), "val": tokenizer.encode(text[cut:])}
-        write_dataset(config.out, splits, tokenizer)
-    except (ValueError, OSError) as error:
-        sys.exit(f"prepare.py: {error}")
+def prepare(config):
+    text = read_source(config.source, URL, Path(config.out) / "input.txt", SHA256).decode("utf-8")
+    tokenizer = load_tokenizer(config.tokenizer) if config.tokenizer else CharTokenizer("".join(sorted(set(text))))
+    cut = int(len(text) * (1 - config.val_share))
+    splits = {"train": tokenizer.encode(text[:cut]), "val": tokenizer.encode(text[cut:])}
+    write_dataset(config.out, splits, tokenizer)
     print(f"{config.out}: " + ", ".join(f"{name} {len(part):,} tokens" for name, part in splits.items()))
+
+
+def main():
+    run_script("prepare.py", __doc__, prepare, ShakespeareConfig)
 
 
 if __name__ == "__main__":

@@ -26,7 +26,7 @@ def test_missing_file_is_one_line(tmp_path):
     pytest.importorskip("gguf")
     command = [sys.executable, ROOT / "data/smollm2/prepare.py", f"--out={tmp_path}", "--source=nowhere.gguf"]
     done = subprocess.run(command, capture_output=True, text=True)
-    assert done.returncode == 1 and done.stderr.strip() == "prepare.py: there is no file nowhere.gguf"
+    assert done.returncode == 1 and done.stderr.strip() == "prepare.py: error: there is no file nowhere.gguf"
 
 
 @pytest.mark.slow

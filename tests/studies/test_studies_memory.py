@@ -61,7 +61,7 @@ def test_a_steps_peak_is_predicted(how, thought_len, bfloat16, n_layers):
 
 def test_weights_gradients_and_optimizer_are_predicted():
     config = QuietSTaRConfig(thought_len=2)
-    parameters, states = state(SMALL, config, 4, False)
+    parameters, states = state(SMALL, config, 4, torch.float32)
     quiet = thinking(SMALL, config, gain_head=True)
     for p in quiet.parameters():
         p.grad = torch.zeros_like(p)
