@@ -55,10 +55,6 @@ class GainsConfig:
             raise ValueError("texts, batch_size and page_tokens must be at least 1, span not negative")
 
 
-# ----------------------------------------------------------------------------------------------------------------------
-# measuring
-
-
 @dataclass
 class Measured:
     """Predictions of a model for each token of W held-out spans of T tokens, arrays (W, T)."""
@@ -156,10 +152,6 @@ def print_table(rows):
     for name, row in rows.items():
         cells = [f"{row[c]:.4f} ± {row[c + '_error']:.4f}" if c in row else "" for c in columns]
         print(f"{name:{width}}  " + "  ".join(f"{cell:>18}" for cell in cells))
-
-
-# ----------------------------------------------------------------------------------------------------------------------
-# gains: one run
 
 
 def text_to_measure(config, settings, tokenizer):

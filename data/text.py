@@ -55,10 +55,6 @@ class TokenizeConfig:
             raise ValueError("max_tokens and processes must not be negative")
 
 
-# ----------------------------------------------------------------------------------------------------------------------
-# encoding
-
-
 def prepare_text(documents, out, source, config, total=None, unit="B"):
     """Encode documents into the folder `out` and return the content of its meta.json.
 
@@ -197,9 +193,6 @@ def is_held_out(text, val_share):
     number = hashlib.blake2b(text.encode("utf-8", "replace"), digest_size=8).digest()
     return int.from_bytes(number) < val_share * 2**64
 
-
-# ----------------------------------------------------------------------------------------------------------------------
-# where documents come from
 
 OPEN = {".gz": gzip.open, ".xz": lzma.open, ".bz2": bz2.open}
 

@@ -61,22 +61,36 @@ def checkpoints(folder, ending):
     return sorted(found, key=lambda path: path.stem != "checkpoint_new")
 
 
-def read_checkpoint(folder, device="cpu"):
-    """The newest state that is whole, of those that save_checkpoint wrote; says so if that is not the newest. Raises
-    ValueError, in one line, if none can be had."""
-    found, reasons = checkpoints(folder, ".pt"), []
+def newest_whole(folder, ending, read):
+    """read(path) of the newest checkpoint that is whole; says so if that is not the newest. read raises ValueError for
+    one that is not. Raises ValueError, in one line, if none is whole."""
+    found, reasons = checkpoints(folder, ending), []
     if not found:
         raise ValueError(f"there is no checkpoint in {folder}: train one with train.py --out={folder}")
     for path in found:
         try:
+            state = read(path)
+        except ValueError as error:
+            if path.stem != "checkpoint_new" or ending == ".pt":  # a sharded one of that name may be half-written
+                reasons.append(f"{path} is damaged or cut short ({error})")
+            continue
+        if reasons:
+            step = f", step {state['step']}" if isinstance(state, dict) else ""
+            print(f"{'; '.join(reasons)}: going back to {path.name}{step}", file=sys.stderr)
+        return state
+    raise ValueError("; ".join(reasons) + ": restore it, or delete it to start anew")
+
+
+def read_checkpoint(folder, device="cpu"):
+    """The newest whole state of those that save_checkpoint wrote. Raises ValueError, in one line."""
+
+    def read(path):
+        try:
             damaged = zipfile.ZipFile(path).testzip()  # the checksum of every part
             if damaged:
                 raise ValueError(f"wrong checksum of {damaged}")
-            state = torch.load(path, map_location=device, weights_only=True)
+            return torch.load(path, map_location=device, weights_only=True)
         except Exception as error:  # whatever is raised on bytes that are not a checkpoint: it is one thing to the user
-            reasons.append(f"{path} is damaged or cut short ({str(error).split(chr(10))[0]})")
-            continue
-        if reasons:
-            print(f"{'; '.join(reasons)}: going back to {path.name}, step {state['step']}", file=sys.stderr)
-        return state
-    raise ValueError("; ".join(reasons) + ": restore it, or delete it to start anew")
+            raise ValueError(str(error).split("\n")[0]) from None
+
+    return newest_whole(folder, ".pt", read)

@@ -68,10 +68,6 @@ class QuestionsConfig:
             raise ValueError("several votes want --cot and a temperature above 0: without, all would be the same")
 
 
-# ----------------------------------------------------------------------------------------------------------------------
-# the two sets of questions: for each question, a dict of scores and what they are read from
-
-
 def answer_ids(tokenizer, kind, bos):
     """Ids among which the release's score looks: those of the digits, or of the letters, and of the line end."""
     texts = ["0123456789"] if kind == "digits" else list(LETTERS)
@@ -164,10 +160,6 @@ def ask_commonsense_qa(who, questions, tokenizer, config, device, name):
         more = {"letter_chosen": letter, "log_p_of_texts": five, "written": written[i][0], "thought": written[i][1]}
         found.append(scores | more)
     return found
-
-
-# ----------------------------------------------------------------------------------------------------------------------
-# all models on the same questions
 
 
 def load_questions(folder, n):

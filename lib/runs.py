@@ -158,9 +158,6 @@ def last_run():
     raise ValueError("no thinking model in out/ yet: train one (python train.py), or name one with --run")
 
 
-# ----------------------------------------------------------------------------------------------------------------------
-# a run that is trained
-
 # what may change when a run goes on; everything else would make it another run
 MAY_CHANGE = set(
     "max_steps micro_batch think_at_once recompute eval_every eval_texts save_every keep parallel gather device out "

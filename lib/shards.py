@@ -6,14 +6,13 @@ slices, and as many processes may read as want to.
 """
 
 import json
-import sys
 import warnings
 import zlib
 from pathlib import Path
 
 import torch
 
-from lib.checkpoint import checkpoints, move_up, remove
+from lib.checkpoint import checkpoints, move_up, newest_whole, remove
 from lib.files import replace_file
 from lib.parallel import barrier
 
@@ -127,17 +126,14 @@ def is_sharded(folder):
 
 
 def whole_shards(folder):
-    """The newest sharded checkpoint whose checksums are right; says so if that is not the newest. Raises ValueError."""
-    reasons = []
-    for path in checkpoints(folder, ".dcp"):
-        reason = what_is_wrong(path)
-        if reason is None:
-            if reasons:
-                print(f"{'; '.join(reasons)}: going back to {path.name}", file=sys.stderr)
-            return path
-        if path.stem != "checkpoint_new":  # that one may be half-written
-            reasons.append(f"{path} is damaged or cut short ({reason})")
-    raise ValueError("; ".join(reasons) + ": restore it, or delete it to start anew")
+    """The newest sharded checkpoint whose checksums are right. Raises ValueError."""
+
+    def read(path):
+        if reason := what_is_wrong(path):
+            raise ValueError(reason)
+        return path
+
+    return newest_whole(folder, ".dcp", read)
 
 
 def what_is_wrong(path):

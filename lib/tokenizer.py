@@ -118,9 +118,6 @@ class BPETokenizer:
         replace_file(Path(folder) / FILES[self.kind], self.content)
 
 
-# ----------------------------------------------------------------------------------------------------------------------
-# Mistral v0.1 and others: tokenizer.model, SentencePiece BPE
-
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = range(1, 7)  # types of pieces
 
 
@@ -174,10 +171,6 @@ def read_sentencepiece(content):
     )
 
 
-# ----------------------------------------------------------------------------------------------------------------------
-# newer Mistral models: tekken.json, which is tiktoken's own format
-
-
 def read_tekken(content):
     """tekken.json -> BPETokenizer. Special tokens come first: a token's id is its rank plus their number."""
     file = json.loads(content)
@@ -199,9 +192,6 @@ def read_tekken(content):
         names.get("</s>", 2),
     )
 
-
-# ----------------------------------------------------------------------------------------------------------------------
-# SmolLM2, GPT-2 and others: tokenizer.json, byte-level BPE
 
 GPT2 = r"'(?:[sdmt]|ll|ve|re)| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
 # Digits are cut out one by one before GPT-2's pattern sees the text: so it finds the text's end before each of them.
@@ -262,8 +252,6 @@ def byte_characters():
     hidden = [b for b in range(256) if b not in visible]
     return {b: chr(b) for b in visible} | {b: chr(256 + n) for n, b in enumerate(hidden)}
 
-
-# ----------------------------------------------------------------------------------------------------------------------
 
 FILES = {"sentencepiece": "tokenizer.model", "tekken": "tekken.json", "bpe": "tokenizer.json"}
 READERS = {"sentencepiece": read_sentencepiece, "tekken": read_tekken, "bpe": read_byte_bpe}

@@ -1,5 +1,5 @@
 """
-All studies, one after the other (`make paper`), or one of them. Logs, runs, a table (results.json) and a picture of
+All studies, one after the other (`make paper`), or one alone. Logs, runs, a table (results.json) and a picture of
 each come into out/paper.
 
     python -m studies              all of them
@@ -12,8 +12,6 @@ each come into out/paper.
     python -m studies.cups         the same on a second kind of text
     python -m studies.adaptive     thinking only where it is expected to pay
 """
-
-import sys
 
 from studies.ablations import ablations
 from studies.adaptive import adaptive
@@ -28,13 +26,5 @@ from studies.who import who
 STUDIES = {f.__name__: f for f in (controls, chatter, thought_len, who, ablations, curriculum, cups, adaptive)}
 
 
-def main():
-    arguments = sys.argv[1:]
-    name = arguments.pop(0) if arguments and not arguments[0].startswith("-") else ""
-    if name and name not in STUDIES:
-        sys.exit(f"studies: error: {name!r} is not one of {', '.join(STUDIES)} (--help says more)")
-    run_studies(__doc__, *([STUDIES[name]] if name else STUDIES.values()), argv=arguments)
-
-
 if __name__ == "__main__":
-    main()
+    run_studies(__doc__, *STUDIES.values())
