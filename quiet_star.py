@@ -431,7 +431,7 @@ def read_and_think(quiet, new, cache, where, temperature, generator):
     opening = start if m else torch.cat((start, end), dim=1)  # what is known of a thought
     if where is None:  # the opening goes in with the text: one forward pass less
         hidden = model(torch.cat((x, opening), dim=1), cache=cache)
-        h_base, h, rows = hidden[:, x.shape[1] - 1], hidden[:, -1], torch.arange(len(x), device=x.device)
+        h_base, h, rows = hidden[:, x.shape[1] - 1], hidden[:, -1], slice(None)
     else:
         h_base = model(x, cache=cache)[:, -1]
         rows = where(h_base).nonzero()[:, 0]
@@ -445,5 +445,6 @@ def read_and_think(quiet, new, cache, where, temperature, generator):
         thoughts[rows, s] = token
         x = model.tok_embeddings(token[:, None])
         h = model(x if s < m - 1 else torch.cat((x, end[rows]), dim=1), cache=cache)[:, -1]
-    h_mixed, w = quiet.talk(h_base[rows], h)
-    return h_base.index_put((rows,), h_mixed), thoughts, w.new_zeros(len(thoughts)).index_put((rows,), w)
+    h_mixed, gates = h_base.clone(), h_base.new_zeros(len(thoughts))
+    h_mixed[rows], gates[rows] = quiet.talk(h_base[rows], h)
+    return h_mixed, thoughts, gates

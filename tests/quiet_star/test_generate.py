@@ -74,3 +74,9 @@ def test_generating_leaves_the_models_settings_alone_and_follows_its_generator()
 
     assert torch.equal(draw(0), draw(0)) and not torch.equal(draw(0), draw(1))
     assert quiet.config == QuietSTaRConfig(thought_len=2, n_thoughts=3, n_true=2)
+
+
+def test_told_to_stop_at_once_it_returns_the_prompt_and_no_thoughts():
+    quiet, tokens = tiny(thought_len=2), ids(2, 4)
+    read, thoughts, gates = generate_with_thoughts(quiet, tokens, 3, stop=lambda new: True)
+    assert torch.equal(read, tokens) and thoughts.shape == (2, 0, 2) and gates.shape == (2, 0)
