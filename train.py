@@ -175,9 +175,8 @@ def thinking_step(model, tokens, documents, scale, before_last, train, noise, ch
         "hard": partial(hard_positions, model, share=train.think_share, noise=chance),
         "hardest": partial(hard_positions, model, share=train.think_share),
     }[train.think_at]
-    return model.backward(
-        tokens, documents, noise, where, scale, train.think_at_once, train.recompute, before_last=before_last
-    )
+    how = dict(scale=scale, at_once=train.think_at_once, recompute=train.recompute, before_last=before_last)
+    return model.backward(tokens, documents=documents, noise=noise, where=where, **how)
 
 
 @torch.no_grad()
