@@ -119,7 +119,7 @@ def load_run(folder, device="cpu"):
 
 
 def load_model(folder, device="cpu"):
-    """The model of a run, or of a folder of weights (see lib.weights.load_mistral): (model, tokenizer, config, step), as
+    """The model of a run, or of a folder of weights (see lib/weights.py): (model, tokenizer, config, step), as
     load_run; weights from elsewhere have neither config nor steps, (model, tokenizer, None, 0), and become float32.
     Beside weights that `export` wrote is what makes them think: a QuietSTaR, then."""
     folder = Path(folder)
