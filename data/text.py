@@ -290,17 +290,17 @@ def report(out, prepare):
 
 @dataclass
 class HubConfig:
-    dataset: str = ""  # its name on the Hugging Face hub
-    subset: str = ""  # of the dataset
+    dataset: str = ""  # its name on the Hugging Face hub; if not given: this corpus's
+    subset: str = ""  # of the dataset; if not given: this corpus's
     revision: str = "main"  # branch, tag or commit on the hub: a commit fixes the text for good
-    out: str = ""  # folder to write
+    out: str = ""  # folder to write; if not given: that of prepare.py
 
 
 def prepare_hub(description, **defaults):
     """The command line of a corpus on the hub. max_tokens is 20 million if not said otherwise."""
     config, tokenize, given = from_cli(description, HubConfig, TokenizeConfig)
     config = replace(config, **{name: value for name, value in defaults.items() if name not in given})
-    tokenize = replace(tokenize, max_tokens=given.get("max_tokens", 20_000_000))
+    tokenize.max_tokens = given.get("max_tokens", 20_000_000)
     source = {"dataset": config.dataset, "subset": config.subset, "revision": config.revision}
 
     def prepare():

@@ -40,9 +40,14 @@ def from_cli(description, *classes, argv=None):
 def check_choices(cls, given):
     """Raise ValueError if a field of type Literal["one", "other"] is given anything else."""
     for field in dataclasses.fields(cls):
-        choices = typing.get_args(field.type) if typing.get_origin(field.type) is typing.Literal else ()
+        choices = choices_of(field.type)
         if choices and given.get(field.name, field.default) not in choices:
             raise ValueError(f"{field.name} must be one of {', '.join(choices)}, not {given[field.name]!r}")
+
+
+def choices_of(annotation):
+    """("one", "other") of Literal["one", "other"], () of any other type."""
+    return typing.get_args(annotation) if typing.get_origin(annotation) is typing.Literal else ()
 
 
 def flags_of(description, classes):
@@ -59,10 +64,9 @@ def flags_of(description, classes):
             if kind is bool:
                 option = dict(action=argparse.BooleanOptionalAction)
             else:
-                optional = isinstance(field.type, types.UnionType)
-                option = dict(type=or_none(kind) if optional else kind, metavar=kind.__name__.upper())
-                if typing.get_origin(field.type) is typing.Literal:
-                    option["metavar"] = "{" + ",".join(typing.get_args(field.type)) + "}"
+                choices, optional = choices_of(field.type), isinstance(field.type, types.UnionType)
+                metavar = f"{{{','.join(choices)}}}" if choices else kind.__name__.upper()
+                option = dict(type=or_none(kind) if optional else kind, metavar=metavar)
             group.add_argument(f"--{field.name}", default=argparse.SUPPRESS, help=text.replace("%", "%%"), **option)
     return parser
 
@@ -87,7 +91,7 @@ def read_preset(path, classes):
 
 def bare_type(annotation):
     """int of `int | None`, str of Literal["one", "other"]."""
-    if typing.get_origin(annotation) is typing.Literal:
+    if choices_of(annotation):
         return str
     if isinstance(annotation, types.UnionType):
         return next(kind for kind in typing.get_args(annotation) if kind is not type(None))

@@ -177,9 +177,8 @@ def open_run(out, settings, defaults, model, optimizer, tokenizer, processes):
             for name, value in settings[part].items():
                 was = old[part].get(name, defaults.get(name))
                 if name not in MAY_CHANGE and was != value:
-                    raise ValueError(
-                        f"{out} holds another run ({name} is {was!r} there, {value!r} here): choose another --out"
-                    )
+                    what = f"{name} is {was!r} there, {value!r} here"
+                    raise ValueError(f"{out} holds another run ({what}): choose another --out")
     step, seconds, sharded = 0, 0.0, settings["train"]["parallel"] == "fsdp"
     if has_checkpoint(out) and sharded != is_sharded(out):
         raise ValueError(

@@ -68,12 +68,9 @@ def flat_state(model, optimizer):
 def gather_shards(folder):
     """The newest checkpoint in one piece and without the optimizer's part. Raises ValueError."""
     path = whole_shards(folder)
-    kinds = shards_reader(path).read_metadata().state_dict_metadata
-    state = {
-        name: torch.empty(kind.size, dtype=kind.properties.dtype)
-        for name, kind in kinds.items()
-        if not name.startswith("optimizer.")
-    }
+    kinds = shards_reader(path).read_metadata().state_dict_metadata.items()
+    kinds = [(name, kind) for name, kind in kinds if not name.startswith("optimizer.")]
+    state = {name: torch.empty(kind.size, dtype=kind.properties.dtype) for name, kind in kinds}
     read_shards(path, state, no_dist=True)
     weights = {name.removeprefix("model."): x for name, x in state.items() if name.startswith("model.")}
     return {"step": int(state["step"]), "seconds": float(state["seconds"]), "model": weights}
