@@ -32,6 +32,7 @@ class SampleConfig:
     think_above: float = float("-inf")  # think only where it is expected to gain more nats than this; -inf: everywhere
     seed: int = 1337  # of the sampling
     device: Literal["auto", "cpu", "cuda"] = "auto"  # auto: cuda where there is one
+    ANY_NUMBER = ("think_above",)
 
     def __post_init__(self):
         if self.max_new_tokens < 1 or self.temperature < 0 or self.thought_temperature < 0:

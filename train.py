@@ -25,6 +25,7 @@ from typing import Literal
 
 import torch
 import torch.distributed as dist
+from torch.nn.utils import clip_grad_norm_
 from tqdm import tqdm
 
 from beyond.adaptive import attach_gain_head, hard_positions, random_positions
@@ -32,9 +33,10 @@ from data.batches import batch_offsets, check_sizes, read_batch, thought_noise
 from data.dataset import open_dataset
 from lean.in_parts import go_back
 from lean.log_prob import text_loss
-from lib.config import from_cli
+from lib.config import from_cli, one_line_errors
+from lib.files import finite, lock, reason
 from lib.parallel import average_gradients, average_metrics, barrier, hold, release, shard, start_processes, whole
-from lib.runs import load_model, lock, open_run, save_run, steps_done, stop_on_signals, what_is_kept
+from lib.runs import load_model, open_run, save_run, steps_done, stop_on_signals, what_is_kept
 from lib.tokenizer import from_json
 from model import ModelConfig, Transformer
 from quiet_star import QuietSTaR, QuietSTaRConfig
@@ -83,9 +85,6 @@ class TrainConfig:
         for name, number in least.items():
             if getattr(self, name) < number:
                 raise ValueError(f"{name} must be at least {number}, not {getattr(self, name)}")
-        for name in ("micro_batch", "think_at_once", "eval_every", "warmup_steps", "lr", "weight_decay", "seed"):
-            if getattr(self, name) < 0:
-                raise ValueError(f"{name} must not be negative, as {getattr(self, name)} is")
         if not (0 < self.think_share <= 1 and self.grad_clip > 0):
             raise ValueError("think_share must be above 0 and at most 1, grad_clip above 0")
 
@@ -206,12 +205,8 @@ def evaluate(train, job):
 
 def run(train, model_config, quiet_config, given):
     """Train as told, from wherever the run in train.out stands. Returns when max_steps are done."""
-    with ExitStack() as held:  # the claim on the folder, let go however it ends
-        try:
-            job = set_up(train, model_config, quiet_config, given, held)
-        except (ValueError, OSError) as error:
-            sys.exit(f"train.py: error: {error}")
-        train_until_done(train, job, held)
+    with one_line_errors("train.py"), ExitStack() as held:  # the claim on the folder, let go however it ends
+        train_until_done(train, set_up(train, model_config, quiet_config, given, held), held)
 
 
 def set_up(train, model_config, quiet_config, given, held):
@@ -237,10 +232,11 @@ def set_up(train, model_config, quiet_config, given, held):
         "model": dataclasses.asdict(transformer.config),
         "quiet_star": dataclasses.asdict(quiet_config),
         "tokenizer": data.meta["tokenizer"],
+        "data": {"checksum of its text": data.checksum, "checksum of its held-out text": held_out.checksum},
     }
     if processes.first:
         Path(train.out).mkdir(parents=True, exist_ok=True)
-        held.enter_context(lock(train.out))
+        held.enter_context(lock(train.out, "training"))
     defaults = {f.name: f.default for cls in (TrainConfig, QuietSTaRConfig) for f in dataclasses.fields(cls)}
     step, seconds = open_run(train.out, settings, defaults, model, optimizer, tokenizer, processes)
     if processes.first and step < train.max_steps:
@@ -283,11 +279,14 @@ def train_until_done(train, job, held):
     if step >= train.max_steps:
         return say(f"{out}: all {train.max_steps} steps are done already")
     stop = held.enter_context(stop_on_signals())
-    log = held.enter_context(open(out / "log.jsonl", "a", encoding="utf-8")) if processes.first else None
+    log = held.enter_context(open(out / "log.jsonl", "ab", buffering=0)) if processes.first else None
     bar = tqdm(total=train.max_steps, initial=step, disable=None if processes.first else True, dynamic_ncols=True)
     model.train()
     # The gain head only looks on: however wrong it is, the model takes the same steps.
-    clipped = [p for name, p in model.named_parameters() if not name.startswith("gain_head.")]
+    named = list(model.named_parameters())
+    clipped, beside = ([p for name, p in named if name.startswith("gain_head.") == on] for on in (False, True))
+    clipping = (clipped, train.grad_clip), (beside, math.inf)
+    instead = f"try a lower --lr and another --out, from scratch or with --init_from={out}"
 
     while step < train.max_steps:
         start_time = time.perf_counter()
@@ -303,12 +302,11 @@ def train_until_done(train, job, held):
         # 3. average over processes; refuse to step on nonsense
         average_gradients(model, processes)
         metrics = average_metrics({**metrics, "stop": float(stop["asked"])}, processes)
-        if not math.isfinite(metrics["loss"]):
-            what = f"the loss is {metrics['loss']} at step {step}"
-            sys.exit(f"train.py: error: {what}; {what_is_kept(out)}; try a lower --lr")
         stopping = metrics.pop("stop") > 0
-        norm = torch.nn.utils.clip_grad_norm_(clipped, train.grad_clip)
-        metrics["grad_norm"] = float(whole(norm))
+        norm, beside = (float(whole(clip_grad_norm_(some, most))) for some, most in clipping)
+        for name, value in (("loss", metrics["loss"]), ("norm of the gradient", norm + beside)):
+            if not math.isfinite(value):
+                raise ValueError(f"the {name} is {value} at step {step}; {what_is_kept(out)}; {instead}")
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
         step += 1
@@ -320,13 +318,16 @@ def train_until_done(train, job, held):
             release(model, processes)
             model.train()
 
-        # 5. log
+        # 5. show
         took = time.perf_counter() - start_time
         seconds += took
-        metrics |= {"lr": lr, "tokens_per_second": train.batch_size * train.span / took, "seconds": seconds}
+        metrics |= {
+            "grad_norm": norm,
+            "lr": lr,
+            "tokens_per_second": train.batch_size * train.span / took,
+            "seconds": seconds,
+        }
         if processes.first:
-            log.write(json.dumps({"step": step, **{k: round(v, 6) for k, v in metrics.items()}}) + "\n")
-            log.flush()
             shown = {k: f"{metrics[k]:.3f}" for k in ("loss", "gate", "reward") if k in metrics}
             bar.set_postfix({**shown, "tok/s": f"{metrics['tokens_per_second']:.0f}"})
             bar.update()
@@ -334,13 +335,18 @@ def train_until_done(train, job, held):
                 values = "  ".join(f"{k} {v:.4f}" for k, v in metrics.items() if k.startswith("val_"))
                 say(f"step {step}: loss {metrics['loss']:.4f}  {values}  ({seconds:.0f} s)")
 
-        # 6. save
-        if stopping or step == train.max_steps or step % train.save_every == 0:
-            try:
+        # 6. log and save
+        try:
+            if processes.first:
+                line = {"step": step, **{k: float(f"{v:.6g}") for k, v in metrics.items()}}
+                log.write(json.dumps(finite(line)).encode() + b"\n")
+            if stopping or step == train.max_steps or step % train.save_every == 0:
                 save_run(out, model, optimizer, step, seconds, processes, train.keep)
-            except OSError as error:
-                what = f"cannot save step {step} in {out} ({error})"
-                sys.exit(f"train.py: error: {what}; {what_is_kept(out)}: make room and run it again")
+        except (ValueError, OSError) as error:
+            then = instead if isinstance(error, ValueError) else "make room and run it again"
+            raise ValueError(
+                f"cannot save step {step} in {out}: {reason(error)}; {what_is_kept(out)}; {then}"
+            ) from None
         if stopping and step < train.max_steps:
             bar.close()
             say(f"stopped after step {step}; saved in {out}: run the same command again to go on")
@@ -355,7 +361,8 @@ def train_until_done(train, job, held):
 def prepare_what_is_missing(train, processes):
     """Make the corpus by its prepare.py, and the base model by base_preset, where they are not there yet."""
     folder = Path(train.data)
-    if not (folder / "meta.json").exists() and (folder / "prepare.py").exists():
+    ours = folder.resolve().parent == HERE / "data"  # nothing is run that came with somebody's data
+    if ours and not (folder / "meta.json").exists() and (folder / "prepare.py").exists():
         if processes.first:
             print(f"preparing {folder} (once)", flush=True)
             subprocess.run([sys.executable, str(folder / "prepare.py")], check=False)  # it says itself what is wrong

@@ -3,18 +3,20 @@ The project's one data format. A folder holds
 
   train.bin, val.bin   token ids, one after the other, as uint16 (uint32 if the vocabulary needs it)
   meta.json            the tokenizer, vocab_size, dtype, the id that ends a document (or null), the size of each split
+                       and its checksum
 
 so that opening it is a memory map, and whatever does not fit is found before training starts.
 """
 
-import json
 import random
+import zlib
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 
-from lib.files import replace_file
+from lib.files import check, lock, read_json, reading, replace_file, write_json
 
 
 @dataclass
@@ -24,6 +26,7 @@ class Dataset:
     tokens: np.ndarray
     meta: dict
     path: Path
+    checksum: int  # CRC-32 of the file
 
 
 def write_dataset(folder, splits, tokenizer, document_end=None, answers=None):
@@ -37,10 +40,15 @@ def write_dataset(folder, splits, tokenizer, document_end=None, answers=None):
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    for name, ids in splits.items():
-        replace_file(folder / f"{name}.bin", np.asarray(ids, id_type(tokenizer)).tobytes())
-    counts = {name: len(ids) for name, ids in splits.items()}
-    return write_meta(folder, counts, tokenizer, document_end=document_end, answers=answers)
+    content = {name: np.asarray(ids, id_type(tokenizer)).tobytes() for name, ids in splits.items()}
+    with lock(folder):
+        (folder / "meta.json").unlink(missing_ok=True)
+        for name, bytes_of in content.items():
+            replace_file(folder / f"{name}.bin", bytes_of)
+        counts, sums = (
+            {name: f(x) for name, x in about.items()} for f, about in ((len, splits), (zlib.crc32, content))
+        )
+        return write_meta(folder, counts, sums, tokenizer, document_end=document_end, answers=answers)
 
 
 def write_lines(config, document, tokenizer, end, after, among):
@@ -64,45 +72,73 @@ def id_type(tokenizer):
     return "uint16" if tokenizer.vocab_size <= 2**16 else "uint32"
 
 
-def write_meta(folder, counts, tokenizer, **more):
-    """Write the tokenizer and, last of all, meta.json: of splits with `counts` tokens, {"train": n, "val": n}."""
+def write_meta(folder, counts, checksums, tokenizer, **more):
+    """Write the tokenizer and, last of all, meta.json: of splits with `counts` tokens, {"train": n, "val": n}, and the
+    checksums of their files, likewise."""
     tokenizer.save(folder)
     meta = {
         "tokenizer": tokenizer.to_json(),
         "vocab_size": tokenizer.vocab_size,
         "dtype": id_type(tokenizer),
         "tokens": counts,
+        "checksums": checksums,
         **more,
     }
-    replace_file(Path(folder) / "meta.json", json.dumps(meta, indent=1, ensure_ascii=False).encode())
+    write_json(Path(folder) / "meta.json", meta)
+    return meta
+
+
+def read_meta(folder):
+    """The content of meta.json. Raises ValueError, in one line."""
+    path = Path(folder) / "meta.json"
+    if not path.exists():
+        raise ValueError(f"no data in {folder} (no meta.json): run its prepare.py first")
+    counts = {"train": int, "val": int}
+    shape = {"tokenizer": dict, "vocab_size": int, "dtype": Literal["uint16", "uint32"], "tokens": counts}
+    meta = read_json(path, shape, "is not a dataset's description, prepare it anew")
+    with reading(path, "is not a dataset's description, prepare it anew"):
+        check(meta.get("checksums", {"train": 0, "val": 0}), counts, "checksums")  # once they were not there
+        check(meta.get("answers") or {"after": 0, "among": [0]}, {"after": int, "among": [int]}, "answers")
+        answers = meta.get("answers") or {"after": 0, "among": [0]}
+        for i in (meta.get("document_end") or 0, answers["after"], *answers["among"]):
+            check(i, int, "a token id")
+            if not 0 <= i < meta["vocab_size"]:
+                raise ValueError(f"{i} is no id of its vocabulary of {meta['vocab_size']}")
     return meta
 
 
 def open_dataset(folder, split):
     """Open a split of a folder that write_dataset wrote. Raises ValueError, in one line, if anything is amiss."""
     folder, path = Path(folder), Path(folder) / f"{split}.bin"
-    try:
-        meta = json.loads((folder / "meta.json").read_text("utf-8"))
-        vocab_size, dtype, expected = meta["vocab_size"], np.dtype(meta["dtype"]), meta["tokens"][split]
-    except FileNotFoundError:
-        raise ValueError(f"no data in {folder} (no meta.json): run its prepare.py first") from None
-    except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError) as error:
-        raise ValueError(
-            f"{folder / 'meta.json'} is not a dataset's description ({error!r}): prepare it anew"
-        ) from None
-    if not path.exists():
-        raise ValueError(f"{path} is missing: run prepare.py in {folder} again")
-    if path.stat().st_size != expected * dtype.itemsize:
-        sizes = f"{path.stat().st_size} bytes, not {expected * dtype.itemsize}"
-        raise ValueError(f"{path} is cut short or foreign: {sizes}; prepare it anew")
-    if not expected:
-        raise ValueError(f"{path} holds no tokens")
-    tokens = np.memmap(path, dtype, mode="r")
-    for start in range(0, len(tokens), 2**24):  # a pass over the file, at the speed of the disk
-        largest = int(tokens[start : start + 2**24].max())
-        if largest >= vocab_size:
-            raise ValueError(f"{path} holds the token id {largest}, outside of its vocabulary of {vocab_size}")
-    return Dataset(tokens, meta, path)
+    meta = read_meta(folder)
+    dtype, expected = np.dtype(meta["dtype"]), meta["tokens"][split]
+    with reading(path, "cannot be used, prepare it anew"):
+        if path.stat().st_size != expected * dtype.itemsize:
+            raise ValueError(
+                f"it is cut short or foreign: {path.stat().st_size} bytes, not {expected * dtype.itemsize}"
+            )
+        if not expected:
+            raise ValueError("it holds no tokens")
+        tokens, checksum = np.memmap(path, dtype, mode="r"), 0
+        for start in range(0, len(tokens), 2**24):  # a pass over the file, at the speed of the disk
+            part = tokens[start : start + 2**24]
+            checksum, largest = zlib.crc32(part, checksum), int(part.max())
+            if largest >= meta["vocab_size"]:
+                raise ValueError(f"it holds the token id {largest}, outside of its vocabulary of {meta['vocab_size']}")
+        if meta.get("checksums", {}).get(split, checksum) != checksum:
+            raise ValueError("its checksum is wrong: it is not what was prepared")
+    return Dataset(tokens, meta, path, checksum)
+
+
+def checksum(file, size):
+    """CRC-32 of a file's next `size` bytes. Raises ValueError if there are fewer."""
+    total = 0
+    while size:
+        block = file.read(min(size, 2**24))
+        if not block:
+            raise ValueError(f"{file.name} is cut short")
+        total, size = zlib.crc32(block, total), size - len(block)
+    return total
 
 
 def document_numbers(tokens, document_end):

@@ -2,10 +2,10 @@
 From documents to a dataset (see data/dataset.py), for texts of any size.
 
   prepare_text     encodes documents in several processes; only a few megabytes of text are in memory at any time.
-                   Interrupted, it goes on when called again: progress.json says which documents are in and how long
-                   train.bin and val.bin were then, and what was written after that is cut off and done anew
+                   Interrupted, it goes on when called again: progress.json says which documents are in, and how long
+                   train.bin and val.bin were then, with their checksums. What was written later is cut off and done
+                   anew
   read_documents   the documents of text and JSONL files
-  hub_documents    the documents of a dataset on the Hugging Face hub
 
 Documents are never cut in two. Whether one is held out is decided by a hash of its own text: by nothing else, so that
 all its copies are on the same side.
@@ -15,25 +15,26 @@ import bz2
 import gzip
 import hashlib
 import io
-import json
 import lzma
 import multiprocessing
 import os
 import signal
 import sys
+import threading
+import zlib
 from collections import deque
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 
 import numpy as np
 from tqdm import tqdm
 
-from data.dataset import id_type, write_meta
-from lib.config import from_cli
-from lib.files import replace_file
+from data.dataset import checksum, id_type, open_dataset, write_meta
+from lib.config import one_line_errors
+from lib.files import lock, parse_json, read_json, reading, reason, write_json
 from lib.tokenizer import load_tokenizer
 
 BATCH = 2**20  # characters of text that a process is given at a time
@@ -68,11 +69,26 @@ def prepare_text(documents, out, source, config, total=None, unit="B"):
     out, tokenizer = Path(out), load_tokenizer(config.tokenizer)
     plan = {"source": source, "tokenizer": tokenizer.to_json(), "val_share": config.val_share}
     plan["max_tokens"] = config.max_tokens
-    meta, done = what_is_there(out, plan)
-    if meta:
-        return meta
     out.mkdir(parents=True, exist_ok=True)
-    size = np.dtype(id_type(tokenizer)).itemsize
+    with lock(out):
+        meta, done = what_is_there(out, plan)
+        if meta is None:
+            write_documents(documents, out, config, total, unit, done, np.dtype(id_type(tokenizer)).itemsize)
+            counts = {name: done["bytes"][name] // np.dtype(id_type(tokenizer)).itemsize for name in SPLITS}
+            if not all(counts.values()):
+                (out / "progress.json").unlink()
+                raise ValueError(
+                    f"of {done['documents']} documents, none became {' or '.join(n for n in SPLITS if not counts[n])}: "
+                    "more documents are wanted (where does one end? --separator), or another --val_share"
+                )
+            more = {"document_end": tokenizer.eos_id, "answers": None, "documents": done["documents"], "plan": plan}
+            meta = write_meta(out, counts, done["checksums"], tokenizer, **more)
+        (out / "progress.json").unlink(missing_ok=True)
+    return meta
+
+
+def write_documents(documents, out, config, total, unit, done, size):
+    """Go on from how far it came, `done`, to the end. size: bytes of an id."""
     files = {name: open(out / f"{name}.bin", "ab") for name in SPLITS}
     try:
         for name, file in files.items():
@@ -83,6 +99,7 @@ def prepare_text(documents, out, source, config, total=None, unit="B"):
         for n, (count, position, ids) in enumerate(encode_all(batches, config), 1):
             for name in SPLITS:
                 done["bytes"][name] += files[name].write(ids[name])
+                done["checksums"][name] = zlib.crc32(ids[name], done["checksums"][name])
             done["documents"], done["position"] = done["documents"] + count, position
             tokens = sum(done["bytes"].values()) // size
             bar.set_postfix_str(f"{tokens:,} tokens", refresh=False)
@@ -96,39 +113,40 @@ def prepare_text(documents, out, source, config, total=None, unit="B"):
     finally:
         for file in files.values():
             file.close()
-    counts = {name: done["bytes"][name] // size for name in SPLITS}
-    if not all(counts.values()):
-        (out / "progress.json").unlink()
-        raise ValueError(
-            f"of {done['documents']} documents, none became {' or '.join(n for n in SPLITS if not counts[n])}: more "
-            "documents are wanted (where does one end? --separator), or another --val_share"
-        )
-    more = {"document_end": tokenizer.eos_id, "answers": None, "documents": done["documents"], "plan": plan}
-    meta = write_meta(out, counts, tokenizer, **more)
-    (out / "progress.json").unlink()
-    return meta
 
 
 def what_is_there(out, plan):
     """(meta, None) of a dataset that is complete, or (None, how far it came). Raises ValueError if it is another."""
-    for name in ("meta.json", "progress.json"):
+    begin = {"plan": plan, "documents": 0, "position": 0}
+    begin |= {"bytes": dict.fromkeys(SPLITS, 0), "checksums": dict.fromkeys(SPLITS, 0)}
+    shape = {**dict.fromkeys(("documents", "position"), int), **dict.fromkeys(("bytes", "checksums"), {str: int})}
+    for name, wanted in (("meta.json", {}), ("progress.json", shape)):
         if (out / name).exists():
             try:
-                found = json.loads((out / name).read_text("utf-8"))
-                old = found["plan"]
-            except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError):
-                old = None
-            if old != plan:
+                found = read_json(out / name, {"plan": dict, **wanted})
+            except ValueError:
+                found = {}
+            if found.get("plan") != plan:
                 raise ValueError(f"{out} holds another dataset ({name}): delete it, or choose another --out")
-            return (found, None) if name == "meta.json" else (None, found)
-    return None, {"plan": plan, "documents": 0, "position": 0, "bytes": dict.fromkeys(SPLITS, 0)}
+            try:
+                if name == "meta.json":
+                    return open_dataset(out, "train") and open_dataset(out, "val").meta, None
+                for split in SPLITS:  # what was written after that is cut off; nothing may be missing before it
+                    with open(out / f"{split}.bin", "rb") as file:
+                        if checksum(file, found["bytes"][split]) != found["checksums"][split]:
+                            raise ValueError(f"{split}.bin is not as long as it was, or another")
+                return None, found
+            except (ValueError, OSError) as error:
+                print(f"{out} begins anew: {error}", file=sys.stderr)
+                (out / name).unlink()
+    return None, begin
 
 
 def save_progress(out, done, files):
     for file in files.values():
         file.flush()
         os.fsync(file.fileno())
-    replace_file(out / "progress.json", json.dumps(done).encode())
+    write_json(out / "progress.json", done)
 
 
 def in_batches(documents, size):
@@ -146,7 +164,7 @@ def in_batches(documents, size):
 
 def encode_all(batches, config):
     """For each batch, in order: (number of documents, position after them, their ids as bytes, by split)."""
-    processes = config.processes or os.cpu_count()
+    processes = min(config.processes or os.cpu_count(), 256)
     start = config.tokenizer, config.val_share
     if processes == 1:
         start_worker(*start)
@@ -170,11 +188,13 @@ def encode_all(batches, config):
             pool.shutdown(cancel_futures=True)
 
 
-def start_worker(path, val_share, ignore_interrupts=False):
+def start_worker(path, val_share, of_many=False):
     """What `encode` needs, once in each process."""
     global worker
-    if ignore_interrupts:  # Ctrl-C is the first process's business
+    if of_many:  # Ctrl-C is the first process's business; if that is killed, nobody would tell this one to end
         signal.signal(signal.SIGINT, signal.SIG_IGN)
+        wait = multiprocessing.parent_process().join
+        threading.Thread(target=lambda: (wait(), os._exit(1)), daemon=True).start()
     worker = load_tokenizer(path), val_share
 
 
@@ -214,35 +234,46 @@ def text_files(source, pattern="*"):
 def read_documents(files, separator="\n\n\n", key="text"):
     """The documents of files, (text, bytes of the files read so far), blank ones left out.
 
-    Files may be compressed (.gz, .xz, .bz2). Each line of a .jsonl file is a document, an object whose text is at
-    `key`; other files are text in UTF-8 with documents apart by `separator` ("": each file is one). Raises ValueError.
+    Files may be compressed (.gz, .xz, .bz2). Where a file holds JSON lines, each is a document, an object whose text is
+    at `key`; other files are text in UTF-8 with documents apart by `separator` ("": each file is one). Raises
+    ValueError.
     """
     before = 0
     for path in files:
-        kind = (path.with_suffix("") if path.suffix in OPEN else path).suffix
-        try:
-            with open(path, "rb") as raw, OPEN.get(path.suffix, lambda file: file)(raw) as content:
-                file = io.TextIOWrapper(content, "utf-8-sig")
-                for text in of_lines(file, path, key) if kind == ".jsonl" else cut(file, separator):
+        with reading(path, "cannot be read"):
+            as_json = holds_json_lines(path, key)
+            with open(path, "rb") as raw, open_text(raw, path) as file:
+                for text in of_lines(file, key) if as_json else cut(file, separator):
                     if text.strip():
                         yield text.strip("\n"), before + raw.tell()
-        except (OSError, EOFError, UnicodeDecodeError, lzma.LZMAError) as error:
-            raise ValueError(f"cannot read {path}: {error}") from None
-        before += path.stat().st_size
+            before += path.stat().st_size
 
 
-def of_lines(file, path, key):
+def open_text(raw, path):
+    return io.TextIOWrapper(OPEN.get(path.suffix, lambda file: file)(raw), "utf-8-sig")
+
+
+def holds_json_lines(path, key):
+    """By its name; or by its first line, which is said."""
+    if (path.with_suffix("") if path.suffix in OPEN else path).suffix in (".jsonl", ".json", ".ndjson"):
+        return True
+    with open(path, "rb") as raw, open_text(raw, path) as file:
+        try:
+            parse_json(file.readline(2**26), {key: str})
+        except ValueError:
+            return False
+    print(f"{path} holds JSON lines: of each, the text at {key!r} is taken", file=sys.stderr)
+    return True
+
+
+def of_lines(file, key):
     """The texts of a JSONL file, one a line."""
     for number, line in enumerate(file, 1):
-        if not line.strip():
-            continue
-        try:
-            text = json.loads(line)[key]
-        except (json.JSONDecodeError, KeyError, TypeError) as error:
-            raise ValueError(f"{path}, line {number}: no object with a text at {key!r} ({error!r})") from None
-        if not isinstance(text, str):
-            raise ValueError(f"{path}, line {number}: no text at {key!r}")
-        yield text
+        if line.strip():
+            try:
+                yield parse_json(line, {key: str})[key]
+            except ValueError as error:
+                raise ValueError(f"line {number}: no object with a text at {key!r}, {reason(error)}") from None
 
 
 def cut(file, separator, size=2**20):
@@ -261,50 +292,9 @@ def cut(file, separator, size=2**20):
     yield "".join(held)
 
 
-def hub_documents(name, subset, revision):
-    """`documents`, as prepare_text wants it, of a dataset on the Hugging Face hub (or in a folder of that kind)."""
-    try:
-        from datasets import load_dataset
-    except ImportError:
-        raise ValueError("this corpus is streamed by the package datasets: pip install datasets") from None
-    stream = load_dataset(name, subset, split="train", streaming=True, revision=revision)
-
-    def documents(skip):
-        for n, row in enumerate(stream.skip(skip), skip + 1):
-            yield row["text"], n
-
-    return documents
-
-
 def report(out, prepare):
     """Call prepare() -> meta and say what came of it; an error or Ctrl-C ends the program with one line."""
-    try:
+    with one_line_errors("prepare.py", f"stopped; run the same command again to go on with {out}"):
         meta = prepare()
-    except KeyboardInterrupt:
-        sys.exit(f"prepare.py: stopped; run the same command again to go on with {out}")
-    except (ValueError, OSError) as error:
-        sys.exit(f"prepare.py: {error}")
-    counts = ", ".join(f"{name} {count:,} tokens" for name, count in meta["tokens"].items())
-    print(f"{out}: {meta['documents']:,} documents, {counts}")
-
-
-@dataclass
-class HubConfig:
-    dataset: str = ""  # its name on the Hugging Face hub; if not given: this corpus's
-    subset: str = ""  # of the dataset; if not given: this corpus's
-    revision: str = "main"  # branch, tag or commit on the hub: a commit fixes the text for good
-    out: str = ""  # folder to write; if not given: that of prepare.py
-
-
-def prepare_hub(description, **defaults):
-    """The command line of a corpus on the hub. max_tokens is 20 million if not said otherwise."""
-    config, tokenize, given = from_cli(description, HubConfig, TokenizeConfig)
-    config = replace(config, **{name: value for name, value in defaults.items() if name not in given})
-    tokenize.max_tokens = given.get("max_tokens", 20_000_000)
-    source = {"dataset": config.dataset, "subset": config.subset, "revision": config.revision}
-
-    def prepare():
-        documents = hub_documents(config.dataset, config.subset or None, config.revision)
-        return prepare_text(documents, config.out, source, tokenize, unit=" documents")
-
-    report(config.out, prepare)
+        counts = ", ".join(f"{name} {count:,} tokens" for name, count in meta["tokens"].items())
+        print(f"{out}: {meta['documents']:,} documents, {counts}")

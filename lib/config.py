@@ -1,19 +1,25 @@
 """
-Settings from the command line: every field of a dataclass is a --flag, and the comment behind it is the flag's help.
+Settings: every field of a dataclass is a --flag, and the comment behind it is the flag's help.
 
     train, model, given = from_cli(__doc__, TrainConfig, ModelConfig)
 
---config=FILE.toml sets defaults that flags overrule. An unknown flag or key, or a value of the wrong type, is an error.
+--config=FILE.toml sets defaults that flags overrule. An unknown flag or key, or a value of the wrong type or out of
+range, is an error of one line, on the command line as in files (`settings`).
 """
 
 import argparse
 import dataclasses
+import difflib
 import inspect
+import os
 import re
 import sys
 import tomllib
 import types
 import typing
+from contextlib import contextmanager
+
+from lib.files import check, reading
 
 
 class OneLineErrors(argparse.ArgumentParser):
@@ -23,26 +29,46 @@ class OneLineErrors(argparse.ArgumentParser):
 
 def from_cli(description, *classes, argv=None):
     """Parse flags into one instance of each dataclass, and a dict of what was given by flag or preset."""
-    parser = flags_of(description, classes)
-    flags = vars(parser.parse_args(argv))
+    parser, fields = flags_of(description, classes), fields_of(*classes)
+    argv = [plain_flag(argument, fields) for argument in (sys.argv[1:] if argv is None else argv)]
+    flags, unknown = parser.parse_known_args(argv)
+    if unknown:
+        name = unknown[0].lstrip("-").partition("=")[0].replace("-", "_")
+        parser.error(f"unrecognized arguments: {unknown[0]}" + "".join(f", --{x}?" for x in meant(name, classes)))
+    flags = vars(flags)
     preset = flags.pop("config")
     try:
-        given = {**(read_preset(preset, classes) if preset else {}), **flags}
-        for cls in classes:
-            check_choices(cls, given)
-        return *[
-            cls(**{f.name: given[f.name] for f in dataclasses.fields(cls) if f.name in given}) for cls in classes
-        ], given
+        given = {**(read_preset(preset, fields) if preset else {}), **flags}
+        made = [settings(cls, {name: x for name, x in given.items() if name in fields_of(cls)}) for cls in classes]
+        return *made, given
     except ValueError as error:
         parser.error(str(error))
 
 
-def check_choices(cls, given):
-    """Raise ValueError if a field of type Literal["one", "other"] is given anything else."""
-    for field in dataclasses.fields(cls):
-        choices = choices_of(field.type)
-        if choices and given.get(field.name, field.default) not in choices:
-            raise ValueError(f"{field.name} must be one of {', '.join(choices)}, not {given[field.name]!r}")
+def fields_of(*classes):
+    return {field.name: field for cls in classes for field in dataclasses.fields(cls)}
+
+
+def settings(cls, given):
+    """cls(**given), a dataclass, of values of the right types and in range. Raises ValueError.
+
+    A number counts or weighs something: it is finite and not negative, unless it is in cls.ANY_NUMBER.
+    """
+    fields = fields_of(cls)
+    for name, value in given.items():
+        if name not in fields:
+            raise ValueError(f"there is no setting {name!r}")
+        kind, choices = fields[name].type, choices_of(fields[name].type)
+        if choices and value not in choices:
+            raise ValueError(f"{name} must be one of {', '.join(choices)}, not {value!r}")
+        if isinstance(value, int | float):
+            most = 2**53 if isinstance(value, int) else sys.float_info.max
+            if name in getattr(cls, "ANY_NUMBER", ()) and value == value:
+                continue
+            if not 0 <= value <= most:
+                raise ValueError(f"{name} must not be negative, infinite or huge, as {value} is")
+        check(value, kind, name)
+    return cls(**given)
 
 
 def choices_of(annotation):
@@ -57,7 +83,7 @@ def flags_of(description, classes):
     )
     parser.add_argument("--config", metavar="FILE.toml", help="a preset; flags overrule it")
     for cls in classes:
-        group, helps = parser.add_argument_group(cls.__name__), comments(inspect.getsource(cls))
+        group, helps = parser.add_argument_group(cls.__name__), comments(cls)
         for field in dataclasses.fields(cls):
             text = f"{helps.get(field.name, '')} (default: {field.default})"
             kind = bare_type(field.type)
@@ -71,21 +97,33 @@ def flags_of(description, classes):
     return parser
 
 
-def read_preset(path, classes):
-    """A TOML file of settings, checked against the classes' fields: a dict. Raises ValueError."""
-    try:
-        with open(path, "rb") as file:
-            preset = tomllib.load(file)
-    except (OSError, tomllib.TOMLDecodeError) as error:
-        raise ValueError(f"cannot read the preset {path}: {error}") from None
-    known = {field.name: bare_type(field.type) for cls in classes for field in dataclasses.fields(cls)}
+def plain_flag(argument, fields):
+    """--show-thoughts means --show_thoughts."""
+    name, is_, value = argument.partition("=")
+    name = name.removeprefix("--").replace("-", "_")
+    if argument.startswith("--") and name in fields:
+        return f"--{name}{is_}{value}"
+    return f"--no-{name[3:]}" if argument.startswith("--no") and name[3:] in fields else argument
+
+
+def meant(name, classes):
+    """The settings that an unknown name may have meant: by their names, else by what is said of them."""
+    near = difflib.get_close_matches(name, fields_of(*classes), n=2, cutoff=0.7)
+    words = name.replace("_", " ")
+    return near or [x for cls in classes for x, text in comments(cls).items() if text.startswith(words)][:2]
+
+
+def read_preset(path, fields):
+    """A TOML file of settings that are among fields: a dict. Raises ValueError."""
+    with reading(path, "cannot be read as a preset"), open(path, "rb") as file:
+        preset = tomllib.load(file)
     for key, value in preset.items():
-        if key not in known:
+        if key not in fields:
             raise ValueError(f"{path}: unknown setting {key!r}")
-        if known[key] is float and type(value) is int:
+        if bare_type(fields[key].type) is float and type(value) is int:
             preset[key] = value = float(value)
-        if type(value) is not known[key]:
-            raise ValueError(f"{path}: {key} must be {known[key].__name__}, not {value!r}")
+        if type(value) is not bare_type(fields[key].type):
+            raise ValueError(f"{path}: {key} must be {bare_type(fields[key].type).__name__}, not {repr(value)[:80]}")
     return preset
 
 
@@ -106,16 +144,37 @@ def or_none(kind):
     return parse
 
 
-def comments(source):
+def comments(cls):
     """The comment behind each field of a dataclass, by the field's name."""
-    return dict(re.findall(r"^    (\w+): [^#\n]*#\s*(.*)$", source, flags=re.MULTILINE))
+    return dict(re.findall(r"^    (\w+): [^#\n]*#\s*(.*)$", inspect.getsource(cls), flags=re.MULTILINE))
 
 
 def run_script(name, description, function, *classes, argv=None):
-    """A script's main: function(*settings from the command line). What the user got wrong (ValueError, OSError) is one
-    line on standard error."""
-    *settings, _ = from_cli(description, *classes, argv=argv)
+    """A script's main: function(*settings from the command line)."""
+    with one_line_errors(name):
+        *made, _ = from_cli(description, *classes, argv=argv)
+        return function(*made)
+
+
+@contextmanager
+def one_line_errors(name, stopped="stopped"):
+    """In here, what the user or the machine got wrong (ValueError, OSError, too little memory, Ctrl-C) ends the program
+    with one line on standard error."""
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):  # a terminal that cannot show a character gets its number
+            stream.reconfigure(errors="backslashreplace")
     try:
-        return function(*settings)
+        yield
+        sys.stdout.flush()
+    except KeyboardInterrupt:
+        print(f"\n{name}: {stopped}", file=sys.stderr)
+        sys.exit(130)
+    except BrokenPipeError:  # whoever reads has seen enough: ... | head
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(141)
     except (ValueError, OSError) as error:
         sys.exit(f"{name}: error: {error}")
+    except (MemoryError, OverflowError, RuntimeError, TypeError) as error:
+        if not re.search("memory|overflow", f"{type(error).__name__} {error}".lower()):
+            raise
+        sys.exit(f"{name}: error: this does not fit into memory ({' '.join(str(error).split())[:200]})")

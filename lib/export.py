@@ -4,14 +4,13 @@ A run's model in Mistral's official layout, with its tokenizer.
     python -m lib.export --run=out/mine --out=weights/mine
 """
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
 from lib.config import run_script
-from lib.files import replace_file, write_whole
+from lib.files import lock, write_json, write_whole
 from lib.runs import load_run
 from lib.weights import save_mistral
 from quiet_star import QuietSTaR
@@ -22,12 +21,15 @@ def export(run, out):
     quiet_star.pt, the tensors of start, end, mixing head and gain head, and quiet_star.json, their settings."""
     model, tokenizer, _, _ = load_run(run)
     transformer = model.model if isinstance(model, QuietSTaR) else model
-    save_mistral(transformer, out)
-    tokenizer.save(out)
-    if isinstance(model, QuietSTaR):
-        weights = {name: x for name, x in model.state_dict().items() if not name.startswith("model.")}
-        write_whole(Path(out) / "quiet_star.pt", lambda file: torch.save(weights, file))
-        replace_file(Path(out) / "quiet_star.json", json.dumps(vars(model.config), indent=1).encode())
+    Path(out).mkdir(parents=True, exist_ok=True)
+    with lock(out):
+        (Path(out) / "params.json").unlink(missing_ok=True)  # it comes last: without it, a folder holds no model
+        if isinstance(model, QuietSTaR):
+            weights = {name: x for name, x in model.state_dict().items() if not name.startswith("model.")}
+            write_whole(Path(out) / "quiet_star.pt", lambda file: torch.save(weights, file))
+            write_json(Path(out) / "quiet_star.json", vars(model.config))
+        tokenizer.save(out)
+        save_mistral(transformer, out)
 
 
 @dataclass
@@ -42,7 +44,8 @@ class ExportConfig:
 
 def main(config):
     export(config.run, config.out)
-    print(f"{config.out}: " + ", ".join(sorted(path.name for path in Path(config.out).iterdir())))
+    names = sorted(path.name for path in Path(config.out).iterdir() if path.name != "lock")
+    print(f"{config.out}: {', '.join(names)}")
 
 
 if __name__ == "__main__":

@@ -1,37 +1,138 @@
 """
-Files that are whole or not there, and JSON that is what it should be.
+Files: written whole or not at all; read so that whatever is wrong with one is said in a line that names it.
 """
 
 import json
+import math
 import os
+import sys
+import types
+import typing
+from contextlib import contextmanager
 from pathlib import Path
 
 
 def replace_file(path, content):
-    """Write bytes to a file, whole or not at all."""
+    """Write bytes to a file, whole or not at all. Raises OSError."""
     write_whole(path, lambda file: file.write(content))
 
 
+def write_json(path, value):
+    """Write a value as JSON. Numbers that are not finite become null, for JSON has none."""
+    replace_file(path, json.dumps(finite(value), indent=1, allow_nan=False).encode())
+
+
+def finite(value):
+    if isinstance(value, dict):
+        return {key: finite(x) for key, x in value.items()}
+    if isinstance(value, list | tuple):
+        return [finite(x) for x in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
 def write_whole(path, write):
-    """Let write(file) write under a temporary name, make sure it is on disk, and rename: never a half-written file."""
+    """Let write(file) write under a temporary name, make sure it is on disk, and rename: never a half-written file.
+    Raises OSError, in one line."""
     temporary = Path(f"{path}.tmp")
     try:
-        with open(temporary, "wb") as file:
+        temporary.unlink(missing_ok=True)
+        with open(temporary, "xb") as file:  # made anew: whatever another user has put there is not followed
             write(file)
             file.flush()
             os.fsync(file.fileno())
-    except BaseException:  # a full disk, say: what is half-written only takes up room
-        temporary.unlink(missing_ok=True)
+        os.replace(temporary, path)
+    except BaseException as error:
+        if not temporary.is_dir():
+            temporary.unlink(missing_ok=True)  # a full disk, say: what is half-written only takes up room
+        if isinstance(error, OSError | RuntimeError):  # torch.save makes a RuntimeError of a full disk
+            raise OSError(f"cannot write {path}: {reason(error)}") from None
         raise
-    os.replace(temporary, path)
 
 
-def read_json(path):
-    """The JSON object in a file, a dict. Raises ValueError, in one line, if there is none."""
+def reason(error):
+    """What an error says, in one line that is not long."""
+    text = " ".join(str(getattr(error, "strerror", None) or error).split())[:200]
+    return text if type(error) is ValueError or isinstance(error, OSError) else f"{type(error).__name__}: {text}"
+
+
+@contextmanager
+def reading(path, what="is damaged or cut short"):
+    """In here, whatever damaged bytes can raise is one thing to the user: a ValueError, in one line, about `path`."""
     try:
-        content = json.loads(path.read_text("utf-8"))
-    except (OSError, ValueError) as error:
-        raise ValueError(f"cannot read {path}: {error}") from None
-    if not isinstance(content, dict):
-        raise ValueError(f"{path} holds no JSON object")
-    return content
+        yield
+    except OSError as error:
+        raise ValueError(f"cannot read {path}: {reason(error)}") from None
+    except (KeyboardInterrupt, SystemExit, GeneratorExit):
+        raise
+    except BaseException as error:  # a panic in tiktoken, for one, is no Exception
+        raise ValueError(f"{path} {what} ({reason(error)})") from None
+
+
+def read_json(path, wanted=dict, what="cannot be read"):
+    """The JSON in a file, of the shape that is wanted (see `check`). Raises ValueError, in one line."""
+    with reading(path, what):
+        return parse_json(Path(path).read_bytes(), wanted)
+
+
+def parse_json(text, wanted=dict):
+    """The same of a string or bytes. Raises ValueError."""
+    try:
+        value = json.loads(text)
+    except RecursionError:
+        raise ValueError("it is nested too deep") from None
+    check(value, wanted)
+    return value
+
+
+def check(value, wanted, name="it"):
+    """Raise ValueError if a value is not of the shape that is wanted:
+
+    int, float, str, bool, dict, list, None   just that; a float may be an int, and is finite
+    int | None, Literal["one", "other"]       one of these
+    [shape]                                   a list of such
+    {"key": shape}                            a dict that has these keys, and perhaps others;  {str: shape}: any keys
+    """
+    if isinstance(wanted, dict):
+        check(value, dict, name)
+        for key, shape in wanted.items():
+            if key is not str and key not in value:
+                raise ValueError(f"{name} has no {key!r}")
+            for k in value if key is str else [key]:
+                check(value[k], shape, repr(k))
+    elif isinstance(wanted, list):
+        check(value, list, name)
+        for x in value:
+            check(x, wanted[0], f"an element of {name}")
+    elif not is_one(value, wanted):
+        raise ValueError(f"{name} must be {getattr(wanted, '__name__', wanted)}, not {repr(value)[:80]}")
+
+
+def is_one(value, wanted):
+    """Is a value of a type, as `check` wants it?"""
+    if isinstance(wanted, types.UnionType):
+        return any(is_one(value, kind) for kind in typing.get_args(wanted))
+    if typing.get_origin(wanted) is typing.Literal:
+        return value in typing.get_args(wanted)
+    if wanted in (int, float):
+        number = type(value) is int and abs(value) < 2**63 or type(value) is float and math.isfinite(value)
+        return number and (wanted is float or type(value) is int)
+    return value is None if wanted in (None, types.NoneType) else isinstance(value, wanted)
+
+
+def lock(folder, doing="writing"):
+    """Claim a folder for this process, as long as it keeps the file open that is returned. Raises ValueError if
+    another process has it. (Where there are no such locks, on Windows and some network drives, nothing is claimed.)"""
+    if os.name == "nt":
+        return open(os.devnull)
+    import errno
+    import fcntl
+
+    file = os.fdopen(os.open(Path(folder) / "lock", os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666), "r+")
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        if error.errno in (errno.EWOULDBLOCK, errno.EAGAIN, errno.EACCES):
+            file.close()
+            raise ValueError(f"another process is {doing} in {folder} right now: choose another --out") from None
+        print(f"{folder} cannot be locked ({reason(error)}): let no other process write there", file=sys.stderr)
+    return file

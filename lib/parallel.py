@@ -33,7 +33,9 @@ class Processes:
 
 
 def pick_device(name):
-    """ "cpu" or "cuda" as named, or for "auto" cuda where there is one."""
+    """ "cpu" or "cuda" as named, or for "auto" cuda where there is one. Raises ValueError."""
+    if name == "cuda" and not torch.cuda.is_available():
+        raise ValueError("there is no CUDA device here: --device=cpu")
     return name if name != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
 
 

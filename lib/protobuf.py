@@ -15,6 +15,8 @@ def protobuf(content):
             at, value, shift = at + 1, value | (byte & 127) << shift, shift + 7
             if byte < 128:
                 return value
+            if shift > 63:
+                raise ValueError("a number of more than 64 bits")
 
     while at < len(content):
         key = varint()

@@ -10,27 +10,41 @@ Wherever a run folder is asked for, a folder of official or Hugging Face weights
 """
 
 import json
-import os
 import signal
+import sys
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Literal
 
 import torch
 
 from beyond.adaptive import attach_gain_head
-from lib.checkpoint import checkpoints, read_checkpoint, save_checkpoint
-from lib.files import replace_file
-from lib.parallel import barrier
-from lib.shards import gather_shards, is_sharded, load_sharded, save_sharded
+from lib.checkpoint import (
+    check_zip,
+    checked_weight,
+    checkpoints,
+    finish_move,
+    load_tensors,
+    read_checkpoint,
+    save_checkpoint,
+)
+from lib.config import settings
+from lib.files import check, parse_json, read_json, reading, replace_file, write_json
+from lib.parallel import average_metrics, barrier
+from lib.shards import check_shards, gather_shards, is_sharded, load_sharded, save_sharded
 from lib.tokenizer import from_json, load_tokenizer
 from lib.weights import load_mistral
 from model import ModelConfig, Transformer
 from quiet_star import QuietSTaR, QuietSTaRConfig
 
 
-def load_checkpoint(folder, device="cpu"):
-    """The newest whole state of a run; of a sharded one, without the optimizer's part. Raises ValueError."""
-    return gather_shards(folder) if is_sharded(folder) else read_checkpoint(folder, device)
+def load_checkpoint(folder):
+    """The newest whole state of a run, {"step", "seconds", "model", "optimizer"}; of a sharded one, without the
+    optimizer's part. Raises ValueError."""
+    state = gather_shards(folder) if is_sharded(folder) else read_checkpoint(folder)
+    with reading(folder, "holds no checkpoint of train.py"):
+        check(state, {"step": int, "seconds": float, "model": {str: torch.Tensor}})
+    return state
 
 
 def has_checkpoint(folder):
@@ -39,69 +53,51 @@ def has_checkpoint(folder):
 
 def what_is_kept(folder):
     """For an error message: is there a checkpoint to go on from?"""
-    path = Path(folder) / "checkpoint.pt"
-    return f"the last good checkpoint is kept ({path})" if has_checkpoint(folder) else "there is no checkpoint yet"
+    found = [*checkpoints(folder, ".pt"), *checkpoints(folder, ".dcp")]
+    return f"the last good checkpoint is kept ({found[0]})" if found else "there is no checkpoint yet"
 
 
 def steps_done(folder):
     return load_checkpoint(folder)["step"] if has_checkpoint(folder) else 0
 
 
-def lock(folder):
-    """Claim a run folder for this process, as long as it keeps the file open that is returned. Raises ValueError if
-    another process has it. (Windows knows no such lock: there, nothing is claimed.)"""
-    if os.name == "nt":
-        return open(os.devnull)
-    import fcntl
-
-    file = open(Path(folder) / "lock", "w")
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        raise ValueError(f"another process is training in {folder} right now: choose another --out") from None
-    return file
-
-
-def write_config(folder, config):
-    replace_file(Path(folder) / "config.json", json.dumps(config, indent=1, ensure_ascii=False).encode())
-
-
 def read_config(folder):
     """The settings of a run, a dict of dicts. Raises ValueError."""
     path = Path(folder) / "config.json"
-    try:
-        config = json.loads(path.read_text("utf-8"))
-        return {key: config[key] for key in ("train", "model", "quiet_star", "tokenizer")}
-    except FileNotFoundError:
-        raise ValueError(f"{folder} is no run of train.py (it has no config.json)") from None
-    except (OSError, json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError) as error:
-        raise ValueError(f"{path} is not the configuration of a run ({error!r})") from None
+    if not path.exists():
+        raise ValueError(f"{folder} is no run of train.py (it has no config.json)")
+    train = {"objective": Literal["quiet_star", "lm"], "data": str, "init_from": str, "span": int, "seed": int}
+    wanted = {"train": train, "model": dict, "quiet_star": dict, "tokenizer": dict}
+    config = read_json(path, wanted, "is not the configuration of a run")
+    return {key: config[key] for key in (*wanted, "data") if key in config}
 
 
 def read_log(folder):
-    """The lines of log.jsonl, a list of dicts; a last line that was cut short is left out."""
+    """The lines of log.jsonl, a list of dicts; what was cut short, and all after it, is left out."""
     path, lines = Path(folder) / "log.jsonl", []
-    for line in path.read_text("utf-8").splitlines() if path.exists() else []:
+    for line in path.read_bytes().split(b"\n") if path.is_file() else []:
         try:
-            lines.append(json.loads(line))
-        except json.JSONDecodeError:
+            lines.append(parse_json(line, {"step": int, "seconds": float, str: float | None}))
+        except ValueError:
             break
     return lines
 
 
-def load_weights(module, weights, path):
-    """module.load_state_dict, strictly; the first tensor that does not fit is named with both shapes (ValueError)."""
+def load_weights(module, weights, path, assign=False):
+    """module.load_state_dict, strictly; the first tensor that does not fit is named with both shapes (ValueError).
+    assign: as torch has it."""
     wanted = module.state_dict()
     for name in sorted(wanted.keys() | weights.keys()):
         shapes = [tuple(x[name].shape) if name in x else "nothing" for x in (weights, wanted)]
         if shapes[0] != shapes[1]:
             raise ValueError(f"{path} does not fit this model: it holds {shapes[0]} for {name}, {shapes[1]} is wanted")
-    module.load_state_dict(weights)
+    weights = {name: checked_weight(x, name, path).to(wanted[name].dtype) for name, x in weights.items()}
+    module.load_state_dict(weights, assign=assign)
 
 
-def thinking(model, settings, weights):
+def thinking(model, config, weights):
     """A QuietSTaR of a Transformer, with what is not of the paper attached where `weights` hold it (see beyond/)."""
-    quiet = QuietSTaR(model, QuietSTaRConfig(**settings))
+    quiet = QuietSTaR(model, settings(QuietSTaRConfig, config))
     if any(name.startswith("gain_head.") for name in weights):
         attach_gain_head(quiet)
     return quiet
@@ -109,12 +105,17 @@ def thinking(model, settings, weights):
 
 def load_run(folder, device="cpu"):
     """The model of a run: (model, tokenizer, config, step). A Transformer if objective=lm, else a QuietSTaR."""
-    config, state = read_config(folder), load_checkpoint(folder, device)
+    config, state = read_config(folder), load_checkpoint(folder)
     tokenizer = from_json(config["tokenizer"], folder)
-    model = Transformer(ModelConfig(**config["model"]))
-    if config["train"]["objective"] == "quiet_star":
-        model = thinking(model, config["quiet_star"], state["model"])
-    load_weights(model, state["model"], Path(folder) / "checkpoint.pt")
+    with reading(Path(folder) / "config.json", "does not fit the checkpoint beside it"), torch.device("meta"):
+        shape = settings(ModelConfig, config["model"])  # and on "meta" memory is wanted for nothing that is not there
+        if not any(name.endswith(f"layers.{shape.n_layers - 1}.ffn_norm.weight") for name in state["model"]):
+            raise ValueError(f"there are no {shape.n_layers} layers")
+        model = transformer = Transformer(shape)
+        if config["train"]["objective"] == "quiet_star":
+            model = thinking(transformer, config["quiet_star"], state["model"])
+    load_weights(model, state["model"], Path(folder) / "checkpoint.pt", assign=True)
+    transformer.tie()
     return model.to(device).eval(), tokenizer, config, state["step"]
 
 
@@ -131,14 +132,11 @@ def load_model(folder, device="cpu"):
         sizes = f"{tokenizer.vocab_size} tokens, the model {model.config.vocab_size}"
         raise ValueError(f"the tokenizer in {folder} has {sizes}")
     path = folder / "quiet_star.pt"
-    if path.exists():
-        try:
-            settings = json.loads((folder / "quiet_star.json").read_text("utf-8"))
-            weights = torch.load(path, weights_only=True)
-            model = thinking(model, settings, weights)
-        except Exception as error:  # whatever is raised on bytes that are neither: it is one thing to the user
-            reason = str(error).split("\n")[0]
-            raise ValueError(f"{path} or quiet_star.json beside it is damaged ({reason})") from None
+    if path.exists() or path.with_suffix(".json").exists():
+        weights, config = load_tensors(path), read_json(path.with_suffix(".json"))
+        with reading(path, "or quiet_star.json beside it is damaged"):
+            check(weights, {str: torch.Tensor})
+            model = thinking(model, config, weights)
         load_weights(model, {**{f"model.{n}": x for n, x in model.model.state_dict().items()}, **weights}, path)
     return model.to(device).eval(), tokenizer, None, 0
 
@@ -150,11 +148,12 @@ def must_think(model, folder):
 
 
 def last_run():
-    """The folder in out/ whose thinking model was saved last. Raises ValueError."""
-    found = sorted(Path("out").glob("**/checkpoint.*"), key=lambda path: path.stat().st_mtime, reverse=True)
-    for path in found:
-        if read_config(path.parent)["train"]["objective"] == "quiet_star":
-            return path.parent
+    """The folder in out/ whose thinking model was saved last; it says which. Raises ValueError."""
+    found = sorted(Path("out").glob("**/checkpoint*"), key=lambda path: path.lstat().st_mtime, reverse=True)
+    for folder in dict.fromkeys(path.parent for path in found):
+        if has_checkpoint(folder) and read_config(folder)["train"]["objective"] == "quiet_star":
+            print(f"the run that was trained last: {folder} (another: --run=FOLDER)", file=sys.stderr)
+            return folder
     raise ValueError("no thinking model in out/ yet: train one (python train.py), or name one with --run")
 
 
@@ -165,21 +164,13 @@ MAY_CHANGE = set(
 )
 
 
-def open_run(out, settings, defaults, model, optimizer, tokenizer, processes):
+def open_run(out, wanted, defaults, model, optimizer, tokenizer, processes):
     """Go on with the run in `out`, or begin it: (steps done, seconds they took). Raises ValueError, OSError.
-    defaults: {name: value} of settings, for those that are newer than the run."""
+    wanted: its settings. defaults: {name: value} of settings, for those that are newer than the run."""
     out = Path(out)
     if (out / "config.json").exists():
-        old = read_config(out)
-        for part in ("train", "model", "quiet_star", "tokenizer"):
-            if part == "quiet_star" and settings["train"]["objective"] == "lm":
-                continue
-            for name, value in settings[part].items():
-                was = old[part].get(name, defaults.get(name))
-                if name not in MAY_CHANGE and was != value:
-                    what = f"{name} is {was!r} there, {value!r} here"
-                    raise ValueError(f"{out} holds another run ({what}): choose another --out")
-    step, seconds, sharded = 0, 0.0, settings["train"]["parallel"] == "fsdp"
+        refuse_another_run(out, wanted, defaults)
+    step, seconds, sharded = 0, 0.0, wanted["train"]["parallel"] == "fsdp"
     if has_checkpoint(out) and sharded != is_sharded(out):
         raise ValueError(
             f"{out} was trained {'with' if not sharded else 'without'} --parallel=fsdp, and goes on only so; or begin "
@@ -190,19 +181,42 @@ def open_run(out, settings, defaults, model, optimizer, tokenizer, processes):
     elif has_checkpoint(out):
         state = load_checkpoint(out)
         load_weights(model, state["model"], out / "checkpoint.pt")
-        optimizer.load_state_dict(state["optimizer"])
+        with reading(out / "checkpoint.pt", "does not fit this optimizer"):
+            optimizer.load_state_dict(state["optimizer"])
+            for p, kept in optimizer.state.items():  # torch does not look, and would write beyond what is there
+                if kept["step"].dim() or not kept["exp_avg"].shape == kept["exp_avg_sq"].shape == p.shape:
+                    raise ValueError(f"it holds {tuple(kept['exp_avg'].shape)} for a tensor of {tuple(p.shape)}")
         step, seconds = state["step"], state["seconds"]
+    barrier(processes)
     if processes.first:
+        finish_move(out, ".pt", check_zip, wanted["train"]["keep"])
+        finish_move(out, ".dcp", check_shards, wanted["train"]["keep"])
         tokenizer.save(out)
-        write_config(out, settings)
+        write_json(out / "config.json", wanted)
         kept = [line for line in read_log(out) if line["step"] <= step]  # steps after the checkpoint are done anew
         replace_file(out / "log.jsonl", "".join(json.dumps(line) + "\n" for line in kept).encode())
     barrier(processes)
     return step, seconds
 
 
+def refuse_another_run(out, wanted, defaults):
+    """Raise ValueError if the run in `out` is not the one that is wanted."""
+    old = read_config(out)
+    for part in ("train", "model", "quiet_star", "tokenizer", "data"):
+        if part == "quiet_star" and wanted["train"]["objective"] == "lm":
+            continue
+        for name, value in wanted[part].items():
+            was = old[part].get(name, defaults.get(name)) if part in old else value  # once, runs did not note the data
+            if name not in MAY_CHANGE and was != value:
+                what = f"{name} is {was!r} there, {value!r} here"
+                raise ValueError(f"{out} holds another run ({what}): choose another --out")
+
+
 def save_run(out, model, optimizer, step, seconds, processes, keep):
-    """Write a checkpoint of the run in `out`. Raises OSError."""
+    """Write a checkpoint of the run in `out`. Raises OSError, and ValueError if the weights are not finite."""
+    good = all(getattr(p, "to_local", p.detach)().isfinite().all() for p in model.parameters())  # of slices: its own
+    if average_metrics({"good": float(good)}, processes)["good"] < 1:
+        raise ValueError(f"the weights are not finite after step {step}")
     if processes.parallel == "fsdp":
         save_sharded(out, model, optimizer, step, seconds, processes, keep)
     elif processes.first:
@@ -212,10 +226,12 @@ def save_run(out, model, optimizer, step, seconds, processes, keep):
 
 @contextmanager
 def stop_on_signals():
-    """In here Ctrl-C and SIGTERM ask for a stop at the end of the step instead of breaking off within it."""
+    """In here Ctrl-C, SIGTERM, a closed terminal and Slurm's SIGUSR1 ask for a stop at the end of the step instead of
+    breaking off within it."""
     stop, handlers = {"asked": False}, {}
-    for number in (signal.SIGINT, signal.SIGTERM):
-        handlers[number] = signal.signal(number, lambda *_: stop.update(asked=True))
+    for number in (getattr(signal, name, None) for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1")):
+        if number and not (number.name == "SIGHUP" and signal.getsignal(number) == signal.SIG_IGN):  # nohup
+            handlers[number] = signal.signal(number, lambda *_: stop.update(asked=True))
     try:
         yield stop
     finally:

@@ -5,15 +5,14 @@ slices, and as many processes may read as want to.
   checkpoint.dcp/, checkpoint_before.dcp/   a file of each process, and its checksums
 """
 
-import json
 import warnings
 import zlib
 from pathlib import Path
 
 import torch
 
-from lib.checkpoint import checkpoints, move_up, newest_whole, remove
-from lib.files import replace_file
+from lib.checkpoint import checkpoints, finish_move, move_up, newest_whole
+from lib.files import read_json, reading, reason, write_json
 from lib.parallel import barrier
 
 
@@ -24,21 +23,18 @@ def save_sharded(folder, model, optimizer, step, seconds, processes, keep=2):
     from torch.distributed.checkpoint.api import CheckpointException
 
     written = Path(folder) / "checkpoint_new.dcp"
-    if processes.first and written.exists():
-        if what_is_wrong(written) is None:  # killed before it was moved
-            move_up(written, keep)
-        else:
-            remove(written)
+    if processes.first:
+        finish_move(folder, ".dcp", check_shards, keep)
     barrier(processes)
     state = flat_state(model, optimizer) | {"step": torch.tensor(step), "seconds": torch.tensor(seconds).double()}
     try:
         save(state, storage_writer=FileSystemWriter(written))  # it waits for the disk to have them
     except CheckpointException as error:
-        raise OSError(next(iter(error.failures.values()))[0]) from None
+        raise OSError(reason(next(iter(error.failures.values()))[0])) from None
     sums = {file.name: checksum(file) for file in sorted(written.glob(f"__{processes.rank}_*"))}
     if processes.first:
         sums[".metadata"] = checksum(written / ".metadata")
-    replace_file(written / f"sums_{processes.rank}.json", json.dumps({"of": processes.world, "sums": sums}).encode())
+    write_json(written / f"sums_{processes.rank}.json", {"of": processes.world, "sums": sums})
     barrier(processes)
     if processes.first:
         move_up(written, keep)
@@ -68,9 +64,10 @@ def flat_state(model, optimizer):
 def gather_shards(folder):
     """The newest checkpoint in one piece and without the optimizer's part. Raises ValueError."""
     path = whole_shards(folder)
-    kinds = shards_reader(path).read_metadata().state_dict_metadata.items()
-    kinds = [(name, kind) for name, kind in kinds if not name.startswith("optimizer.")]
-    state = {name: torch.empty(kind.size, dtype=kind.properties.dtype) for name, kind in kinds}
+    with reading(path):
+        kinds = shards_reader(path).read_metadata().state_dict_metadata.items()
+        kinds = [(name, kind) for name, kind in kinds if not name.startswith("optimizer.")]
+        state = {name: torch.empty(kind.size, dtype=kind.properties.dtype) for name, kind in kinds}
     read_shards(path, state, no_dist=True)
     weights = {name.removeprefix("model."): x for name, x in state.items() if name.startswith("model.")}
     return {"step": int(state["step"]), "seconds": float(state["seconds"]), "model": weights}
@@ -78,14 +75,9 @@ def gather_shards(folder):
 
 def read_shards(path, state, no_dist):
     from torch.distributed.checkpoint import load
-    from torch.distributed.checkpoint.api import CheckpointException
 
-    try:
-        with warnings.catch_warnings(action="ignore"):  # that it reads alone, where it was told to
-            load(state, storage_reader=shards_reader(path), no_dist=no_dist)
-    except (CheckpointException, RuntimeError, KeyError, ValueError) as error:
-        reason = " ".join(str(error).split())
-        raise ValueError(f"{path} does not fit this model ({reason[:200]})") from None
+    with reading(path, "does not fit this model"), warnings.catch_warnings(action="ignore"):  # that it reads alone
+        load(state, storage_reader=shards_reader(path), no_dist=no_dist)
 
 
 def shards_reader(path):
@@ -103,7 +95,11 @@ def shards_reader(path):
     class Reader(FileSystemReader):
         def read_metadata(self, *args, **kwargs):
             with open(Path(path) / ".metadata", "rb") as file:
-                return Index(file).load()
+                metadata = Index(file).load()
+            for place in metadata.storage_data.values():
+                if Path(place.relative_path).name != place.relative_path:
+                    raise ValueError(f"its index points to {place.relative_path}, outside of it")
+            return metadata
 
     return Reader(path)
 
@@ -126,23 +122,20 @@ def whole_shards(folder):
     """The newest sharded checkpoint whose checksums are right. Raises ValueError."""
 
     def read(path):
-        if reason := what_is_wrong(path):
-            raise ValueError(reason)
+        check_shards(path)
         return path
 
     return newest_whole(folder, ".dcp", read)
 
 
-def what_is_wrong(path):
-    """None if all that the processes wrote is there and has its checksum, else the reason."""
-    try:
-        first = json.loads((path / "sums_0.json").read_text())
-        for rank in range(first["of"]):
-            for name, wanted in json.loads((path / f"sums_{rank}.json").read_text())["sums"].items():
-                if checksum(path / name) != wanted:
-                    return f"wrong checksum of {name}"
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        return str(error)
+def check_shards(path):
+    """Raise ValueError unless all that the processes wrote is there and has its checksum."""
+    shape = {"of": int, "sums": {str: int}}
+    with reading(path):
+        for rank in range(read_json(path / "sums_0.json", shape)["of"]):
+            for name, wanted in read_json(path / f"sums_{rank}.json", shape)["sums"].items():
+                if Path(name).name != name or checksum(path / name) != wanted:
+                    raise ValueError(f"wrong checksum of {name}")
 
 
 def checksum(path):

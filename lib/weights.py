@@ -3,14 +3,15 @@ Weights from elsewhere, and for elsewhere: Mistral's official layout, and Huggin
 """
 
 import dataclasses
-import json
 import math
 from dataclasses import asdict
 from pathlib import Path
 
 import torch
 
-from lib.files import read_json, replace_file, write_whole
+from lib.checkpoint import check_zip, checked_weight
+from lib.config import settings
+from lib.files import read_json, reading, write_json, write_whole
 from model import ModelConfig, Transformer
 
 IGNORED = {"max_seq_len", "max_position_embeddings", "max_batch_size", "model_type", "causal"}  # no part of the shape
@@ -31,13 +32,15 @@ def load_mistral(folder, dtype=None):
     if not official and not (folder / "config.json").exists():
         raise ValueError(f"no weights in {folder}: params.json with consolidated.*, or config.json, is wanted")
     config = official_config(folder / "params.json") if official else hugging_face_config(folder / "config.json")
-    files = first_files(folder, OFFICIAL_FILES if official else HUGGING_FACE_FILES)
+    found = find_tensors(folder, OFFICIAL_FILES if official else HUGGING_FACE_FILES)
+    if config.n_layers > len(found):
+        raise ValueError(f"{folder} does not fit: it holds {len(found)} tensors, too few for {config.n_layers} layers")
 
-    with torch.device("meta"):  # shapes alone; memory comes with the first tensor's dtype
-        model = Transformer(config)
+    with reading(folder, "asks for a model that cannot be"), torch.device("meta"):  # shapes alone; memory comes with
+        model = Transformer(config)  # the first tensor's dtype
     names, missing = {name: p.shape for name, p in model.named_parameters()}, set(dict(model.named_parameters()))
     empty = True
-    for name, tensor in tensors_of(files):
+    for path, name, tensor in tensors_of(found):
         name = name if official else from_hugging_face(name)
         if name is None or name == "output.weight" and config.tied_embeddings:
             continue
@@ -47,7 +50,9 @@ def load_mistral(folder, dtype=None):
         if empty:
             model, empty = model.to(dtype or tensor.dtype).to_empty(device="cpu"), False
             model.tie()
-        copy_weight(name, tensor, model.get_parameter(name), config, halves=not official)
+        copy_weight(name, checked_weight(tensor, name, path), model.get_parameter(name), config, halves=not official)
+        if dtype not in (None, tensor.dtype):
+            checked_weight(model.get_parameter(name), name, path)  # 1e6, say, is infinite in float16
         missing.discard(name)
         del tensor
     for name in sorted(missing):
@@ -64,7 +69,7 @@ def save_mistral(model, folder):
     weights = {name: tensor for name, tensor in model.state_dict().items() if name not in tied}
     params = {name: value for name, value in asdict(model.config).items() if value is not None}
     write_whole(folder / "consolidated.00.pth", lambda file: torch.save(weights, file))
-    replace_file(folder / "params.json", json.dumps(params, indent=1).encode())
+    write_json(folder / "params.json", params)
 
 
 OFFICIAL_FILES = ("consolidated*.safetensors", "consolidated.*.pth")
@@ -72,40 +77,58 @@ OFFICIAL_FILES = ("consolidated*.safetensors", "consolidated.*.pth")
 HUGGING_FACE_FILES = ("model*.safetensors", "pytorch_model*.bin")
 
 
-def first_files(folder, patterns):
+def find_tensors(folder, patterns):
+    """[(number of elements, path, name)] of all tensors in a folder's files, of the first pattern that has any. The
+    index that tells which file holds which tensor, if there is one, decides. Raises ValueError."""
     for pattern in patterns:
-        if files := sorted(folder.glob(pattern)):
-            return files
-    raise ValueError(f"no weights in {folder}: there is none of {', '.join(patterns)}")
-
-
-def tensors_of(files):
-    """(name, tensor) of checkpoint files, memory-mapped. A file is opened anew for each tensor: what has been read of a
-    mapped file counts as this process's memory for as long as it is mapped. The largest come first, while the rest of
-    the model is not in memory yet."""
-    path, found = None, []
-    try:
+        files, index, names = sorted(folder.glob(pattern)), folder / f"{pattern.replace('*', '')}.index.json", None
+        if files or index.exists():
+            break
+    else:
+        raise ValueError(f"no weights in {folder}: there is none of {', '.join(patterns)}")
+    if index.exists():
+        names = read_json(index, {"weight_map": {str: str}})["weight_map"]
+        files = sorted({folder / file for file in names.values()})
         for path in files:
-            found += [(size, path, name) for name, size in sizes_in(path).items()]
-        for _, path, name in sorted(found, reverse=True):
+            if path.parent != folder or not path.exists():
+                raise ValueError(f"{index} names the file {path.name}, which is not in {folder}")
+    found = {}
+    for path in files:
+        for name, size in sizes_in(path).items():
+            if names and names.get(name) != path.name:
+                continue
+            if name in found:
+                raise ValueError(
+                    f"{name} is in {found[name][1]} and in {path}: which is right? Remove one of the files"
+                )
+            found[name] = size, path, name
+    for name in sorted(names.keys() - found.keys() if names else ()):
+        raise ValueError(f"{index} names {name}, which is not in {folder / names[name]}")
+    return list(found.values())
+
+
+def tensors_of(found):
+    """(path, name, tensor) of what find_tensors found, memory-mapped. A file is opened anew for each tensor: what has
+    been read of a mapped file counts as this process's memory for as long as it is mapped. The largest come first,
+    while the rest of the model is not in memory yet."""
+    for _, path, name in sorted(found, reverse=True):
+        with reading(path):
             if path.suffix == ".safetensors":
                 with safe_open()(path, framework="pt") as file:
-                    yield name, file.get_tensor(name)
+                    tensor = file.get_tensor(name)
             else:
-                yield name, torch.load(path, mmap=True, weights_only=True)[name]
-    except Exception as error:
-        damaged = isinstance(error, (OSError, RuntimeError, EOFError))
-        if not damaged and type(error).__name__ not in ("UnpicklingError", "SafetensorError"):
-            raise
-        reason = str(error).split("\n")[0]
-        raise ValueError(f"{path} is damaged or cut short ({reason})") from None
+                tensor = torch.load(path, mmap=True, weights_only=True)[name]
+        yield path, name, tensor
 
 
 def sizes_in(path):
-    """{name: number of elements} of a checkpoint file."""
+    """{name: number of elements} of a checkpoint file. Raises ValueError."""
     if path.suffix != ".safetensors":
-        return {name: tensor.numel() for name, tensor in torch.load(path, mmap=True, weights_only=True).items()}
-    with safe_open()(path, framework="pt") as file:
+        check_zip(path)
+        with reading(path):
+            return {name: tensor.numel() for name, tensor in torch.load(path, mmap=True, weights_only=True).items()}
+    open_file = safe_open()
+    with reading(path), open_file(path, framework="pt") as file:
         return {name: math.prod(file.get_slice(name).get_shape()) for name in file.keys()}
 
 
@@ -164,14 +187,15 @@ def official_config(path):
     fields = {field.name for field in dataclasses.fields(ModelConfig)}
     for name, value in params.items():
         if name not in fields | IGNORED and value:
-            raise ValueError(f"{path} asks for {name}={value!r}, which is not implemented")
+            raise ValueError(f"{path} asks for {name}={str(value)[:80]!r}, which is not implemented")
     return checked_config(path, {name: params[name] for name in fields & params.keys()})
 
 
 def hugging_face_config(path):
-    """ModelConfig of a config.json, likewise."""
+    """ModelConfig of a config.json, likewise. What it does not say is as transformers has it for this type of model."""
     c = read_json(path)
-    rope = c.get("rope_parameters") or c.get("rope_scaling") or {}
+    mistral, rope = c.get("model_type") == "mistral", c.get("rope_parameters") or c.get("rope_scaling") or {}
+    rope = rope if isinstance(rope, dict) else {"rope_type": rope}
     asks = {
         "model_type": c.get("model_type") not in ("mistral", "llama"),
         "hidden_act": c.get("hidden_act", "silu") != "silu",
@@ -179,33 +203,30 @@ def hugging_face_config(path):
         "mlp_bias": c.get("mlp_bias", False),
         "rope_scaling": rope.get("rope_type", rope.get("type", "default")) != "default" and rope,
         "rope_interleaved": c.get("rope_interleaved", False),
+        "partial_rotary_factor": c.get("partial_rotary_factor", rope.get("partial_rotary_factor", 1)) != 1,
+        "quantization_config": c.get("quantization_config", False),
     }
     for name, refused in asks.items():
         if refused:
-            raise ValueError(f"{path} asks for {name}={c.get(name, rope)!r}, which is not implemented")
+            raise ValueError(f"{path} asks for {name}={str(c.get(name, rope))[:80]!r}, which is not implemented")
     names = dict(dim="hidden_size", n_layers="num_hidden_layers", hidden_dim="intermediate_size")
     names |= dict(n_heads="num_attention_heads", norm_eps="rms_norm_eps", vocab_size="vocab_size")
     params = {ours: c[theirs] for ours, theirs in names.items() if theirs in c}
     if len(params) == len(names):
-        params["n_kv_heads"] = c.get("num_key_value_heads") or params["n_heads"]
-        params["head_dim"] = c.get("head_dim") or params["dim"] // params["n_heads"]
+        with reading(path, "does not say what shape the model has"):
+            params["n_kv_heads"] = c.get("num_key_value_heads", 8 if mistral else None) or params["n_heads"]
+            params["head_dim"] = c.get("head_dim") or params["dim"] // params["n_heads"]
     params["rope_theta"] = rope.get("rope_theta") or c.get("rope_theta") or 10000.0
     # a Llama has no window, and in Mistral's own configurations null means none
-    params["sliding_window"] = c.get("sliding_window") if c["model_type"] == "mistral" else None
+    params["sliding_window"] = c.get("sliding_window", 4096) if mistral else None
     params["tied_embeddings"] = c.get("tie_word_embeddings", False)
     return checked_config(path, params)
 
 
 def checked_config(path, params):
     """ModelConfig(**params), all of whose shape must be given. Raises ValueError."""
-    kinds = {field.name: field.type for field in dataclasses.fields(ModelConfig)}
     for name in ("dim", "n_layers", "head_dim", "hidden_dim", "n_heads", "n_kv_heads", "norm_eps", "vocab_size"):
         if name not in params:
             raise ValueError(f"{path} does not say {name}")
-    for name, value in params.items():
-        if not isinstance(value, (int, float) if kinds[name] is float else kinds[name]):
-            raise ValueError(f"{path}: {name} must be {getattr(kinds[name], '__name__', kinds[name])}, not {value!r}")
-    try:
-        return ModelConfig(**params)
-    except ValueError as error:
-        raise ValueError(f"{path}: {error}") from None
+    with reading(path, "is not the shape of a model"):
+        return settings(ModelConfig, params)

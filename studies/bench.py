@@ -70,6 +70,7 @@ class AdaptiveConfig:
     repeats: int = 3  # timed runs; the fastest counts
     device: Literal["auto", "cpu", "cuda"] = "auto"  # auto: cuda where there is one
     json: bool = False  # print one JSON object instead of the table
+    ANY_NUMBER = ("think_above",)
 
     def __post_init__(self):
         if not self.run:

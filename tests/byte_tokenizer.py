@@ -3,7 +3,7 @@
 import json
 from pathlib import Path
 
-from lib.tokenizer import byte_characters
+from lib.tokenizer_files import byte_characters
 
 
 def write_byte_tokenizer(folder):

@@ -14,7 +14,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from data.text import prepare_hub  # noqa: E402
+from data.hub import prepare_hub  # noqa: E402
 
 
 def main():
