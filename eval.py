@@ -12,9 +12,9 @@ thought per position (as the paper evaluates). It leaves a table, pictures, resu
 token tells its thought.
 """
 
-import json
 import sys
 import time
+import zlib
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -26,9 +26,9 @@ from tqdm import tqdm
 
 from data.dataset import open_dataset
 from data.text import read_documents, text_files
-from lean.log_prob import token_log_prob
+from lean.log_prob import likeliest, token_log_prob
 from lib.config import run_script
-from lib.files import replace_file
+from lib.files import refuse_another, write_json
 from lib.page import write_page
 from lib.parallel import pick_device
 from lib.pictures import draw_curves, draw_difficulty, draw_mask, draw_text
@@ -68,6 +68,9 @@ class Measured:
     gate: np.ndarray | None = None  # how much of the thought went in
     thoughts: np.ndarray | None = None  # (W, T, m) the thoughts
     expected_gain: np.ndarray | None = None  # nats the gain head expects of a thought, before it, if there is one
+    # where it was asked for, else -1:
+    likeliest_base: np.ndarray | None = None  # the likeliest token, without a thought
+    likeliest_mixed: np.ndarray | None = None
 
 
 def spread_spans(tokens, span, texts):
@@ -92,9 +95,10 @@ def answer_places(spans, meta):
 
 
 @torch.no_grad()
-def measure(model, spans, meta, device="cpu", batch_size=32, title="measuring", thoughts=None, gate=None):
+def measure(model, spans, meta, device="cpu", batch_size=32, title="measuring", thoughts=None, gate=None, words=()):
     """Predict every token of spans (W, T+1): Measured. Thoughts are greedy; to ask what it is that helps, let the model
-    read thoughts (W, T, m) that are given instead, or force its gate to a number."""
+    read thoughts (W, T, m) that are given instead, or force its gate to a number. words: numbers of the spans whose
+    likeliest tokens are wanted, too."""
     start, parts = time.perf_counter(), []
     among = (meta.get("answers") or {}).get("among") or [0]
     thinking = isinstance(model, QuietSTaR)
@@ -104,7 +108,7 @@ def measure(model, spans, meta, device="cpu", batch_size=32, title="measuring", 
     head = transformer.output
     for i in tqdm(range(0, len(spans), batch_size), desc=title, leave=False, disable=None):
         tokens = torch.from_numpy(spans[i : i + batch_size]).to(device)
-        target = tokens[:, 1:]
+        target, asked = tokens[:, 1:], not set(words).isdisjoint(range(i, i + batch_size))
 
         def judge(hidden, target=target):  # (B, T, C) -> NLL of the true token, and is it the likeliest answer?
             likeliest = torch.as_tensor(among, device=device)[(hidden @ head.weight[among].T).argmax(-1)]
@@ -120,11 +124,13 @@ def measure(model, spans, meta, device="cpu", batch_size=32, title="measuring", 
                 h_mixed, w = h_base + gate * (h_thought - h_base), torch.full_like(w, gate)
             part = {"gate": w, "thoughts": thought.tokens[:, 0]}
             part["nll_mixed"], part["right_mixed"] = judge(h_mixed)
+            part["likeliest_mixed"] = likeliest(head, h_mixed) if asked else torch.full_like(target, -1)
             if hasattr(model, "gain_head"):
                 part["expected_gain"] = model.gain_head(h_base)
         else:
             h_base = transformer(tokens[:, :-1])
         part["nll_base"], part["right_base"] = judge(h_base)
+        part["likeliest_base"] = likeliest(head, h_base) if asked else torch.full_like(target, -1)
         parts.append(part)
     columns = {name: torch.cat([part[name] for part in parts]).cpu().numpy() for name in parts[0]}
     return Measured(**columns, seconds=time.perf_counter() - start)
@@ -182,9 +188,14 @@ def gains(config):
         out = out / Path(config.text).name
     base_folder = config.base or (settings["train"]["init_from"] if settings else "")
     must_exist(base_folder)
+    asked = {"run": str(run), "base_run": base_folder, "text": config.text, "texts": config.texts, "span": config.span}
+    asked["tokens' checksum"] = zlib.crc32(spans.tobytes())
+    refuse_another(out / "results.json", asked)
     out.mkdir(parents=True, exist_ok=True)
 
-    trained = measure(model, spans, meta, device, config.batch_size, "thinking")
+    first = next((w for w in range(len(spans)) if answers[w].any()), 0)
+    on_page = range(first, min(len(spans), first + -(-config.page_tokens // spans.shape[1])))
+    trained = measure(model, spans, meta, device, config.batch_size, "thinking", words=on_page)
     rows, difficulty = {}, trained.nll_base
     if base_folder:
         base_model, its_tokenizer, *_ = load_model(base_folder, device)
@@ -198,7 +209,6 @@ def gains(config):
 
     gain = trained.nll_base - trained.nll_mixed
     mean, error = mean_and_error(gain)
-    first = next(w for w in range(len(spans)) if not answers.any() or answers[w].any())
     shown = slice(first, first + max(1, 640 // spans.shape[1]))
     words = [word for span in spans[shown] for word in [*tokenizer.words(span.tolist())[1:], None]]
     by_word = np.pad(gain[shown], ((0, 0), (0, 1)), constant_values=np.nan).flatten()  # one span after the other
@@ -207,9 +217,8 @@ def gains(config):
     draw_mask(out / "mask.png")
     if settings:
         draw_curves(read_log(run), out / "curves.png")
-    shown = slice(first, first + -(-config.page_tokens // spans.shape[1]))
     caption = f"{run}, step {step}: a thought saves {mean:+.4f} ± {error:.4f} nats per token on {gain.size:,} tokens"
-    write_page(out / "gains.html", caption, spans[shown], trained, shown, tokenizer)
+    write_page(out / "gains.html", caption, spans, trained, on_page, tokenizer)
     where = {"everywhere": ...} | ({"at_answers": answers, "elsewhere": ~answers} if answers.any() else {})
     ratio = float(np.exp(-mean))
     results = {
@@ -223,17 +232,14 @@ def gains(config):
         "run": str(run),
         "base_run": base_folder,
         "text": config.text,
+        "asked": asked,
     }
-    write_results(out / "results.json", results)
+    write_json(out / "results.json", results)
 
     print(f"{run}, step {step}: {gain.size:,} held-out tokens, {answers.sum():,} answers; mean ± standard error")
     print_table(rows)
     print(f"a thought saves {mean:+.4f} ± {error:.4f} nats per token: perplexity x {ratio:.4f}")
     print(f"pictures, gains.html and results.json are in {out}")
-
-
-def write_results(path, results):
-    replace_file(path, json.dumps(results, indent=1).encode())
 
 
 COMMANDS = {"gains": GainsConfig, "gsm8k": QuestionsConfig, "commonsense_qa": QuestionsConfig}

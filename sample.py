@@ -8,6 +8,7 @@ Give a model a prompt and see it continue.
 With --show_thoughts, each new token comes with the hidden thought before it and the gate: how much the thought counted.
 """
 
+import re
 from dataclasses import dataclass
 from typing import Literal
 
@@ -17,6 +18,7 @@ from beyond.adaptive import expects_more_than
 from lib.config import run_script
 from lib.parallel import pick_device
 from lib.runs import last_run, load_model
+from lib.tokenizer import before_end
 from quiet_star import QuietSTaR, generate_with_thoughts
 
 
@@ -45,7 +47,14 @@ def say(config):
     """Print the prompt and what the model makes of it."""
     device = pick_device(config.device)
     model, tokenizer, _, _ = load_model(config.run or last_run(), device)
-    tokens = torch.tensor([tokenizer.encode(config.prompt)], device=device)
+    tokens = torch.tensor([tokenizer.encode(config.prompt)], dtype=torch.long, device=device)
+    if not tokens.numel():
+        raise ValueError(f"to this model's tokenizer, the prompt {config.prompt!r} is nothing")
+    prompted, stop = tokens.shape[1], lambda ids: not tokenizer.ends.isdisjoint(ids)
+
+    def show(tokens):
+        print(printable(tokenizer.decode(before_end(tokenizer, tokens[0].tolist()))))
+
     thinking, where = isinstance(model, QuietSTaR) and not config.without_thoughts, None
     if thinking and config.think_above > float("-inf"):
         where = expects_more_than(model, config.think_above)
@@ -54,19 +63,23 @@ def say(config):
     generator = torch.Generator(device).manual_seed(config.seed)
     if not thinking:
         plain = model.model if isinstance(model, QuietSTaR) else model
-        tokens = plain.generate(tokens, config.max_new_tokens, config.temperature, generator)
-        return print(tokenizer.decode(tokens[0].tolist()))
+        return show(plain.generate(tokens, config.max_new_tokens, config.temperature, generator, stop=stop))
 
     options = config.max_new_tokens, config.temperature, config.thought_temperature, generator
-    tokens, thoughts, gates = generate_with_thoughts(model, tokens, *options, where=where)
-    print(tokenizer.decode(tokens[0].tolist()))
+    tokens, thoughts, gates = generate_with_thoughts(model, tokens, *options, where=where, stop=stop)
+    show(tokens)
     if config.show_thoughts:
         print("\n gate  token           thought before it")
-        new = tokens[0, -config.max_new_tokens :].tolist()
-        words = tokenizer.words(new)
+        words = tokenizer.words(tokens[0, prompted:].tolist())
         for word, thought, gate in zip(words, thoughts[0].tolist(), gates[0].tolist(), strict=True):
             said = "" if -1 in thought else repr("".join(tokenizer.words(thought)))  # "": it did not think
             print(f"{gate:5.2f}  {word!r:14}  {said}")
+
+
+def printable(text):
+    """A text whose control characters, but for line ends and tabs, are spelled out: a terminal would obey them."""
+    controls = r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]"
+    return re.sub(controls, lambda match: f"\\x{ord(match[0]):02x}", text)
 
 
 def main():

@@ -11,7 +11,6 @@ of processes, any micro_batch and any interruption give the same training. Run t
 """
 
 import dataclasses
-import json
 import math
 import subprocess
 import sys
@@ -34,9 +33,9 @@ from data.dataset import open_dataset
 from lean.in_parts import go_back
 from lean.log_prob import text_loss
 from lib.config import from_cli, one_line_errors
-from lib.files import finite, lock, reason
+from lib.files import lock, reason
 from lib.parallel import average_gradients, average_metrics, barrier, hold, release, shard, start_processes, whole
-from lib.runs import load_model, open_run, save_run, steps_done, stop_on_signals, what_is_kept
+from lib.runs import load_model, log_line, open_run, save_run, steps_done, stop_on_signals, what_is_kept
 from lib.tokenizer import from_json
 from model import ModelConfig, Transformer
 from quiet_star import QuietSTaR, QuietSTaRConfig
@@ -321,12 +320,8 @@ def train_until_done(train, job, held):
         # 5. show
         took = time.perf_counter() - start_time
         seconds += took
-        metrics |= {
-            "grad_norm": norm,
-            "lr": lr,
-            "tokens_per_second": train.batch_size * train.span / took,
-            "seconds": seconds,
-        }
+        speed = train.batch_size * train.span / took
+        metrics |= {"grad_norm": norm, "lr": lr, "tokens_per_second": speed, "seconds": seconds}
         if processes.first:
             shown = {k: f"{metrics[k]:.3f}" for k in ("loss", "gate", "reward") if k in metrics}
             bar.set_postfix({**shown, "tok/s": f"{metrics['tokens_per_second']:.0f}"})
@@ -338,15 +333,13 @@ def train_until_done(train, job, held):
         # 6. log and save
         try:
             if processes.first:
-                line = {"step": step, **{k: float(f"{v:.6g}") for k, v in metrics.items()}}
-                log.write(json.dumps(finite(line)).encode() + b"\n")
+                log.write(log_line({"step": step, **metrics}))
             if stopping or step == train.max_steps or step % train.save_every == 0:
                 save_run(out, model, optimizer, step, seconds, processes, train.keep)
         except (ValueError, OSError) as error:
             then = instead if isinstance(error, ValueError) else "make room and run it again"
-            raise ValueError(
-                f"cannot save step {step} in {out}: {reason(error)}; {what_is_kept(out)}; {then}"
-            ) from None
+            what = f"cannot save step {step} in {out}: {reason(error)}"
+            raise ValueError(f"{what}; {what_is_kept(out)}; {then}") from None
         if stopping and step < train.max_steps:
             bar.close()
             say(f"stopped after step {step}; saved in {out}: run the same command again to go on")

@@ -1,15 +1,14 @@
 """Source files that are fixed: fetched once, kept whole, and known by their SHA-256."""
 
 import hashlib
+import http.client
 import json
-import sys
-import urllib.error
 import urllib.request
 from dataclasses import dataclass
 from pathlib import Path
 
-from lib.config import from_cli
-from lib.files import replace_file
+from lib.config import run_script
+from lib.files import parse_json, reading, reason, replace_file
 
 
 def fetch(url, path, sha256):
@@ -24,8 +23,8 @@ def fetch(url, path, sha256):
     try:
         with urllib.request.urlopen(url, timeout=60) as response:
             content = response.read()
-    except (urllib.error.URLError, OSError) as error:
-        raise ValueError(f"cannot download {url} ({error}): fetch it yourself and give --source=FILE") from None
+    except (OSError, http.client.HTTPException) as error:
+        raise ValueError(f"cannot download {url} ({reason(error)}): fetch it yourself and give --source=FILE") from None
     if hashlib.sha256(content).hexdigest() != sha256:
         raise ValueError(f"{url} is no longer the file expected (its SHA-256 differs)")
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -45,13 +44,9 @@ def json_lines(content, path, convert):
     that is not as convert wants it."""
     found = []
     for number, line in enumerate(content.decode("utf-8", "replace").split("\n"), 1):
-        if not line.strip():
-            continue
-        try:
-            found.append(convert(json.loads(line)))
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            reason = str(error) if type(error) is ValueError else repr(error)
-            raise ValueError(f"{path}, line {number}: {reason}") from None
+        if line.strip():
+            with reading(f"{path}, line {number}", "is no question"):
+                found.append(convert(parse_json(line)))
     if not found:
         raise ValueError(f"{path} is empty")
     return found
@@ -67,15 +62,14 @@ class QuestionsSource:
 def prepare_questions(description, folder, url, name, sha256, convert):
     """The command line of a set of questions: from a source, JSON Lines, to questions.jsonl in `folder`. An error ends
     it all with one line."""
-    config, _ = from_cli(description, QuestionsSource)
-    config.out = config.out or str(folder)
-    try:
-        path = Path(config.out) / name
-        content = read_source(config.source, url, path, None if config.source and config.any_hash else sha256)
-        questions = json_lines(content, config.source or path, convert)
-        Path(config.out).mkdir(parents=True, exist_ok=True)
+
+    def prepare(config):
+        out = Path(config.out or folder)
+        content = read_source(config.source, url, out / name, None if config.source and config.any_hash else sha256)
+        questions = json_lines(content, config.source or out / name, convert)
+        out.mkdir(parents=True, exist_ok=True)
         lines = "".join(json.dumps(q, ensure_ascii=False) + "\n" for q in questions)
-        replace_file(Path(config.out) / "questions.jsonl", lines.encode())
-    except (ValueError, OSError) as error:
-        sys.exit(f"prepare.py: {error}")
-    print(f"{config.out}: {len(questions):,} questions")
+        replace_file(out / "questions.jsonl", lines.encode())
+        print(f"{out}: {len(questions):,} questions")
+
+    run_script("prepare.py", description, prepare, QuestionsSource)

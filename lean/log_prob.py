@@ -91,6 +91,13 @@ def entropy(head, hidden):
     return torch.cat([-(x.exp() * x).sum(-1) for x in log_p]).view(hidden.shape[:-1])
 
 
+@torch.no_grad()
+def likeliest(head, hidden):
+    """head(hidden).argmax(-1): hidden (..., C) -> (...)."""
+    parts = hidden.reshape(-1, hidden.shape[-1]).split(rows_at_once(head, hidden.device))
+    return torch.cat([head(h).argmax(-1) for h in parts]).view(hidden.shape[:-1])
+
+
 def text_loss(head, hidden, tokens, documents=None):
     """The loss of plain language modelling of tokens (B, L), read to hidden (B, L or L - 1, C); and log p of x_1 ..
     x_{L-1}, (B, L-1). documents: see QuietSTaR.forward."""

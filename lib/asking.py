@@ -8,6 +8,7 @@ import torch
 from tqdm import tqdm
 
 from lean.tensors import take
+from lib.tokenizer import before_end
 from quiet_star import QuietSTaR, generate_with_thoughts
 
 
@@ -90,17 +91,22 @@ def predict_ends(who, rows, judge, batch_size, device, title):
 
 
 def write_answers(who, rows, tokenizer, new, temperature, seed, stop, batch_size, device, title):
-    """Let a model go on after each row of ids: [(what it wrote, the thought before its first token or None)]."""
+    """Let a model go on after each row of ids, until it ends the text or stop(its ids) says so: [(what it wrote, the
+    thought before its first token or None)]."""
     found = [None] * len(rows)
+
+    def ended(ids):
+        return not tokenizer.ends.isdisjoint(ids) or stop(ids)
+
     generator = torch.Generator(device).manual_seed(seed)
     with tqdm(total=len(rows), desc=title, leave=False, disable=None) as bar:
         for batch in batches([len(row) for row in rows], batch_size):
             tokens, lengths = padded([rows[i] for i in batch], device)
-            out, thoughts = who.generate(tokens, lengths, new, temperature, generator, stop)
+            out, thoughts = who.generate(tokens, lengths, new, temperature, generator, ended)
             shortest = int(lengths.min())
             for row, i in enumerate(batch):
                 n = len(rows[i])
-                text = tokenizer.decode(out[row, n : n + new].tolist())
+                text = tokenizer.decode(before_end(tokenizer, out[row, n : n + new].tolist()))
                 thought = None if thoughts is None else tokenizer.decode(thoughts[row, n - shortest].tolist())
                 found[i] = text, thought
             bar.update(len(batch))

@@ -136,3 +136,11 @@ def lock(folder, doing="writing"):
             raise ValueError(f"another process is {doing} in {folder} right now: choose another --out") from None
         print(f"{folder} cannot be locked ({reason(error)}): let no other process write there", file=sys.stderr)
     return file
+
+
+def refuse_another(path, asked):
+    """Raise ValueError if a file holds results of other settings: they are not overwritten."""
+    old = read_json(path).get("asked", {}) if Path(path).exists() else asked
+    for key, value in asked.items():
+        if old.get(key) != value:
+            raise ValueError(f"{path} has results with {key}={old.get(key)!r}, not {value!r}: choose another --out")

@@ -8,10 +8,12 @@ from contextlib import contextmanager
 import numpy as np
 import torch
 
+from lib.files import write_whole
 from lib.tables import mean_and_error
 from quiet_star import thought_mask
 
 GREEN = "#5b8c5a"
+CENTRED = dict(family="monospace", size=9, ha="center", va="center")
 
 
 def pyplot():
@@ -20,13 +22,14 @@ def pyplot():
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
+    pyplot.rcParams["text.parse_math"] = False  # a folder may be called $x$
     return pyplot
 
 
 @contextmanager
 def picture(path, width, height, panels=1, **legend):
     """The axes of a figure, one for each panel, to draw on. Then they get a legend of what has a label, and the figure
-    is saved as PNG under a temporary name and renamed."""
+    is saved as PNG."""
     figure, axes = pyplot().subplots(1, panels, figsize=(width, height), squeeze=False)
     yield axes[0]
     for ax in axes[0]:
@@ -34,12 +37,10 @@ def picture(path, width, height, panels=1, **legend):
             ax.legend(**{"fontsize": 7, **legend})
     if panels > 1:
         figure.tight_layout()
-    temporary = path.with_suffix(".tmp.png")
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Glyph .* missing")  # of a script that the font lacks: drawn as boxes
-        figure.savefig(temporary, dpi=130, bbox_inches="tight")
+        write_whole(path, lambda file: figure.savefig(file, format="png", dpi=130, bbox_inches="tight"))
     pyplot().close(figure)
-    temporary.replace(path)
 
 
 def bars(axes, groups, rows, size=None, **how):
@@ -58,7 +59,8 @@ def mean_and_spread(points):
 
 
 def draw_text(words, gains, path, title):
-    """Text, each token coloured by the nats its thought saved (green) or cost (red). words: a list; None: new line."""
+    """Text, each token coloured by the nats its thought saved (green) or cost (purple). words: a list; None: new line.
+    The palette is white in its middle, and read also by those who see no difference between red and green."""
     plt = pyplot()
     lines, full = [], 91
     x = full
@@ -74,14 +76,16 @@ def draw_text(words, gains, path, title):
     columns = max(1, min(96 // (longest + 2), -(-len(lines) // 6)))  # short lines go side by side
     height = -(-len(lines) // columns)
     limit = max(0.1, float(np.nanquantile(np.abs(gains), 0.98)))
-    colours, scale = plt.get_cmap("RdYlGn"), plt.Normalize(-limit, limit)
+    colours, scale = plt.get_cmap("PRGn"), plt.Normalize(-limit, limit)
     with picture(path, 0.115 * columns * (longest + 2), 0.26 * height + 0.7) as (axes,):
         for n, line in enumerate(lines):
             for x, word, gain in line:
                 left, bottom = (n // height) * (longest + 2) + x, -(n % height) - 1
-                axes.add_patch(plt.Rectangle((left, bottom), len(word), 0.9, color=colours(scale(gain)), lw=0))
+                cell = colours(scale(gain))
+                axes.add_patch(plt.Rectangle((left, bottom), len(word), 0.9, color=cell, lw=0))
+                how = {"color": "white" if np.dot(cell[:3], (0.299, 0.587, 0.114)) < 0.5 else "black", **CENTRED}
                 for k, char in enumerate(word, start=left):
-                    axes.text(k + 0.5, bottom + 0.45, char, family="monospace", size=9, ha="center", va="center")
+                    axes.text(k + 0.5, bottom + 0.45, char, **how)
         axes.set(xlim=(0, columns * (longest + 2)), ylim=(-height - 0.2, 0.2), title=title)
         axes.axis("off")
         colours = plt.cm.ScalarMappable(scale, colours)

@@ -26,9 +26,9 @@ from typing import Literal
 
 import numpy as np
 
-from lib.answers import before_next_question, first_line, letter_in, majority, number_in
+from lib.answers import NEXT, first_line, letter_in, majority, number_in, own_answer, right
 from lib.asking import candidate, continuation, predict_ends, write_answers
-from lib.files import replace_file
+from lib.files import check, parse_json, read_json, reading, refuse_another, replace_file, write_json
 from lib.parallel import pick_device
 from lib.pictures import draw_scores
 from lib.runs import last_run, load_model
@@ -92,7 +92,7 @@ def ask_gsm8k(who, questions, tokenizer, config, device, name):
     if config.cot:
         prompts = [tokenizer.encode(CHAIN.format(**q), config.bos) for q in questions for _ in range(config.votes)]
         temperature = config.temperature if config.votes > 1 else 0.0
-        new, stop = config.max_new_tokens or 256, lambda ids: bool(re.search(r"\n\s*Q:", tokenizer.decode(ids)))
+        new, stop = config.max_new_tokens or 256, lambda ids: bool(NEXT.search(tokenizer.decode(ids)))
     else:
         among = answer_ids(tokenizer, "digits", config.bos)
         rows = [continuation(tokenizer, DIRECT.format(**q), f" {q['answer']}\n", config.bos) for q in questions]
@@ -105,18 +105,18 @@ def ask_gsm8k(who, questions, tokenizer, config, device, name):
     written = write_answers(who, prompts, tokenizer, new, temperature, config.seed, stop, size, device, title)
     found = []
     for i, q in enumerate(questions):
-        right = number_in(q["answer"])
+        true = number_in(q["answer"])
         if config.cot:
-            texts = [before_next_question(text) for text, _ in written[i * config.votes : (i + 1) * config.votes]]
+            texts = [own_answer(text) for text, _ in written[i * config.votes : (i + 1) * config.votes]]
             answers = [number_in(text) for text in texts]
             scores = {
-                "vote": float(majority(answers) == right),
-                "sample": float(np.mean([a == right for a in answers])),
+                "vote": right(majority(answers), true),
+                "sample": float(np.mean([right(a, true) for a in answers])),
             }
             found.append({**scores, "answers": [a if a is None else str(a) for a in answers], "written": texts})
         else:
             text, thought = written[i]
-            greedy = float(number_in(first_line(text)) == right)
+            greedy = right(number_in(first_line(text)), true)
             found.append({"soft": soft[i], "greedy": greedy, "written": text, "thought": thought})
     return found
 
@@ -152,26 +152,44 @@ def ask_commonsense_qa(who, questions, tokenizer, config, device, name):
         soft, letter = judged[i]
         scores = {
             "soft": soft,
-            "greedy": letter_in(written[i][0].lstrip()),
+            "greedy": letter_in(written[i][0], q["choices"]),
             "letter": letter,
             "text": LETTERS[int(np.argmax(per_byte))],
         }
-        scores |= {key: float(scores[key] == q["answer"]) for key in ("greedy", "letter", "text")}
+        scores |= {key: right(scores[key], q["answer"]) for key in ("greedy", "letter", "text")}
         more = {"letter_chosen": letter, "log_p_of_texts": five, "written": written[i][0], "thought": written[i][1]}
         found.append(scores | more)
     return found
 
 
-def load_questions(folder, n):
+def load_questions(kind, folder, n):
     """The questions that prepare.py left in a folder, or n of them: always the same, whatever n. Raises ValueError."""
-    path = Path(folder) / "questions.jsonl"
+    path, questions = Path(folder) / "questions.jsonl", []
     if not path.exists():
         raise ValueError(f"no questions in {folder}: python {folder}/prepare.py")
-    questions = [json.loads(line) for line in path.read_text("utf-8").split("\n") if line]
+    with reading(path, "cannot be used"):
+        for number, line in enumerate(path.read_text("utf-8").split("\n"), 1):
+            if line:
+                with reading(f"line {number}", "is no question"):
+                    questions.append(parse_json(line, {"question": str, "answer": str}))
+                    check_question(kind, questions[-1])
+        if not questions:
+            raise ValueError("it holds none")
     if n > len(questions):
         raise ValueError(f"--n={n}, but {path} has {len(questions)} questions")
     order = np.random.default_rng(0).permutation(len(questions))[: n or None]
     return [{"number": int(i), **questions[i]} for i in sorted(order)]
+
+
+def check_question(kind, q):
+    """Raise ValueError if no answer to a question could be told right from wrong."""
+    if kind == "gsm8k" and number_in(q["answer"]) is None:
+        raise ValueError(f"its answer {q['answer'][:40]!r} holds no number")
+    if kind == "commonsense_qa":
+        check(q, {"choices": [str]}, "it")
+        choices = [choice for choice in q["choices"] if choice.strip()]
+        if not len(choices) == len(q["choices"]) == len(LETTERS) or q["answer"] not in [*LETTERS]:
+            raise ValueError("five choices that are not empty, and one of A to E as the answer, are wanted")
 
 
 def compare(x, y):
@@ -188,7 +206,7 @@ def ask_all(kind, config):
     if config.cot and kind != "gsm8k":
         raise ValueError("--cot is for gsm8k")
     start, folder = time.perf_counter(), Path(config.data or f"data/{kind}")
-    questions = load_questions(folder, config.n)
+    questions = load_questions(kind, folder, config.n)
     ask = {"gsm8k": ask_gsm8k, "commonsense_qa": ask_commonsense_qa}[kind]
     title = f"{kind}{f' --cot --votes={config.votes}' if config.cot else ''}"
 
@@ -204,8 +222,15 @@ def ask_all(kind, config):
     must_exist(base, config.control)
     out.mkdir(parents=True, exist_ok=True)
 
+    def answers(row, who):
+        """Of one model: kept as soon as they are there, so that nothing is asked twice if the rest is broken off."""
+        path = out / f"{name}_{row}.part.json"
+        if not (path.exists() and read_json(path, {"asked": dict})["asked"] == asked):
+            write_json(path, {"asked": asked, "records": ask(who, questions, tokenizer, config, device, row)})
+        return read_json(path, {"records": [dict]})["records"]
+
     modes = (("not_thinking", False), ("quiet_star", True)) if isinstance(model, QuietSTaR) else (("model", False),)
-    own = {row: ask(candidate(model, thinking), questions, tokenizer, config, device, row) for row, thinking in modes}
+    own = {row: answers(row, candidate(model, thinking)) for row, thinking in modes}
     del model  # one model at a time is in memory
     scores = {}  # by model: [dict of scores] by question
     for row, other in (("base", base), ("control", config.control)):
@@ -213,7 +238,7 @@ def ask_all(kind, config):
             model, its_tokenizer, _, _ = load_model(other, device)
             if its_tokenizer.to_json() != tokenizer.to_json():
                 raise ValueError(f"the model in {other} has another tokenizer than the run")
-            scores[row] = ask(candidate(model, False), questions, tokenizer, config, device, row)
+            scores[row] = answers(row, candidate(model, False))
             del model
     scores |= own
 
@@ -231,7 +256,9 @@ def ask_all(kind, config):
     lines = "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records)
     replace_file(out / f"{name}.jsonl", lines.encode())
     draw_scores(results["rows"], f"{title}, {len(questions):,} questions", out / f"{name}.png")
-    replace_file(out / f"{name}.json", json.dumps(results, indent=1).encode())
+    write_json(out / f"{name}.json", results)
+    for row in scores:
+        (out / f"{name}_{row}.part.json").unlink(missing_ok=True)
     print_scores(title, results, first)
     print(f"table, picture and every question with its answers: {out / name}.json, .png, .jsonl")
     return results
@@ -242,15 +269,6 @@ def must_exist(*folders):
     for folder in folders:
         if folder and not Path(folder).is_dir():
             raise ValueError(f"there is no model in {folder}, which the run is to be compared with: see --base")
-
-
-def refuse_another(path, asked):
-    """Results of other settings are not overwritten."""
-    if path.exists():
-        old = json.loads(path.read_text("utf-8"))["asked"]
-        for key, value in asked.items():
-            if old.get(key) != value:
-                raise ValueError(f"{path} has results with {key}={old.get(key)!r}, not {value!r}: choose another --out")
 
 
 def print_scores(title, results, first):

@@ -29,7 +29,7 @@ from lib.checkpoint import (
     save_checkpoint,
 )
 from lib.config import settings
-from lib.files import check, parse_json, read_json, reading, replace_file, write_json
+from lib.files import check, finite, parse_json, read_json, reading, replace_file, write_json
 from lib.parallel import average_metrics, barrier
 from lib.shards import check_shards, gather_shards, is_sharded, load_sharded, save_sharded
 from lib.tokenizer import from_json, load_tokenizer
@@ -70,6 +70,12 @@ def read_config(folder):
     wanted = {"train": train, "model": dict, "quiet_star": dict, "tokenizer": dict}
     config = read_json(path, wanted, "is not the configuration of a run")
     return {key: config[key] for key in (*wanted, "data") if key in config}
+
+
+def log_line(metrics):
+    """A line of log.jsonl, bytes: numbers to six digits that count."""
+    line = {name: float(f"{value:.6g}") if isinstance(value, float) else value for name, value in metrics.items()}
+    return json.dumps(finite(line)).encode() + b"\n"
 
 
 def read_log(folder):

@@ -187,7 +187,7 @@ def official_config(path):
     fields = {field.name for field in dataclasses.fields(ModelConfig)}
     for name, value in params.items():
         if name not in fields | IGNORED and value:
-            raise ValueError(f"{path} asks for {name}={str(value)[:80]!r}, which is not implemented")
+            raise ValueError(f"{path} asks for {name}={repr(value)[:80]}, which is not implemented")
     return checked_config(path, {name: params[name] for name in fields & params.keys()})
 
 
@@ -208,7 +208,7 @@ def hugging_face_config(path):
     }
     for name, refused in asks.items():
         if refused:
-            raise ValueError(f"{path} asks for {name}={str(c.get(name, rope))[:80]!r}, which is not implemented")
+            raise ValueError(f"{path} asks for {name}={repr(c.get(name, rope))[:80]}, which is not implemented")
     names = dict(dim="hidden_size", n_layers="num_hidden_layers", hidden_dim="intermediate_size")
     names |= dict(n_heads="num_attention_heads", norm_eps="rms_norm_eps", vocab_size="vocab_size")
     params = {ours: c[theirs] for ours, theirs in names.items() if theirs in c}

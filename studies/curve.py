@@ -4,12 +4,11 @@ What `eval.py` found of runs at each step it looked at: scores against seconds o
     python -m studies.curve --runs=out/one,out/other
 """
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 
-from eval import write_results
 from lib.config import run_script
+from lib.files import read_json, write_json
 from lib.pictures import draw_lines
 from lib.runs import read_log
 
@@ -29,7 +28,8 @@ def curve(config):
     rows = {}
     for run in map(Path, config.runs.split(",")):
         seconds = {line["step"]: line["seconds"] for line in read_log(run)}
-        found = [json.loads(path.read_text("utf-8")) for path in sorted(run.glob("eval_step*/results.json"))]
+        shape = {"quiet_star": dict, "gain": dict, "answers": int}
+        found = [read_json(path, shape) for path in sorted(run.glob("eval_step*/results.json"))]
         if not found:
             raise ValueError(f"{run} was not measured yet: python eval.py gains --run={run}, at several steps")
         part, name = ("quiet_star", "answer_accuracy") if found[0]["answers"] else ("gain", "nats_per_token")
@@ -40,7 +40,7 @@ def curve(config):
             print(f"{run:12}{step:>6}{took:>10.1f}{value:>18.4f}")
     out = Path(config.out or Path(config.runs.split(",")[0]).parent)
     out.mkdir(parents=True, exist_ok=True)
-    write_results(out / "curve.json", {"columns": ["step", "seconds", name], **rows})
+    write_json(out / "curve.json", {"columns": ["step", "seconds", name], **rows})
     lines = {run: {seconds: value for _, seconds, value in points} for run, points in rows.items()}
     draw_lines(lines, ("seconds of training", name.replace("_", " ")), out / "curve.png", top=None)
     print(f"table: {out / 'curve.json'}   picture: {out / 'curve.png'}")

@@ -10,11 +10,12 @@ from pathlib import Path
 from typing import Literal
 
 from data.dataset import open_dataset
-from eval import answer_places, measure, predicted, print_table, spread_spans, summarize, write_results
+from eval import answer_places, measure, predicted, print_table, spread_spans, summarize
 from lib.config import run_script
+from lib.files import write_json
 from lib.parallel import pick_device
 from lib.pictures import draw_lines
-from lib.runs import load_run, read_config, read_log
+from lib.runs import has_checkpoint, load_run, read_config, read_log
 
 
 @dataclass
@@ -37,7 +38,7 @@ def demo(config):
     spans = spread_spans(dataset.tokens, train["span"], config.texts)
     answers = answer_places(spans, dataset.meta)
     names, rows, seconds, sweep = ["base", "lm_control", "quiet_star"], {}, {}, {}
-    lengths = [path.parent.name for path in out.glob("thought_len_*/checkpoint.pt")]
+    lengths = [path.name for path in out.glob("thought_len_*") if has_checkpoint(path)]
     for name in names + sorted(lengths, key=lambda name: int(name.rsplit("_", 1)[1])):
         model, _, settings, _ = load_run(out / name, device)
         found = measure(model, spans, dataset.meta, device, config.batch_size, name)
@@ -61,7 +62,7 @@ def demo(config):
         "answers": int(answers.sum()),
         "tokens": int(answers.size),
     }
-    write_results(out / "results.json", results)
+    write_json(out / "results.json", results)
     title = f"{answers.sum():,} answers of sums whose steps are left out, among {answers.size:,} held-out tokens"
     print(f"\n{title}; mean ± standard error; NLL in nats")
     print_table(rows)

@@ -3,7 +3,6 @@ What studies measure of their runs, and the tables they make of it. Scores of a 
 again until the run goes on.
 """
 
-import json
 import statistics
 from functools import partial
 
@@ -11,7 +10,7 @@ from tqdm import tqdm
 
 from data.dataset import open_dataset
 from eval import answer_places, measure, predicted, spread_spans, summarize
-from lib.files import replace_file
+from lib.files import read_json, write_json
 from lib.pictures import draw_bars
 from lib.runs import load_checkpoint, load_run
 
@@ -19,10 +18,10 @@ from lib.runs import load_checkpoint, load_run
 def remembered(folder, name, make, **about):
     """make() of a run, from folder/name.json where it was made before: at the same step and about the same."""
     path, about = folder / f"{name}.json", {"step": load_checkpoint(folder)["step"], **about}
-    old = json.loads(path.read_text("utf-8")) if path.exists() else {}
+    old = read_json(path) if path.exists() else {}
     if {key: old.get(key) for key in about} != about:
         old = {**about, "value": make()}
-        replace_file(path, json.dumps(old, indent=1).encode())
+        write_json(path, old)
     return old["value"]
 
 
@@ -78,8 +77,8 @@ def print_rows(title, rows, columns):
 def keep_results(out, name, results):
     """Put one command's results into results.json, beside those of the others."""
     path = out / "results.json"
-    old = json.loads(path.read_text("utf-8")) if path.exists() else {}
-    replace_file(path, json.dumps({**old, name: results}, indent=1).encode())
+    old = read_json(path) if path.exists() else {}
+    write_json(path, {**old, name: results})
 
 
 def measure_rows(config, text, rows):

@@ -155,7 +155,7 @@ def test_bad_flags_are_one_line_on_stderr_and_exit_status_2(work, capsys):
     for flag, expected in [
         ("--foo=1", "unrecognized arguments: --foo=1"),
         ("--lr=fast", "invalid float value: 'fast'"),
-        ("--thought_len=-1", "thought_len must be at least 0"),
+        ("--thought_len=-1", "thought_len must not be negative"),
         ("--n_thoughts=0", "n_thoughts must be at least 1"),
         ("--objective=sft", "objective must be one of"),
         ("--batch_size=0", "batch_size must be at least 1"),

@@ -21,7 +21,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from data.dataset import write_lines  # noqa: E402
-from lib.config import from_cli  # noqa: E402
+from lib.config import run_script  # noqa: E402
 from lib.tokenizer import CharTokenizer  # noqa: E402
 
 DASH, ANSWER, END = "—", "?", "\n"
@@ -70,9 +70,12 @@ def document(config, rng):
     return f"{question}{ANSWER}{aside}{steps[-1]}{END}"
 
 
-def main():
-    config, _ = from_cli(__doc__, CupsConfig)
+def prepare(config):
     write_lines(config, document, CharTokenizer(ALPHABET), END, ANSWER, CUPS)  # the quiet ones are answers
+
+
+def main():
+    run_script("prepare.py", __doc__, prepare, CupsConfig)
 
 
 if __name__ == "__main__":

@@ -99,7 +99,7 @@ def test_open_dataset_says_in_one_line_what_is_wrong(folder):
         "cut short": lambda: (folder / "train.bin").write_bytes(b"\0\0\0"),
         "token id 7": lambda: (folder / "train.bin").write_bytes(np.array([0, 7, 0, 0], np.uint16).tobytes()),
         "not a dataset's description": lambda: (folder / "meta.json").write_text("{"),
-        "KeyError": lambda: (folder / "meta.json").write_text(json.dumps({"dtype": "uint16"})),
+        "it has no 'tokenizer'": lambda: (folder / "meta.json").write_text(json.dumps({"dtype": "uint16"})),
     }
     meta, tokens = (folder / "meta.json").read_bytes(), (folder / "train.bin").read_bytes()
     for expected, damage in cases.items():

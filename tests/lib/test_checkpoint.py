@@ -116,11 +116,15 @@ def test_killed_between_its_renames_the_newest_is_loaded_and_nothing_is_lost_by_
 
 def test_a_rotation_that_was_broken_off_anywhere_keeps_what_there_is(tmp_path):
     """With three kept, at each of its renames: the two newest of before are still there after the next save."""
+
+    def state(step):
+        return {"step": step, "seconds": 0.0, "model": {}}
+
     for broken in range(4):
         folder = tmp_path / str(broken)
         folder.mkdir()
         for step in (1, 2, 3):
-            save_checkpoint(folder, {"step": step}, keep=3)
+            save_checkpoint(folder, state(step), keep=3)
         renames, rename = [], os.rename
 
         def breaks(*paths, broken=broken, renames=renames, rename=rename):
@@ -133,11 +137,11 @@ def test_a_rotation_that_was_broken_off_anywhere_keeps_what_there_is(tmp_path):
             patch.setattr("lib.checkpoint.os.rename", breaks)
             if broken < 3:
                 with pytest.raises(KeyboardInterrupt):
-                    save_checkpoint(folder, {"step": 4}, keep=3)
+                    save_checkpoint(folder, state(4), keep=3)
             else:
-                save_checkpoint(folder, {"step": 4}, keep=3)
+                save_checkpoint(folder, state(4), keep=3)
         assert load_checkpoint(folder)["step"] == 4
-        save_checkpoint(folder, {"step": 5}, keep=3)
+        save_checkpoint(folder, state(5), keep=3)
         steps = [torch.load(path, weights_only=True)["step"] for path in checkpoints(folder, ".pt")]
         assert steps == [5, 4, 3], broken
 

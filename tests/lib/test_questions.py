@@ -15,7 +15,7 @@ from lib import questions
 from lib.asking import Candidate, batches, candidate
 from lib.questions import QuestionsConfig, compare
 from lib.runs import load_model
-from lib.tokenizer import load_tokenizer
+from lib.tokenizer import before_end, load_tokenizer
 from lib.weights import save_mistral
 from model import ModelConfig, Transformer
 from quiet_star import QuietSTaR, QuietSTaRConfig
@@ -162,7 +162,7 @@ def test_rows_of_unequal_length_get_what_each_gets_alone(tokenizer, thinking):
     written = questions.write_answers(who, prompts, tokenizer, 4, 0.0, 0, lambda ids: False, 3, "cpu", "")
     for ids, (text, thought) in zip(prompts, written, strict=True):
         alone = who.generate(torch.tensor([ids]), torch.tensor([len(ids)]), 4, 0.0, None, None)
-        assert text == tokenizer.decode(alone[0][0, len(ids) :].tolist())
+        assert text == tokenizer.decode(before_end(tokenizer, alone[0][0, len(ids) :].tolist()))
         assert thought == (tokenizer.decode(alone[1][0, 0].tolist()) if thinking else None)
 
 
@@ -230,9 +230,13 @@ def test_the_command_compares_all_models_and_keeps_every_answer(work, monkeypatc
 def test_prepare_refuses_what_is_no_question(tmp_path, monkeypatch):
     good = json.dumps({"question": "q", "answer": "#### 1"})
     for prepare, line, expected in (
-        (prepare_gsm8k, json.dumps({"question": "q", "answer": "1"}), "line 2: an answer that ends in '#### number'"),
-        (prepare_gsm8k, "{", "line 2: Expecting|line 2: JSONDecodeError"),
-        (prepare_csqa, json.dumps({"question": {}}), "line 1: no answerKey|line 1: KeyError"),
+        (
+            prepare_gsm8k,
+            json.dumps({"question": "q", "answer": "1"}),
+            "line 2 is no question .an answer that ends in '#### number'",
+        ),
+        (prepare_gsm8k, "{", "line 2 is no question .JSONDecodeError"),
+        (prepare_csqa, json.dumps({"question": {}}), "line 1 is no question .no answerKey"),
     ):
         (tmp_path / "x.jsonl").write_text(f"{good}\n{line}\n" if prepare is prepare_gsm8k else f"{line}\n")
         with pytest.raises(SystemExit, match=expected):
@@ -261,8 +265,10 @@ def test_gains_on_a_text_file_with_exported_weights_make_a_page_that_escapes(wor
     error = gain.std(ddof=1) / len(gain) ** 0.5
     assert results["gain"]["nats_per_token"] == pytest.approx(gain.mean(), abs=1e-3)
     assert results["gain"]["error"] == pytest.approx(error, rel=0.01), "of all tokens, not of spans"
-    assert all(len(row) == 5 and np.isfinite(row[2:]).all() for row in rows)
-    thinking = load_model(work / "thinks")[0]
+    assert all(len(row) == 7 and np.isfinite(row[2:5]).all() for row in rows)
+    thinking, tokenizer, *_ = load_model(work / "thinks")
+    logits = thinking.model.logits(thinking.model(torch.tensor([ids[:32]])))[0]  # the first span, without thoughts
+    assert [row[5] for row in rows[:32]] == [tokenizer.words([i])[0] for i in logits.argmax(-1).tolist()]
     assert isinstance(thinking, QuietSTaR)
     with pytest.raises(SystemExit, match="name a text with --text"):
         call(evaluation.main, monkeypatch, "gains", f"--run={work / 'thinks'}", "--device=cpu")

@@ -253,5 +253,5 @@ def test_weights_from_elsewhere_learn_to_think_and_go_back(tmp_path, tied):
     assert its_tokenizer.decode(out[0].tolist()).startswith("def forward(self")
 
     (tmp_path / "export" / "quiet_star.json").write_text("{")
-    with pytest.raises(ValueError, match="quiet_star.json beside it is damaged"):
+    with pytest.raises(ValueError, match="quiet_star.json cannot be read"):
         load_model(tmp_path / "export")
