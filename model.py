@@ -38,9 +38,9 @@ class ModelConfig:
     tied_embeddings: bool = False  # the head that predicts a token is the table that embeds it
 
     def __post_init__(self):
-        for name in ("dim", "n_layers", "head_dim", "hidden_dim", "n_heads", "n_kv_heads", "vocab_size"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, not {getattr(self, name)}")
+        for name in ("dim", "n_layers", "head_dim", "hidden_dim", "n_heads", "n_kv_heads", "vocab_size", "rope_theta"):
+            if not 1 <= getattr(self, name) <= (1000 if name == "n_layers" else 2**40):
+                raise ValueError(f"{name} must be at least 1 and of a reasonable size, not {getattr(self, name)}")
         if self.n_heads % self.n_kv_heads:
             raise ValueError(f"n_heads ({self.n_heads}) must be a multiple of n_kv_heads ({self.n_kv_heads})")
         if self.head_dim % 2:

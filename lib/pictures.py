@@ -27,11 +27,12 @@ def pyplot():
 
 
 @contextmanager
-def picture(path, width, height, panels=1, **legend):
+def picture(path, width, height, panels=1, title=None, **legend):
     """The axes of a figure, one for each panel, to draw on. Then they get a legend of what has a label, and the figure
     is saved as PNG."""
     figure, axes = pyplot().subplots(1, panels, figsize=(width, height), squeeze=False)
     yield axes[0]
+    figure.suptitle(title, y=1.02) if title else None
     for ax in axes[0]:
         if ax.get_legend_handles_labels()[0]:
             ax.legend(**{"fontsize": 7, **legend})
@@ -153,31 +154,31 @@ def draw_scores(rows, title, path):
         axes.set(ylabel="per cent", title=title)
 
 
-def draw_over_training(rows, name, path):
+def draw_over_training(rows, name, path, title):
     """Settings over training, {setting: (steps, values (seeds, steps))}: mean over seeds, from least to most shaded."""
-    with picture(path, 6.4, 4, loc="center left", bbox_to_anchor=(1, 0.5)) as (axes,):
+    with picture(path, 6.4, 4, title=title, loc="center left", bbox_to_anchor=(1, 0.5)) as (axes,):
         for number, (setting, (steps, values)) in enumerate(rows.items()):
             (line,) = axes.plot(steps, values.mean(0), label=setting, lw=2.4 if number == 0 else 1.2)
             axes.fill_between(steps, values.min(0), values.max(0), alpha=0.15, color=line.get_color(), lw=0)
         axes.set(xlabel="step", ylabel=name, ylim=(0, 1.02))
 
 
-def draw_bars(rows, column, title, path):
+def draw_bars(rows, column, label, path, title):
     """Rows {name: {column: mean and spread}} as bars, their spread over seeds as a line."""
     names = [name.replace("_", " ") for name in rows]
     means, spreads = zip(*mean_and_spread(row[column] for row in rows.values()), strict=True)
-    with picture(path, 6.4, 0.6 + 0.3 * len(rows)) as (axes,):
+    with picture(path, 6.4, 0.6 + 0.3 * len(rows), title=title) as (axes,):
         axes.barh(names, means, xerr=spreads, color=GREEN, capsize=3)
         for y, (mean, spread) in enumerate(zip(means, spreads, strict=True)):
             axes.text(max(mean + spread, 0) + 0.01, y, f"{mean:.3f}", va="center", size=8)
         axes.invert_yaxis()
-        axes.set(xlabel=title, xlim=(0, 1.12))
+        axes.set(xlabel=f"{label} (mean over seeds; line: their spread)", xlim=(0, 1.12))
 
 
-def draw_lines(lines, labels, path, level=None, top=1.05):
-    """Lines {name: {x: mean and spread, or a number}} between labels (x, y), and a level (name, y) to compare with.
-    top: of the picture, for shares; None: as the lines ask for."""
-    with picture(path, 6, 3.6, fontsize=8) as (axes,):
+def draw_lines(lines, labels, path, title, level=None):
+    """Lines {name: {x: mean and spread, or a number}} of shares between labels (x, y), and a level (name, y) to compare
+    with."""
+    with picture(path, 6, 3.6, title=title, fontsize=8) as (axes,):
         for name, points in lines.items():
             points = {x: y for x, y in points.items() if y is not None}
             means = [y["mean"] if isinstance(y, dict) else y for y in points.values()]
@@ -187,9 +188,7 @@ def draw_lines(lines, labels, path, level=None, top=1.05):
             axes.tick_params(axis="x", rotation=30)
         if level:
             axes.axhline(level[1], ls="--", color="gray", label=level[0])
-        axes.set(xlabel=labels[0], ylabel=labels[1])
-        if top:
-            axes.set_ylim(min(0, axes.get_ylim()[0]), top)
+        axes.set(xlabel=labels[0], ylabel=labels[1], ylim=(min(0, axes.get_ylim()[0]), 1.05))
 
 
 def draw_who(found, edges, kinds, path):
@@ -198,13 +197,14 @@ def draw_who(found, edges, kinds, path):
     titles = {"own": "its own thought", "others": "another position's"}
     gains = {title: mean_and_spread(found["gain_by_decile"][name]) for name, title in titles.items()}
     answers = {kind.replace("_", " "): mean_and_spread(row[kind] for row in corrupted.values()) for kind in kinds}
-    with picture(path, 14, 3.6, 3) as (by_difficulty, gate, of_corruption):
+    title = "Who gains from a thought; how much the thought counts; what an answer does when its thought is changed"
+    with picture(path, 14, 3.6, 3, title) as (by_difficulty, gate, of_corruption):
         bars(by_difficulty, deciles, gains, size=7)
         by_difficulty.axhline(0, color="black", lw=0.8)
         label = "tokens by difficulty: mean NLL of the base model, by decile (nats)"
         by_difficulty.set(xlabel=label, ylabel="mean gain (nats)")
         for name, shares in found["gate_histogram"].items():
             gate.stairs([x["mean"] for x in shares], edges, label=name.replace("_", " "), fill=True, alpha=0.5)
-        gate.set(xlabel="gate", ylabel="share of positions")
+        gate.set(xlabel="gate: how much of the thought goes into the prediction", ylabel="share of positions")
         bars(of_corruption, list(corrupted), answers)
         of_corruption.set(xlabel="digit of the thought made another", ylabel="share of answers", ylim=(0, 1.4))

@@ -83,7 +83,8 @@ def adaptive(config, out):
     means = {name: x and x["mean"] for name, x in found.items()}
     keep_results(out, "adaptive", {**means, "over_seeds": found, "shares": SHARES, "answer_accuracy_by": curves})
     lines = {name: dict(zip(SHARES, line, strict=True)) for name, line in curves.items()}
-    draw_lines(lines, ("share of positions that think", "answers that are right"), out / "adaptive.png")
+    labels = "share of positions that think", "answers that are right"
+    draw_lines(lines, labels, out / "adaptive.png", "Thinking only where it pays")
 
 
 if __name__ == "__main__":

@@ -11,8 +11,8 @@ What does thinking cost? All figures are ratios within one run, so that they mea
   recompute             the same step with --recompute, over that without: seconds, peak memory
   hard                  seconds of a step that thinks at the hardest positions (--think_share), over those of all
   growth                seconds of a step with half as many texts of twice the length, over those of the step
-  generation / plain    seconds per generated token, thinking before each, over plain generation. A token costs
-                        thought_len + 1 forward passes instead of one: the ratio is also printed over that number
+  generate over plain   seconds per generated token, thinking before each, over plain generation; and (times) that
+                        over the thought_len + 1 forward passes which a token costs instead of one
 
     python -m studies.bench adaptive --run=out/arithmetic --think_above=0.1    thinking only where it is expected to pay
     python -m studies.bench memory --config=config/mistral7b.toml --gpus=8     what fits, without trying (memory.py)
@@ -35,7 +35,7 @@ import torch.nn.functional as F
 
 from beyond.adaptive import expects_more_than, hard_positions
 from data.dataset import open_dataset
-from lib.config import from_cli, run_script
+from lib.config import run_script
 from lib.parallel import pick_device
 from lib.runs import load_run, must_think
 from model import ModelConfig, Transformer
@@ -126,7 +126,7 @@ class Work:
 
     def __init__(self, bench, model_config, quiet_config, device):
         if bench.threads:
-            torch.set_num_threads(bench.threads)
+            torch.set_num_threads(min(bench.threads, 1024))
         torch.manual_seed(bench.seed)
         self.quiet = QuietSTaR(Transformer(model_config), quiet_config).to(device)
         # A gate of exactly 0 would make all rewards equal, and REINFORCE would have nothing to do.
@@ -180,27 +180,22 @@ def adaptive(config):
     text = torch.from_numpy(tokens)[None].to(device)
     found = seconds_per_token(quiet, text, config.think_above, config.repeats, device)
     found["speedup"] = found["everywhere"] / found["where_it_pays"]
-    if config.json:
-        return print(json.dumps({**found, "think_above": config.think_above, "run": config.run}))
-    print(f"{len(tokens)} held-out tokens, one at a time; thinking before {found['share_thinking']:.1%} of them")
-    for name in ("nowhere", "everywhere", "where_it_pays"):
-        print(f"thinking {name.replace('_', ' '):16}{1000 * found[name]:8.3f} ms a token")
-    print(f"thinking where it pays is {found['speedup']:.2f} times as fast as everywhere")
+    show({**found, "think_above": config.think_above, "run": config.run}, config.json)
 
 
-def main():
-    if sys.argv[1:2] == ["adaptive"]:
-        return run_script("bench.py", __doc__, adaptive, AdaptiveConfig, argv=sys.argv[2:])
-    if sys.argv[1:2] == ["memory"]:
-        from studies import memory  # it wants parts of torch that take long to import
+def show(found, as_json):
+    """Print what was found: one JSON object, or a line a figure (times are in seconds)."""
+    if as_json:
+        return print(json.dumps(found))
+    for name, value in found.items():
+        print(f"{name.replace('_', ' '):36}{value:>14.4g}" if isinstance(value, float) else f"{name:36}{value!s:>14}")
 
-        return memory.main(sys.argv[2:])
-    defaults = ["--vocab_size=42", *sys.argv[1:]]
-    bench, model_config, quiet_config, _ = from_cli(__doc__, BenchConfig, ModelConfig, QuietSTaRConfig, argv=defaults)
-    device = pick_device(bench.device)
-    settings = bench, model_config, quiet_config, device
 
-    again = replace(bench, recompute=True), *settings[1:]
+def bench(config, model_config, quiet_config):
+    """All figures of one shape."""
+    device = pick_device(config.device)
+    settings = config, model_config, quiet_config, device
+    again = replace(config, recompute=True), *settings[1:]
     to_measure = ("think", *settings), ("plain", *settings), ("think", *again)
     if device == "cuda":
         memory = [memory_of(*which) for which in to_measure]
@@ -210,18 +205,18 @@ def main():
 
     work = Work(*settings)
     steps = [work.think, work.plain, Work(*again).think, work.think_at_hard]
-    if bench.texts % 2 == 0:
-        steps.append(Work(replace(bench, texts=bench.texts // 2, span=2 * bench.span), *settings[1:]).think)
+    if config.texts % 2 == 0:
+        steps.append(Work(replace(config, texts=config.texts // 2, span=2 * config.span), *settings[1:]).think)
     for step in steps:
         step()  # warm up
-    think, plain, recompute, hard, *longer = fastest(steps, bench.repeats, device)
+    think, plain, recompute, hard, *longer = fastest(steps, config.repeats, device)
 
-    prompt, quiet = work.texts[:1, : min(16, bench.span)], work.quiet.eval()
+    prompt, quiet = work.texts[:1, : min(16, config.span)], work.quiet.eval()
     ways = partial(generate_with_thoughts, quiet), quiet.model.generate
-    speak = [partial(generate, prompt, bench.new_tokens, temperature=0) for generate in ways]
-    generation, plainly = fastest(speak, bench.repeats, device)
+    speak = [partial(generate, prompt, config.new_tokens, temperature=0) for generate in ways]
+    generation, plainly = fastest(speak, config.repeats, device)
 
-    results = {
+    found = {
         "train_step_over_floor": think / plain,
         "train_peak_memory_over_floor": memory[0] / memory[1],
         "generate_over_plain": generation / plainly,
@@ -235,32 +230,25 @@ def main():
         "train_peak_bytes": memory[0],
         "recompute_peak_bytes": memory[2],
         "train_floor_peak_bytes": memory[1],
-        "train_peak_bytes_per_text_token": memory[0] / (bench.texts * bench.span),
-        "generate_seconds_per_token": generation / bench.new_tokens,
-        "plain_seconds_per_token": plainly / bench.new_tokens,
+        "train_peak_bytes_per_text_token": memory[0] / (config.texts * config.span),
+        "generate_seconds_per_token": generation / config.new_tokens,
+        "plain_seconds_per_token": plainly / config.new_tokens,
         "threads": torch.get_num_threads(),
         "device": torch.cuda.get_device_name() if device == "cuda" else f"cpu ({platform.machine()})",
-        "shape": {"texts": bench.texts, "span": bench.span, **asdict(model_config), **asdict(quiet_config)},
+        "shape": {"texts": config.texts, "span": config.span, **asdict(model_config), **asdict(quiet_config)},
     }
-    if bench.json:
-        return print(json.dumps(results))
-    print(f"{results['device']}, {results['threads']} threads. A step: {bench.texts} texts of {bench.span} tokens,")
-    print(f"{work.copies} token positions for each token, {bench.texts * bench.span * work.copies:,} in all\n")
-    print(f"{'':22}{'thinking':>14}{'plain':>14}{'ratio':>8}")
-    for title, unit, (ours, theirs) in [
-        ("training step", "s", (think, plain)),
-        ("peak memory of a step", "MiB", [x / 2**20 for x in memory[:2]]),
-        ("a generated token", "ms", [1000 * x / bench.new_tokens for x in (generation, plainly)]),
-    ]:
-        print(f"{title:22}{ours:>10.2f} {unit:3}{theirs:>10.2f} {unit:3}{ours / theirs:>8.2f}")
-    forwards, KiB = quiet_config.thought_len + 1, results["train_peak_bytes_per_text_token"] / 1024
-    times = results["generate_over_plain_times"]
-    print(f"\na generated token takes {forwards} forward passes instead of one: {times:.2f} of plain for each")
-    print(f"peak memory of a step: {KiB:,.0f} KiB for each token of text")
-    print(f"--recompute: {recompute / think:.2f} of the time, {memory[2] / memory[0]:.2f} of the memory")
-    print(f"thinking at the hardest {bench.think_share:.0%} of positions: {hard / think:.2f} of the time")
-    if results["growth_when_T_doubles"]:
-        print(f"half as many texts, twice as long: {results['growth_when_T_doubles']:.2f} of the time")
+    show(found, config.json)
+
+
+def main():
+    if sys.argv[1:2] == ["adaptive"]:
+        return run_script("bench.py", __doc__, adaptive, AdaptiveConfig, argv=sys.argv[2:])
+    if sys.argv[1:2] == ["memory"]:
+        from studies import memory  # it wants parts of torch that take long to import
+
+        return memory.main(sys.argv[2:])
+    classes = BenchConfig, ModelConfig, QuietSTaRConfig
+    run_script("bench.py", __doc__, bench, *classes, argv=["--vocab_size=42", *sys.argv[1:]])
 
 
 if __name__ == "__main__":

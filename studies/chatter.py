@@ -65,7 +65,8 @@ def chatter(config, out):
         "end_without_reinforce": without["useful_share"]["mean"],
     }
     keep_results(out, "chatter", {"useful_share": ends, "rows": results})
-    draw_over_training(curves, "share of useful thoughts", out / "chatter.png")
+    title = "Does REINFORCE choose useful thoughts?"
+    draw_over_training(curves, "share of useful thoughts", out / "chatter.png", title)
 
 
 if __name__ == "__main__":

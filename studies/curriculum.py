@@ -35,7 +35,7 @@ def curriculum(config, out):
     after = {stage: row["answer_accuracy"] for stage, row in stages.items() if stage != "curriculum none"}
     level = "as many LM steps", found["lm_as_long"]["answer_accuracy"]["mean"]
     lines = {"after a thought": after, "without": without}
-    draw_lines(lines, ("stage", "answers that are right"), out / "curriculum.png", level)
+    draw_lines(lines, ("stage", "answers that are right"), out / "curriculum.png", "Thoughts that grow shorter", level)
 
 
 if __name__ == "__main__":

@@ -4,6 +4,8 @@ The table of `make demo`: base model, language modelling for as many steps, Quie
     python -m studies.demo --out=out/demo
 """
 
+import os
+import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -50,7 +52,7 @@ def demo(config):
         seconds[name] = read_log(out / name)[-1]["seconds"]
     sweep, level = dict(sorted(sweep.items())), ("base", rows["base"]["answer_accuracy"])
     labels = "thought_len", "answers that are right"
-    draw_lines({"Quiet-STaR": sweep}, labels, out / "thought_len_sweep.png", level)
+    draw_lines({"Quiet-STaR": sweep}, labels, out / "thought_len_sweep.png", "How long must a thought be?", level)
     seconds["evaluation"] = time.perf_counter() - start
     seconds["total"] = sum(seconds.values())
     results = {
@@ -67,6 +69,10 @@ def demo(config):
     print(f"\n{title}; mean ± standard error; NLL in nats")
     print_table(rows)
     print(f"table: {out / 'results.json'}   picture: {out / 'thought_len_sweep.png'}   {seconds['total']:.0f} s in all")
+    python, run = os.path.relpath(sys.executable), out / "quiet_star"
+    print(f"see it think: {python} sample.py --run={run} --prompt=$'\\n9*2-2+9=' --show_thoughts --max_new_tokens=1")
+    for page in run.glob("eval_step*/gains.html"):
+        print(f"token by token, in a browser: {page}")
 
 
 def main():

@@ -7,9 +7,9 @@ a CPU may take half as much again, because malloc keeps what was freed.)
 """
 
 import json
-import sys
 import weakref
 from dataclasses import dataclass, replace
+from itertools import product
 from pathlib import Path
 
 import torch
@@ -21,7 +21,7 @@ from tqdm import tqdm
 from beyond.adaptive import attach_gain_head
 from lean.in_parts import good_part
 from lean.log_prob import CHUNK_NUMBERS
-from lib.config import from_cli
+from lib.config import from_cli, one_line_errors
 from lib.runs import read_config
 from lib.weights import hugging_face_config, official_config
 from model import ModelConfig, Transformer
@@ -154,13 +154,16 @@ def plan(memory, train, model_config, quiet_config):
     texts = train.micro_batch or max(1, train.batch_size // memory.gpus)
     lengths = sorted({quiet_config.thought_len, *map(int, memory.thought_lens.split(","))})
     rows = []
-    for m in tqdm(lengths, desc="counting", leave=False, disable=None):
-        for recompute in (False, True):
-            settings = replace(train, recompute=recompute), model_config, replace(quiet_config, thought_len=m), texts
-            data, fsdp = activations(*settings, dtype), activations(*settings, dtype, dtype)
-            needs = {mode: data if mode == "data" else fsdp for mode in states}
-            totals = {mode: sum(parts.values()) + needs[mode] for mode, parts in states.items()}
-            rows.append({"thought_len": m, "recompute": recompute, "activations": needs, "total": totals})
+    bar = tqdm(total=4 * len(lengths), desc="counting", leave=False, disable=None)
+    for m, recompute in product(lengths, (False, True)):
+        settings, needs = (replace(train, recompute=recompute), model_config, replace(quiet_config, thought_len=m)), {}
+        for weights in dict.fromkeys((torch.float32, dtype)):
+            needs[weights] = activations(*settings, texts, dtype, weights)
+            bar.update()
+        needs = {mode: needs[torch.float32 if mode == "data" else dtype] for mode in states}
+        totals = {mode: sum(parts.values()) + needs[mode] for mode, parts in states.items()}
+        rows.append({"thought_len": m, "recompute": recompute, "activations": needs, "total": totals})
+    bar.close()
     return {"parameters": parameters, "texts": texts, "state": states, "rows": rows}
 
 
@@ -201,11 +204,9 @@ def shape_of(folder, model_config, given):
 
 def main(argv=None):
     classes = MemoryConfig, TrainConfig, ModelConfig, QuietSTaRConfig
-    memory, train, model_config, quiet_config, given = from_cli(__doc__, *classes, argv=argv)
-    try:
+    with one_line_errors("memory.py"):
+        memory, train, model_config, quiet_config, given = from_cli(__doc__, *classes, argv=argv)
         report(memory, train, shape_of(train.init_from, model_config, given), quiet_config)
-    except ValueError as error:
-        sys.exit(f"memory.py: error: {error}")
 
 
 if __name__ == "__main__":

@@ -19,6 +19,7 @@ from tqdm import tqdm
 
 from lib.checkpoint import checkpoints
 from lib.config import run_script
+from lib.files import refuse_another, write_json
 from lib.runs import load_weights, read_config
 from lib.tokenizer import from_json
 from train import HERE, build_model, settings_from
@@ -49,16 +50,15 @@ def run_studies(description, *studies, argv=None):
         out = Path(config.out) / f"{config.steps}_steps" if config.steps else Path(config.out)
         out.mkdir(parents=True, exist_ok=True)
         for study in studies:
-            name, start = study.__name__, time.perf_counter()
+            name, start, asked = study.__name__, time.perf_counter(), {"seeds": config.seeds, "texts": config.texts}
+            refuse_another(out / f"{name}_asked.json", asked)
             print(f"\n{name}: {' '.join(study.__doc__.split())}", flush=True)
             study(config, out)
+            write_json(out / f"{name}_asked.json", {"asked": asked})
             took = time.perf_counter() - start
             print(f"\ntable: {out / 'results.json'}   picture: {out / name}.png   {took:.0f} s", flush=True)
 
-    try:
-        run_script("studies", description, run, StudyConfig, argv=argv)
-    except KeyboardInterrupt:
-        sys.exit("stopped: run the same command again to go on")
+    run_script("studies", description, run, StudyConfig, argv=argv)
 
 
 def script(name, *flags, log):

@@ -92,4 +92,4 @@ def table_of_runs(config, out, name, title, text, rows):
     rows = measure_rows(config, text, rows)
     print_rows(f"{title}; mean and spread over seeds {config.seeds}; NLL in nats", rows, SCORES)
     keep_results(out, name, rows)
-    draw_bars(rows, "answer_accuracy", "answers that are right", out / f"{name}.png")
+    draw_bars(rows, "answer_accuracy", "share of answers that are right", out / f"{name}.png", title)

@@ -34,7 +34,7 @@ def thought_len(config, out):
     keep_results(out, "thought_len", {"trained": trained, f"evaluated_only_trained_with_{default}": read, "base": base})
     lines = {f"{name} so": {m: row["answer_accuracy"] for m, row in rows.items()} for name, rows in lines.items()}
     labels, level = ("thought_len", "answers that are right"), ("base", base["mean"])
-    draw_lines(lines, labels, out / "thought_len.png", level)
+    draw_lines(lines, labels, out / "thought_len.png", "How long must a thought be?", level)
 
 
 if __name__ == "__main__":

@@ -38,6 +38,18 @@ from lib.answers import letter_in, majority, number_in
         ("two", None),
         ("", None),
         ("The answer is unknown, though 4 is a guess", "4"),
+        ("The answer is 24.\n\nTom has 7 apples and eats 2. How many are left?\nThe answer is 5.", "24"),
+        ("The answer is 12 + 6 = 18.", "18"),
+        ("The answer is 36, since 3 * 10 = 30 and 30 + 6 is 36.", "36"),
+        ("The answer is 18, not 20.", "18"),
+        ("The answer is not 20 but 18.", "18"),
+        ("18\n\nTom has 7 apples. How many are left if he eats 2?", "18"),
+        ("1. She has 9 eggs.\n2. 9 * 2 = 18", "18"),
+        ("$\\boxed{1{,}800}$", "1800"),
+        ("Rs.18", "18"),
+        ("6 * 3 = 18 m^2", "18"),
+        ("--5", "5"),
+        ("-$-5", "-5"),
     ],
 )
 def test_numbers_are_found(text, expected):
@@ -59,15 +71,37 @@ def test_numbers_are_found(text, expected):
         ("The answer is C", "C"),
         ("The answer is (D) at sea", "D"),
         ("I think it is (B), not (C)", "B"),
-        ("**B**", None),
+        ("**B**", "B"),
         ("Because", None),
-        ("b", None),
+        ("b", "B"),
+        ("Answer: B", "B"),
+        ("The answer is: B", "B"),
+        ("THE ANSWER IS B", "B"),
+        ("Option B", "B"),
+        ("B - bank", "B"),
+        ("I choose B.", "B"),
+        ("It is not (A), it is (C).", "C"),
+        ("The answer is A person", None),
+        ("Answer: Because it is", None),
         ("F", None),
         ("", None),
     ],
 )
 def test_letters_are_found(text, expected):
     assert letter_in(text) == expected
+
+
+def test_a_choice_that_is_named_is_its_letter():
+    choices = ["bank", "dog house", "house", "small", "mall"]
+    for text, expected in (
+        ("The answer is bank.", "A"),
+        ("a dog house", "B"),
+        ("Small", "D"),
+        ("A bank, not a mall", "A"),
+        ("The answer is C, as a mall is too far", "C"),
+        ("a bank or a mall", None),
+    ):
+        assert letter_in(text, choices) == expected, text
 
 
 def test_majority():
