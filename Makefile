@@ -1,5 +1,5 @@
 # make demo   a small model learns to think: install, train, evaluate; interrupt it and run it again as you like
-# make paper  does it really think? controls, ablations, thinking only where it pays: tables and pictures in out/paper
+# make paper  does it really think? controls, thinking only where it pays: tables and pictures in out/paper
 # make test   the tests, and the linter
 
 PYTHON ?= python3

@@ -31,7 +31,7 @@ from lib.config import run_script
 from lib.files import refuse_another, write_json
 from lib.page import write_page
 from lib.parallel import pick_device
-from lib.pictures import draw_curves, draw_difficulty, draw_mask, draw_text
+from lib.pictures import draw_curves, draw_difficulty, draw_text
 from lib.questions import QuestionsConfig, ask_all, must_exist
 from lib.runs import last_run, load_model, must_think, read_log
 from lib.tables import mean_and_error
@@ -214,7 +214,6 @@ def gains(config):
     by_word = np.pad(gain[shown], ((0, 0), (0, 1)), constant_values=np.nan).flatten()  # one span after the other
     draw_text(words, by_word, out / "gains_text.png", "Each token, and what it gained from its thought")
     deciles = draw_difficulty(difficulty, gain, out / "gains_by_difficulty.png")
-    draw_mask(out / "mask.png")
     if settings:
         draw_curves(read_log(run), out / "curves.png")
     caption = f"{run}, step {step}: a thought saves {mean:+.4f} ± {error:.4f} nats per token on {gain.size:,} tokens"

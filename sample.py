@@ -82,9 +82,5 @@ def printable(text):
     return re.sub(controls, lambda match: f"\\x{ord(match[0]):02x}", text)
 
 
-def main():
-    run_script("sample.py", __doc__, say, SampleConfig)
-
-
 if __name__ == "__main__":
-    main()
+    run_script("sample.py", __doc__, say, SampleConfig)

@@ -6,11 +6,9 @@ import warnings
 from contextlib import contextmanager
 
 import numpy as np
-import torch
 
 from lib.files import write_whole
 from lib.tables import mean_and_error
-from quiet_star import thought_mask
 
 GREEN = "#5b8c5a"
 CENTRED = dict(family="monospace", size=9, ha="center", va="center")
@@ -103,29 +101,6 @@ def draw_difficulty(nll_base, gain, path):
         axes.set(xlabel="tokens by difficulty: mean NLL without a thought, by decile (nats)", ylabel="mean gain (nats)")
         axes.set_title("Which tokens gain from a thought?")
     return [{"nll_base": r[0], "gain": r[1], "gain_error": r[2]} for r in rows]
-
-
-def thought_layout(T, steps):
-    """The triples (position, thought, step), each (T + steps * T,), of a text whose every position has one thought:
-    T text tokens, then T tokens of step 0, T of step 1, ... (the order of the picture in thought_mask)."""
-    step = torch.arange(-1, steps).repeat_interleave(T)
-    thought = step.clamp(max=0)  # -1 for the text; the one thought is number 0
-    return torch.arange(T).repeat(steps + 1), thought, step
-
-
-def draw_mask(path, T=5, steps=3):
-    """The attention mask of parallel thoughts: T text tokens, each with a thought of `steps` tokens."""
-    layout = thought_layout(T, steps)
-    kinds = ["x", "start of x", *(f"t{step} of x" for step in range(1, steps))]
-    names = [f"{kind}{i}" for kind in kinds for i in range(T)]
-    with picture(path, 6, 6) as (axes,):
-        axes.imshow(thought_mask(layout, layout).numpy(), cmap="Greens", vmin=0, vmax=1.4)
-        axes.set_xticks(range(len(names)), names, rotation=90, size=7)
-        axes.set_yticks(range(len(names)), names, size=7)
-        for edge in range(1, steps + 1):
-            axes.axhline(edge * T - 0.5, color="black", lw=0.6)
-            axes.axvline(edge * T - 0.5, color="black", lw=0.6)
-        axes.set(title="Who (row) may see whom (column)")
 
 
 def draw_curves(log, path):

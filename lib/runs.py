@@ -20,7 +20,6 @@ import torch
 
 from beyond.adaptive import attach_gain_head
 from lib.checkpoint import (
-    check_zip,
     checked_weight,
     checkpoints,
     finish_move,
@@ -30,35 +29,21 @@ from lib.checkpoint import (
 )
 from lib.config import settings
 from lib.files import check, finite, parse_json, read_json, reading, replace_file, write_json
-from lib.parallel import average_metrics, barrier
-from lib.shards import check_shards, gather_shards, is_sharded, load_sharded, save_sharded
+from lib.parallel import average_metrics, barrier, slice_like, to_whole
 from lib.tokenizer import from_json, load_tokenizer
 from lib.weights import load_mistral
 from model import ModelConfig, Transformer
 from quiet_star import QuietSTaR, QuietSTaRConfig
 
 
-def load_checkpoint(folder):
-    """The newest whole state of a run, {"step", "seconds", "model", "optimizer"}; of a sharded one, without the
-    optimizer's part. Raises ValueError."""
-    state = gather_shards(folder) if is_sharded(folder) else read_checkpoint(folder)
-    with reading(folder, "holds no checkpoint of train.py"):
-        check(state, {"step": int, "seconds": float, "model": {str: torch.Tensor}})
-    return state
-
-
-def has_checkpoint(folder):
-    return bool(checkpoints(folder, ".pt")) or is_sharded(folder)
-
-
 def what_is_kept(folder):
     """For an error message: is there a checkpoint to go on from?"""
-    found = [*checkpoints(folder, ".pt"), *checkpoints(folder, ".dcp")]
+    found = checkpoints(folder)
     return f"the last good checkpoint is kept ({found[0]})" if found else "there is no checkpoint yet"
 
 
 def steps_done(folder):
-    return load_checkpoint(folder)["step"] if has_checkpoint(folder) else 0
+    return read_checkpoint(folder)["step"] if checkpoints(folder) else 0
 
 
 def read_config(folder):
@@ -98,7 +83,7 @@ def load_weights(module, weights, path, assign=False):
         if shapes[0] != shapes[1]:
             raise ValueError(f"{path} does not fit this model: it holds {shapes[0]} for {name}, {shapes[1]} is wanted")
     weights = {name: checked_weight(x, name, path).to(wanted[name].dtype) for name, x in weights.items()}
-    module.load_state_dict(weights, assign=assign)
+    module.load_state_dict({name: slice_like(x, wanted[name]) for name, x in weights.items()}, assign=assign)
 
 
 def thinking(model, config, weights):
@@ -111,7 +96,7 @@ def thinking(model, config, weights):
 
 def load_run(folder, device="cpu"):
     """The model of a run: (model, tokenizer, config, step). A Transformer if objective=lm, else a QuietSTaR."""
-    config, state = read_config(folder), load_checkpoint(folder)
+    config, state = read_config(folder), read_checkpoint(folder)
     tokenizer = from_json(config["tokenizer"], folder)
     with reading(Path(folder) / "config.json", "does not fit the checkpoint beside it"), torch.device("meta"):
         shape = settings(ModelConfig, config["model"])  # and on "meta" memory is wanted for nothing that is not there
@@ -155,9 +140,9 @@ def must_think(model, folder):
 
 def last_run():
     """The folder in out/ whose thinking model was saved last; it says which. Raises ValueError."""
-    found = sorted(Path("out").glob("**/checkpoint*"), key=lambda path: path.lstat().st_mtime, reverse=True)
+    found = sorted(Path("out").glob("**/checkpoint*.pt"), key=lambda path: path.lstat().st_mtime, reverse=True)
     for folder in dict.fromkeys(path.parent for path in found):
-        if has_checkpoint(folder) and read_config(folder)["train"]["objective"] == "quiet_star":
+        if checkpoints(folder) and read_config(folder)["train"]["objective"] == "quiet_star":
             print(f"the run that was trained last: {folder} (another: --run=FOLDER)", file=sys.stderr)
             return folder
     raise ValueError("no thinking model in out/ yet: train one (python train.py), or name one with --run")
@@ -176,33 +161,35 @@ def open_run(out, wanted, defaults, model, optimizer, tokenizer, processes):
     out = Path(out)
     if (out / "config.json").exists():
         refuse_another_run(out, wanted, defaults)
-    step, seconds, sharded = 0, 0.0, wanted["train"]["parallel"] == "fsdp"
-    if has_checkpoint(out) and sharded != is_sharded(out):
-        raise ValueError(
-            f"{out} was trained {'with' if not sharded else 'without'} --parallel=fsdp, and goes on only so; or begin "
-            f"a run with its weights: --init_from={out}"
-        )
-    if is_sharded(out):
-        step, seconds = load_sharded(out, model, optimizer, processes)
-    elif has_checkpoint(out):
-        state = load_checkpoint(out)
+    step, seconds = 0, 0.0
+    if checkpoints(out):
+        state = read_checkpoint(out, mmap=True)
         load_weights(model, state["model"], out / "checkpoint.pt")
         with reading(out / "checkpoint.pt", "does not fit this optimizer"):
-            optimizer.load_state_dict(state["optimizer"])
-            for p, kept in optimizer.state.items():  # torch does not look, and would write beyond what is there
-                if kept["step"].dim() or not kept["exp_avg"].shape == kept["exp_avg_sq"].shape == p.shape:
-                    raise ValueError(f"it holds {tuple(kept['exp_avg'].shape)} for a tensor of {tuple(p.shape)}")
+            load_optimizer(optimizer, state["optimizer"])
         step, seconds = state["step"], state["seconds"]
     barrier(processes)
     if processes.first:
-        finish_move(out, ".pt", check_zip, wanted["train"]["keep"])
-        finish_move(out, ".dcp", check_shards, wanted["train"]["keep"])
+        finish_move(out, wanted["train"]["keep"])
         tokenizer.save(out)
         write_json(out / "config.json", wanted)
         kept = [line for line in read_log(out) if line["step"] <= step]  # steps after the checkpoint are done anew
         replace_file(out / "log.jsonl", "".join(json.dumps(line) + "\n" for line in kept).encode())
     barrier(processes)
     return step, seconds
+
+
+def load_optimizer(optimizer, state):
+    """optimizer.load_state_dict, after a look at the shapes: torch does not look, and would write beyond what is there.
+    Raises ValueError."""
+    for i, p in enumerate(p for group in optimizer.param_groups for p in group["params"]):
+        kept = state["state"].get(i)
+        if kept is None:  # it had no gradient yet
+            continue
+        if kept["step"].dim() or not kept["exp_avg"].shape == kept["exp_avg_sq"].shape == p.shape:
+            raise ValueError(f"it holds {tuple(kept['exp_avg'].shape)} for a tensor of {tuple(p.shape)}")
+        state["state"][i] = {name: slice_like(x, p) if x.dim() else x for name, x in kept.items()}
+    optimizer.load_state_dict(state)
 
 
 def refuse_another_run(out, wanted, defaults):
@@ -223,10 +210,8 @@ def save_run(out, model, optimizer, step, seconds, processes, keep):
     good = all(getattr(p, "to_local", p.detach)().isfinite().all() for p in model.parameters())  # of slices: its own
     if average_metrics({"good": float(good)}, processes)["good"] < 1:
         raise ValueError(f"the weights are not finite after step {step}")
-    if processes.parallel == "fsdp":
-        save_sharded(out, model, optimizer, step, seconds, processes, keep)
-    elif processes.first:
-        state = {"model": model.state_dict(), "optimizer": optimizer.state_dict()}
+    state = to_whole({"model": model.state_dict(), "optimizer": optimizer.state_dict()}, processes)
+    if processes.first:
         save_checkpoint(out, {"step": step, "seconds": seconds, **state}, keep)
 
 

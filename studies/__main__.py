@@ -7,23 +7,19 @@ each come into out/paper.
     python -m studies.chatter      does REINFORCE choose the useful thoughts, where half of them are idle letters?
     python -m studies.thought_len  how long must a thought be, in training and afterwards?
     python -m studies.who          which tokens gain; do answers follow what the thoughts say?
-    python -m studies.ablations    n_true and n_thoughts
-    python -m studies.curriculum   ever shorter thoughts in training, and none in the end: what stays?
     python -m studies.cups         the same on a second kind of text
     python -m studies.adaptive     thinking only where it is expected to pay
 """
 
-from studies.ablations import ablations
 from studies.adaptive import adaptive
 from studies.chatter import chatter
 from studies.controls import controls
 from studies.cups import cups
-from studies.curriculum import curriculum
 from studies.runs import run_studies
 from studies.thought_len import thought_len
 from studies.who import who
 
-STUDIES = {f.__name__: f for f in (controls, chatter, thought_len, who, ablations, curriculum, cups, adaptive)}
+STUDIES = {f.__name__: f for f in (controls, chatter, thought_len, who, cups, adaptive)}
 
 
 if __name__ == "__main__":

@@ -14,7 +14,6 @@ What does thinking cost? All figures are ratios within one run, so that they mea
   generate over plain   seconds per generated token, thinking before each, over plain generation; and (times) that
                         over the thought_len + 1 forward passes which a token costs instead of one
 
-    python -m studies.bench adaptive --run=out/arithmetic --think_above=0.1    thinking only where it is expected to pay
     python -m studies.bench memory --config=config/mistral7b.toml --gpus=8     what fits, without trying (memory.py)
 """
 
@@ -34,10 +33,8 @@ import torch
 import torch.nn.functional as F
 
 from beyond.adaptive import expects_more_than, hard_positions
-from data.dataset import open_dataset
 from lib.config import run_script
 from lib.parallel import pick_device
-from lib.runs import load_run, must_think
 from model import ModelConfig, Transformer
 from quiet_star import QuietSTaR, QuietSTaRConfig, generate_with_thoughts
 
@@ -60,23 +57,6 @@ class BenchConfig:
     def __post_init__(self):
         if min(self.texts, self.span, self.repeats, self.new_tokens) < 1:
             raise ValueError("texts, span, repeats and new_tokens must be at least 1")
-
-
-@dataclass
-class AdaptiveConfig:
-    run: str = ""  # folder of a thinking run
-    think_above: float = 0.1  # think where the gain head expects more nats than this
-    tokens: int = 400  # held-out tokens read, one at a time
-    repeats: int = 3  # timed runs; the fastest counts
-    device: Literal["auto", "cpu", "cuda"] = "auto"  # auto: cuda where there is one
-    json: bool = False  # print one JSON object instead of the table
-    ANY_NUMBER = ("think_above",)
-
-    def __post_init__(self):
-        if not self.run:
-            raise ValueError("--run is needed: the folder of a thinking run")
-        if self.tokens < 2 or self.repeats < 1:
-            raise ValueError("tokens must be at least 2, repeats at least 1")
 
 
 def fastest(functions, repeats, device):
@@ -171,18 +151,6 @@ def memory_of(which, *settings):
     return most_memory(work.device) - before
 
 
-def adaptive(config):
-    """`bench adaptive`: what thinking costs a trained model if it only thinks where it is expected to pay."""
-    device = pick_device(config.device)
-    quiet, _, settings, _ = load_run(config.run, device)
-    must_think(quiet, config.run)
-    tokens = open_dataset(settings["train"]["data"], "val").tokens[: config.tokens].astype("int64")
-    text = torch.from_numpy(tokens)[None].to(device)
-    found = seconds_per_token(quiet, text, config.think_above, config.repeats, device)
-    found["speedup"] = found["everywhere"] / found["where_it_pays"]
-    show({**found, "think_above": config.think_above, "run": config.run}, config.json)
-
-
 def show(found, as_json):
     """Print what was found: one JSON object, or a line a figure (times are in seconds)."""
     if as_json:
@@ -241,8 +209,6 @@ def bench(config, model_config, quiet_config):
 
 
 def main():
-    if sys.argv[1:2] == ["adaptive"]:
-        return run_script("bench.py", __doc__, adaptive, AdaptiveConfig, argv=sys.argv[2:])
     if sys.argv[1:2] == ["memory"]:
         from studies import memory  # it wants parts of torch that take long to import
 

@@ -13,11 +13,12 @@ from typing import Literal
 
 from data.dataset import open_dataset
 from eval import answer_places, measure, predicted, print_table, spread_spans, summarize
+from lib.checkpoint import checkpoints
 from lib.config import run_script
 from lib.files import write_json
 from lib.parallel import pick_device
 from lib.pictures import draw_lines
-from lib.runs import has_checkpoint, load_run, read_config, read_log
+from lib.runs import load_run, read_config, read_log
 
 
 @dataclass
@@ -40,7 +41,7 @@ def demo(config):
     spans = spread_spans(dataset.tokens, train["span"], config.texts)
     answers = answer_places(spans, dataset.meta)
     names, rows, seconds, sweep = ["base", "lm_control", "quiet_star"], {}, {}, {}
-    lengths = [path.name for path in out.glob("thought_len_*") if has_checkpoint(path)]
+    lengths = [path.name for path in out.glob("thought_len_*") if checkpoints(path)]
     for name in names + sorted(lengths, key=lambda name: int(name.rsplit("_", 1)[1])):
         model, _, settings, _ = load_run(out / name, device)
         found = measure(model, spans, dataset.meta, device, config.batch_size, name)
@@ -75,9 +76,5 @@ def demo(config):
         print(f"token by token, in a browser: {page}")
 
 
-def main():
-    run_script("demo.py", __doc__, demo, DemoConfig)
-
-
 if __name__ == "__main__":
-    main()
+    run_script("demo.py", __doc__, demo, DemoConfig)

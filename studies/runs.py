@@ -138,7 +138,7 @@ def over_training(folder, flags):
     settings = settings_from([f"--out={folder}", *flags])
     model = build_model(*settings, from_json(read_config(folder)["tokenizer"], folder)).eval()
     yield 0, model
-    for path in reversed(checkpoints(folder, ".pt")):
+    for path in reversed(checkpoints(folder)):
         state, model = torch.load(path, weights_only=True), copy.deepcopy(model)
         load_weights(model, state["model"], path)
         yield state["step"], model

@@ -4,10 +4,9 @@ import sys
 
 import numpy as np
 import pytest
-from tiny_runs import SHAPE, go
+from tiny_runs import SHAPE, as_typed, go
 
 import train as trainer
-from data.arithmetic import prepare
 from data.dataset import write_dataset
 from lib.tokenizer import CharTokenizer
 
@@ -26,7 +25,7 @@ def demo_runs(tmp_path_factory):
     """A tiny arithmetic corpus and the runs of a demo: base, lm_control, quiet_star, thought_len_0."""
     folder, argv = tmp_path_factory.mktemp("demo"), sys.argv
     sys.argv = ["prepare.py", f"--out={folder / 'data'}", "--train_documents=200", "--val_documents=60"]
-    prepare.main()
+    as_typed("data/arithmetic/prepare.py")
     sys.argv = argv
     common = "--span=32 --batch_size=2 --max_steps=2 --eval_texts=2 --device=cpu --base_preset=".split()
     common.append(f"--data={folder / 'data'}")

@@ -183,3 +183,11 @@ def count_forwards(quiet):
     calls = []
     quiet.model.register_forward_hook(lambda *_: calls.append(1))
     return calls
+
+
+def thought_layout(T, steps):
+    """The triples (position, thought, step), each (T + steps * T,), of a text whose every position has one thought:
+    T text tokens, then T tokens of step 0, T of step 1, ... (the order of the picture in thought_mask)."""
+    step = torch.arange(-1, steps).repeat_interleave(T)
+    thought = step.clamp(max=0)  # -1 for the text; the one thought is number 0
+    return torch.arange(T).repeat(steps + 1), thought, step

@@ -103,7 +103,7 @@ def test_gains_makes_a_table_pictures_and_results(demo_runs, monkeypatch, capsys
     assert {"base", "without_thoughts", "quiet_star", "gain", "gate"} <= results.keys()
     assert len(results["gain"]["by_difficulty"]) == 10
     assert results["base"]["answer_nll"] != results["quiet_star"]["answer_nll"]
-    for name in ("gains_text", "gains_by_difficulty", "mask", "curves"):
+    for name in ("gains_text", "gains_by_difficulty", "curves"):
         assert (out / f"{name}.png").read_bytes()[:4] == b"\x89PNG"
     table = capsys.readouterr().out
     assert f"{results['quiet_star']['answer_nll']:.4f} ±" in table and str(out) in table

@@ -1,8 +1,7 @@
 """sample.py, end to end on a tiny model."""
 
 import pytest
-
-import sample
+from tiny_runs import as_typed
 
 
 def test_sample_shows_thoughts(demo_runs, monkeypatch, capsys):
@@ -10,14 +9,14 @@ def test_sample_shows_thoughts(demo_runs, monkeypatch, capsys):
     monkeypatch.setattr(
         "sys.argv", ["sample.py", run, "--prompt=1+2=", "--show_thoughts", "--max_new_tokens=3", "--device=cpu"]
     )
-    sample.main()
+    as_typed("sample.py")
     shown = capsys.readouterr().out
     assert shown.startswith("1+2=") and shown.count("\n") >= 5 and "thought before it" in shown
     argv = ["sample.py", run, "--prompt=1+2=", "--show_thoughts", "--max_new_tokens=3", "--device=cpu"]
     monkeypatch.setattr("sys.argv", [*argv, "--think_above=1e9"])
-    sample.main()
+    as_typed("sample.py")
     lines = [line.rstrip() for line in capsys.readouterr().out.split("\n")]
     assert sum(line.startswith(" 0.00  '") and line.endswith("'") and line.count("'") == 2 for line in lines) == 3
     monkeypatch.setattr("sys.argv", ["sample.py", run, "--prompt=é", "--device=cpu"])
     with pytest.raises(SystemExit, match="not in this model's alphabet"):
-        sample.main()
+        as_typed("sample.py")

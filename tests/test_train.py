@@ -14,7 +14,8 @@ from tiny_runs import ROOT, SHAPE, agree, flags, go, refusal, same
 
 import train as trainer
 from data.dataset import write_dataset
-from lib.runs import load_checkpoint, load_run, read_log
+from lib.checkpoint import read_checkpoint
+from lib.runs import load_run, read_log
 from lib.tokenizer import CharTokenizer
 
 
@@ -22,8 +23,8 @@ from lib.tokenizer import CharTokenizer
 def test_thinking_in_parts_is_the_same_training(work, how):
     go(work, "--out=whole", "--max_steps=3", "--dtype=float32")
     trainer.run(*trainer.settings_from([*flags(work, "--out=parts", "--max_steps=3"), *how]))
-    for name, wanted in load_checkpoint(work / "whole")["model"].items():
-        torch.testing.assert_close(load_checkpoint(work / "parts")["model"][name], wanted, atol=2e-5, rtol=1e-3)
+    for name, wanted in read_checkpoint(work / "whole")["model"].items():
+        torch.testing.assert_close(read_checkpoint(work / "parts")["model"][name], wanted, atol=2e-5, rtol=1e-3)
 
 
 @pytest.mark.parametrize("where", ["hard", "hardest", "random"])
@@ -79,10 +80,10 @@ def test_resuming_after_ctrl_c_gives_bit_for_bit_the_run_that_was_never_stopped(
     monkeypatch.setattr(trainer, "batch_offsets", interrupt)
     with pytest.raises(SystemExit) as stop:
         go(work, "--out=parts", f"--objective={objective}", "--max_steps=5")
-    assert stop.value.code == 130 and load_checkpoint(work / "parts")["step"] == 3
+    assert stop.value.code == 130 and read_checkpoint(work / "parts")["step"] == 3
     monkeypatch.setattr(trainer, "batch_offsets", original)
     go(work, "--out=parts", f"--objective={objective}", "--max_steps=5")
-    whole, parts = load_checkpoint(work / "whole"), load_checkpoint(work / "parts")
+    whole, parts = read_checkpoint(work / "whole"), read_checkpoint(work / "parts")
     assert same(whole["model"], parts["model"])
     loss = [[line["loss"] for line in read_log(work / name)] for name in ("whole", "parts")]
     assert loss[0] == loss[1] and len(loss[0]) == 5
@@ -138,16 +139,16 @@ def test_a_missing_base_model_is_trained_first_by_its_preset(work, tmp_path):
     )
     preset.write_text("".join(f"{k} = {json.dumps(v)}\n" for k, v in base.items()))
     go(work, "--out=q", "--init_from=made", "--max_steps=1", f"--base_preset={preset}")
-    assert load_checkpoint(work / "made")["step"] == 2 and load_checkpoint(work / "q")["step"] == 1
+    assert read_checkpoint(work / "made")["step"] == 2 and read_checkpoint(work / "q")["step"] == 1
 
 
 def test_language_modelling_goes_on_from_a_thinking_run_without_what_it_thought_with(work):
     go(work, "--out=q", "--max_steps=2", "--thought_len=2")
     go(work, "--objective=lm", "--init_from=q", "--out=lm", "--max_steps=1", "--lr=0")
-    thinking, plain = (load_checkpoint(work / name)["model"] for name in ("q", "lm"))
+    thinking, plain = (read_checkpoint(work / name)["model"] for name in ("q", "lm"))
     assert same(plain, {k.removeprefix("model."): v for k, v in thinking.items() if k.startswith("model.")})
     go(work, "--init_from=q", "--out=q2", "--max_steps=1", "--lr=0", "--thought_len=1")
-    for name, weight in load_checkpoint(work / "q2")["model"].items():  # with its heads and thought tokens
+    for name, weight in read_checkpoint(work / "q2")["model"].items():  # with its heads and thought tokens
         torch.testing.assert_close(weight, thinking[name], msg=name)
 
 
@@ -205,7 +206,7 @@ def test_damaged_data_and_checkpoints_are_refused(work):
 def test_a_loss_that_is_not_a_number_stops_the_run_and_names_the_last_good_checkpoint(work):
     message = refusal(work, "--out=q", "--lr=1e30", "--warmup_steps=0", "--save_every=1", "--max_steps=9")
     assert "the loss is nan at step 1" in message and str(work / "q" / "checkpoint.pt") in message
-    assert load_checkpoint(work / "q")["step"] == 1
+    assert read_checkpoint(work / "q")["step"] == 1
 
 
 def test_help_lists_every_setting_with_its_comment():

@@ -1,16 +1,23 @@
 """Training runs of a model so small that a test can make several."""
 
+import runpy
 from pathlib import Path
 
 import pytest
 import torch
 
 import train as trainer
-from lib.runs import load_checkpoint, read_log
+from lib.checkpoint import read_checkpoint
+from lib.runs import read_log
 
 ROOT = Path(__file__).resolve().parents[1]
 SHAPE = "--dim=16 --n_layers=1 --head_dim=8 --hidden_dim=24 --n_heads=2 --n_kv_heads=1".split()
 COMMON = "--span=12 --batch_size=4 --eval_texts=2 --device=cpu --start_text=b --base_preset=".split()
+
+
+def as_typed(script):
+    """Run a script of this project in this process, with the command line in sys.argv."""
+    runpy.run_path(str(ROOT / script), run_name="__main__")
 
 
 def flags(work, *more):
@@ -34,7 +41,7 @@ def same(a, b):
 
 def first_moments(folder):
     """Adam's first moments: after one step, a tenth of the gradient."""
-    return [state["exp_avg"] for state in load_checkpoint(folder)["optimizer"]["state"].values()]
+    return [state["exp_avg"] for state in read_checkpoint(folder)["optimizer"]["state"].values()]
 
 
 def agree(one, other):

@@ -16,10 +16,5 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from data.hub import prepare_hub  # noqa: E402
 
-
-def main():
-    prepare_hub(__doc__, dataset="allenai/c4", subset="en", out=str(Path(__file__).parent))
-
-
 if __name__ == "__main__":
-    main()
+    prepare_hub(__doc__, dataset="allenai/c4", subset="en", out=str(Path(__file__).parent))

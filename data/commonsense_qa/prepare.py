@@ -32,9 +32,5 @@ def question(line):
     return {"question": stem, "choices": list(choices.values()), "answer": line["answerKey"]}
 
 
-def main():
-    prepare_questions(__doc__, Path(__file__).parent, URL, "dev_rand_split.jsonl", SHA256, question)
-
-
 if __name__ == "__main__":
-    main()
+    prepare_questions(__doc__, Path(__file__).parent, URL, "dev_rand_split.jsonl", SHA256, question)

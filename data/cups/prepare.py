@@ -74,9 +74,5 @@ def prepare(config):
     write_lines(config, document, CharTokenizer(ALPHABET), END, ANSWER, CUPS)  # the quiet ones are answers
 
 
-def main():
-    run_script("prepare.py", __doc__, prepare, CupsConfig)
-
-
 if __name__ == "__main__":
-    main()
+    run_script("prepare.py", __doc__, prepare, CupsConfig)

@@ -29,9 +29,5 @@ def question(line):
     return {"question": line["question"], "answer": final[1]}
 
 
-def main():
-    prepare_questions(__doc__, Path(__file__).parent, URL, "test.jsonl", SHA256, question)
-
-
 if __name__ == "__main__":
-    main()
+    prepare_questions(__doc__, Path(__file__).parent, URL, "test.jsonl", SHA256, question)

@@ -45,9 +45,5 @@ def prepare(config):
     print(f"{config.out}: " + ", ".join(f"{name} {len(part):,} tokens" for name, part in splits.items()))
 
 
-def main():
-    run_script("prepare.py", __doc__, prepare, ShakespeareConfig)
-
-
 if __name__ == "__main__":
-    main()
+    run_script("prepare.py", __doc__, prepare, ShakespeareConfig)

@@ -3,6 +3,7 @@
 import random
 
 import pytest
+from tiny_runs import as_typed
 
 from data.cups import prepare
 from data.dataset import open_dataset
@@ -59,7 +60,7 @@ def test_no_cup_is_a_better_guess_than_another_and_a_swap_has_two():
 def test_prepare_writes_what_open_dataset_reads(tmp_path, monkeypatch):
     flags = [f"--out={tmp_path}", "--train_documents=50", "--val_documents=9"]
     monkeypatch.setattr("sys.argv", ["prepare.py", *flags])
-    prepare.main()
+    as_typed("data/cups/prepare.py")
     data = open_dataset(tmp_path, "val")
     tokenizer = from_json(data.meta["tokenizer"])
     text = tokenizer.decode(data.tokens.tolist())
@@ -67,10 +68,10 @@ def test_prepare_writes_what_open_dataset_reads(tmp_path, monkeypatch):
     assert data.meta["answers"] == {"after": tokenizer.id["?"], "among": tokenizer.encode("abcd")}
     first = (tmp_path / "train.bin").read_bytes()
     assert not tokenizer.decode(open_dataset(tmp_path, "train").tokens.tolist()).startswith(text)
-    prepare.main()
+    as_typed("data/cups/prepare.py")
     assert (tmp_path / "train.bin").read_bytes() == first, "the same seed must give the same corpus"
     monkeypatch.setattr("sys.argv", ["prepare.py", *flags, "--seed=1"])
-    prepare.main()
+    as_typed("data/cups/prepare.py")
     assert (tmp_path / "train.bin").read_bytes() != first
 
 

@@ -5,10 +5,10 @@ import random
 
 import numpy as np
 import pytest
+from tiny_runs import as_typed
 
 from data.arithmetic import prepare
 from data.dataset import document_numbers, open_dataset, write_dataset
-from data.tinyshakespeare import prepare as shakespeare
 from lib.config import from_cli
 from lib.tokenizer import CharTokenizer, from_json
 
@@ -45,13 +45,13 @@ def test_documents_are_explicit_quiet_or_idle_in_the_shares_asked_for():
 def test_prepare_writes_what_open_dataset_reads(tmp_path, monkeypatch):
     flags = [f"--out={tmp_path}", "--train_documents=50", "--val_documents=9"]
     monkeypatch.setattr("sys.argv", ["prepare.py", *flags])
-    prepare.main()
+    as_typed("data/arithmetic/prepare.py")
     data = open_dataset(tmp_path, "val")
     text = from_json(data.meta["tokenizer"]).decode(data.tokens.tolist())
     assert text.count("\n") == 9 and text.endswith("\n")
     assert data.meta["document_end"] == from_json(data.meta["tokenizer"]).id["\n"]
     first = (tmp_path / "train.bin").read_bytes()
-    prepare.main()
+    as_typed("data/arithmetic/prepare.py")
     assert (tmp_path / "train.bin").read_bytes() == first, "the same seed must give the same corpus"
 
 
@@ -59,7 +59,7 @@ def test_shakespeare_refuses_a_text_that_is_not_the_one_expected(tmp_path, monke
     (tmp_path / "input.txt").write_text("To be, or not to be")
     monkeypatch.setattr("sys.argv", ["prepare.py", f"--out={tmp_path}", f"--source={tmp_path / 'input.txt'}"])
     with pytest.raises(SystemExit, match="SHA-256"):
-        shakespeare.main()
+        as_typed("data/tinyshakespeare/prepare.py")
     assert not (tmp_path / "meta.json").exists()
 
 

@@ -4,11 +4,11 @@ Dies of SIGKILL in a chosen call that changes a folder: to learn what a power cu
 CRASH_UNDER   the folder: calls that change something in it are counted
 CRASH_AT      the number of the call to die in: just before it, and of a write when half is written; not set: in none
 CRASH_LOG     a file that gets a line for each call
-CRASH_RANK    under torchrun: only in this process, and in no restart of it
+CRASH_VICTIM  under torchrun: the first process counts, and this one dies (in no restart): 0, or another in mid-work
 CRASH_BATCH   characters that data/text.py encodes at a time, so that a small text has many batches
 
 An interpreter that finds `import crash_at; crash_at.arm()` in a sitecustomize.py obeys these. Called as a script, with
-names of modules, it imports those once, and then runs commands in forks of itself: `serve`.
+names of modules, it imports those once, and then runs commands in forks of itself: see Forks.
 """
 
 import builtins
@@ -16,12 +16,15 @@ import importlib
 import io
 import json
 import os
+import queue
 import resource
 import runpy
 import signal
+import subprocess
 import sys
 import time
 import traceback
+from pathlib import Path
 
 DIR_FD = {"os.mkdir": 2, "os.rmdir": 1, "os.remove": 1, "os.rename": 2, "os.link": 2, "os.symlink": 1}  # its place
 WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC
@@ -33,13 +36,19 @@ def arm():
     if "CRASH_BATCH" in os.environ:
         text = importlib.import_module("data.text")
         text.BATCH, text.SAVE_EVERY = int(os.environ["CRASH_BATCH"]), 2
-    rank = os.environ.get("RANK", "none"), os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
-    if "CRASH_UNDER" in os.environ and os.environ.get("CRASH_RANK", rank[0]) == rank[0] and rank[1] == "0":
-        watch(os.environ["CRASH_UNDER"], int(os.environ.get("CRASH_AT", 0)), os.environ.get("CRASH_LOG", os.devnull))
+    rank, log = os.environ.get("RANK", "0"), os.environ.get("CRASH_LOG", os.devnull)
+    if "CRASH_UNDER" not in os.environ or os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") != "0":
+        return
+    victim = os.environ.get("CRASH_VICTIM", rank)
+    if "RANK" in os.environ:
+        Path(f"{log}.{rank}").write_text(str(os.getpid()))
+    if rank == "0":
+        other = None if victim == rank else Path(f"{log}.{victim}")
+        watch(os.environ["CRASH_UNDER"], int(os.environ.get("CRASH_AT", 0)), log, other)
 
 
-def watch(folder, at, log):
-    """Count from now on, and die in call number `at`."""
+def watch(folder, at, log, other=None):
+    """Count from now on, and die in call number `at`; or let another die there, whose process id is in a file."""
     folder, count, log = os.path.realpath(folder), 0, os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
 
     def due(what, path, dir_fd=-1):
@@ -52,7 +61,9 @@ def watch(folder, at, log):
             return False
         count += 1
         os.write(log, f"{count} {what} {os.path.relpath(path, folder)}\n".encode())
-        return count == at
+        if count == at and other:
+            os.kill(int(other.read_text()), signal.SIGKILL)
+        return count == at and not other
 
     def hook(event, args):
         if event == "open":
@@ -152,6 +163,36 @@ def start(todo, environment):
             sys.stderr.flush()
         finally:
             os._exit(code)
+
+
+class Forks:
+    """A few such processes, each for a command at a time."""
+
+    def __init__(self, modules, count, root):
+        start = [sys.executable, __file__, *modules]
+        environment = {**os.environ, "PYTHONPATH": root, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
+        pipes = dict(stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=root, env=environment)
+        self.servers, self.free = [subprocess.Popen(start, **pipes) for _ in range(count)], queue.SimpleQueue()
+        for server in self.servers:
+            self.free.put(server)
+
+    def run(self, folder, command, environments=({},), siblings=False, limit=0):
+        """Run a command in `folder`, once for each of the environments: (exit codes, what went to standard error)."""
+        (folder / "errors").write_text("")
+        todo = dict(command=command, cwd=str(folder), errors=str(folder / "errors"))
+        todo |= dict(siblings=siblings, limit=limit, environments=environments)
+        server = self.free.get()
+        try:
+            server.stdin.write(json.dumps(todo) + "\n")
+            server.stdin.flush()
+            return json.loads(server.stdout.readline()), (folder / "errors").read_text()
+        finally:
+            self.free.put(server)
+
+    def close(self):
+        for server in self.servers:
+            server.stdin.close()
+            server.wait()
 
 
 if __name__ == "__main__":

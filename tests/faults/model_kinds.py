@@ -10,22 +10,19 @@ import torch
 from byte_tokenizer import write_byte_tokenizer
 from mutants import Kind
 from safetensors.torch import save_file
-from tiny_runs import COMMON, ROOT, SHAPE
+from tiny_runs import COMMON, SHAPE
 
 import train as trainer
-from beyond.adaptive import attach_gain_head
 from data.dataset import write_dataset
 from eval import GainsConfig, text_to_measure
 from lib.export import export
-from lib.parallel import Processes
-from lib.runs import load_checkpoint, load_model, open_run, read_config, read_log
+from lib.runs import load_model, read_checkpoint, read_config, read_log
 from lib.tokenizer import CharTokenizer, from_json
 from lib.weights import HUGGING_FACE_NAMES, save_mistral
 from model import ModelConfig, Transformer
-from quiet_star import QuietSTaR, QuietSTaRConfig, generate_with_thoughts
+from quiet_star import QuietSTaR, generate_with_thoughts
 from studies.tables import over_seeds, remembered
 
-OLD = ROOT / "tests" / "fixtures" / "488b548"
 TINY = dict(dim=16, n_layers=1, head_dim=8, hidden_dim=24, n_heads=2, n_kv_heads=1)
 IDS = torch.tensor([[0, 1, 2, 3, 4]])
 
@@ -38,8 +35,14 @@ def contents(folder):
         says = model.model.logits(model.model(IDS)), read, thoughts, gates
     else:
         says = (model.logits(model(IDS)),)
-    about = {"words": tokenizer.words(range(tokenizer.vocab_size)), "config": config, "step": step}
+    about = {"words": tokenizer.words(range(tokenizer.vocab_size)), "step": step, "train": used(config)}
+    about["settings"] = vars(getattr(model, "model", model).config) | vars(model.config)
     return {"weights": dict(model.state_dict()), "says": [x.detach() for x in says], **about}
+
+
+def used(config):
+    """What commands look at in the configuration of a run, besides its model."""
+    return config and {key: config["train"][key] for key in ("objective", "data", "init_from", "span", "seed")}
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -64,7 +67,7 @@ def run_with_one_before():
     dataset()
     train("--objective=lm", "--init_from=", "--out=my_base", "--max_steps=1")
     train(*THINK, "--max_steps=2")
-    state = {"step": load_checkpoint("my_run")["step"], "texts": 4, "value": {"answer_nll": 1.5, "accuracy": 0.25}}
+    state = {"step": read_checkpoint("my_run")["step"], "texts": 4, "value": {"answer_nll": 1.5, "accuracy": 0.25}}
     Path("my_run", "scores.json").write_text(json.dumps(state))
 
 
@@ -76,7 +79,7 @@ def run():
 def go_on():
     """One more step."""
     train(*THINK, "--max_steps=3")
-    state = load_checkpoint("my_run")
+    state = read_checkpoint("my_run")
     return {**state, "seconds": 0.0, "log": [line["step"] for line in read_log("my_run")]}
 
 
@@ -85,34 +88,13 @@ def measured():
     config = read_config("my_run")
     tokenizer = from_json(config["tokenizer"], "my_run")
     spans, meta = text_to_measure(GainsConfig(run="my_run"), config, tokenizer)
-    return {"spans": spans, "answers": meta.get("answers"), "config": config}
+    return {"spans": spans, "answers": meta.get("answers"), "train": used(config)}
 
 
 def scores():
     """What a study remembers of a run, and does with it."""
     found = [remembered(Path("my_run"), "scores", lambda: {"answer_nll": 1.5, "accuracy": 0.25}, texts=4)]
     return over_seeds([*found, {"answer_nll": 1.0, "accuracy": 0.0}])
-
-
-# ----------------------------------------------------------------------------------------------------------------------
-# a sharded run, made by an earlier version
-
-
-def sharded():
-    shutil.copytree(OLD / "sharded", "my_run")
-
-
-def sharded_goes_on():
-    """Weights and optimizer of a run that goes on, in one process."""
-    config = json.loads(Path(OLD, "sharded", "config.json").read_text())
-    model = QuietSTaR(Transformer(ModelConfig(**config["model"])), QuietSTaRConfig(**config["quiet_star"]))
-    attach_gain_head(model)
-    optimizer = trainer.build_optimizer(model, trainer.TrainConfig())
-    one = Processes(0, 1, torch.device("cpu"), "fsdp", "step")
-    wanted, tokenizer = {**config, "data": {}}, CharTokenizer(config["tokenizer"]["alphabet"])
-    step, _ = open_run("my_run", wanted, {}, model, optimizer, tokenizer, one)
-    optimizer.step()
-    return {"step": step, "weights": dict(model.state_dict()), "optimizer": optimizer.state_dict()}
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -193,7 +175,7 @@ def exported():
     shutil.rmtree("my_run")
 
 
-A_RUN, WEIGHTS, SHARDS = partial(contents, "my_run"), partial(contents, "my_weights"), "my_run/checkpoint.dcp"
+A_RUN, WEIGHTS = partial(contents, "my_run"), partial(contents, "my_weights")
 
 KINDS = [
     Kind("config.json of a run", run, "my_run/config.json", A_RUN, "json"),
@@ -205,13 +187,6 @@ KINDS = [
     Kind("checkpoint.pt, gone on with", run, "my_run/checkpoint.pt", go_on, "torch", True),
     Kind("checkpoint.pt and one before", run_with_one_before, "my_run/checkpoint.pt", go_on, "bytes", True),
     Kind("scores.json of a study", run, "my_run/scores.json", scores, "json"),
-    Kind("config.json of a sharded run", sharded, "my_run/config.json", A_RUN, "json"),
-    Kind("index of a sharded run", sharded, f"{SHARDS}/.metadata", A_RUN, "bytes", True),
-    Kind("sums of a sharded run", sharded, f"{SHARDS}/sums_0.json", A_RUN, "json", True),
-    Kind("shards", sharded, f"{SHARDS}/__0_0.distcp", A_RUN, "bytes", True),
-    Kind("index of a sharded run, gone on with", sharded, f"{SHARDS}/.metadata", sharded_goes_on, "bytes", True),
-    Kind("sums of a sharded run, gone on with", sharded, f"{SHARDS}/sums_0.json", sharded_goes_on, "json", True),
-    Kind("shards, gone on with", sharded, f"{SHARDS}/__0_0.distcp", sharded_goes_on, "bytes", True),
     Kind("params.json", official, "my_weights/params.json", WEIGHTS, "json"),
     Kind("consolidated.00.pth", official, "my_weights/consolidated.00.pth", WEIGHTS, "torch", True),
     Kind("consolidated.safetensors", official_safetensors, "my_weights/consolidated.safetensors", WEIGHTS),

@@ -64,7 +64,7 @@ def insert(content, rng):
 
 def double(content, rng):
     start, end = a_slice(content, rng)
-    return content[:end] + content[start:]
+    return content[:end] + content[max(1, start) :]  # twice all of it is a valid file, of some kinds
 
 
 def zeros(content, rng):
@@ -135,7 +135,7 @@ VALUES = {name: name for name in "null true false -1 0 1 1.5 -0.5 1e400 NaN -Inf
     "nested 450 times": "[" * 450 + "]" * 450,
     "nested 100000 times": "[" * 100_000 + "]" * 100_000,
 }
-KEYS = {"two lines": "a\nb", "a long one": "long" * 5000, "an empty one": "", "a typing error": None}
+KEYS = {"two lines": "a\nb", "a long one": "long" * 5000, "an odd one": " ", "a typing error": None}
 
 
 def somewhere(value, rng):
@@ -158,17 +158,24 @@ def json_value(text, rng):
 
 
 def json_key(text, rng):
-    value = json.loads(text)
-    place = somewhere(value, rng)
-    while place and not isinstance(place[0], dict):
-        place = somewhere(value, rng)
-    name = rng.choice(["missing", *KEYS])
-    (place, key), new = place, KEYS.get(name)
-    kept = {(key[:-1] if new is None else new) if k == key else k: x for k, x in place.items()}
-    kept.pop(key[:-1] if new is None else None, None) if name == "missing" else None
-    place.clear()
-    place.update(kept)
+    value, name, place = json.loads(text), rng.choice(["missing", *KEYS]), None
+    while not isinstance(place, dict):
+        place, key = somewhere(value, rng)
+    kept = place.pop(key)
+    if name != "missing":
+        place[KEYS[name] or key[:-1]] = kept
     return json.dumps(value), f"{name} for the key {key!r}"
+
+
+def json_element(text, rng):
+    value = json.loads(text)
+    for _ in range(100):
+        place = somewhere(value, rng)
+        if place and isinstance(place[0], list):
+            (place, i), name = place, rng.choice(["missing", "twice"])
+            place[i : i + 1] = [] if name == "missing" else 2 * [place[i]]
+            return json.dumps(value), f"{name}: element {i} of {len(place)}"
+    return text, None
 
 
 def of_json(change):
@@ -201,7 +208,7 @@ def toml_value(line, rng):
 def toml_key(line, rng):
     name = rng.choice(list(KEYS))
     key, value = line.split(" = ")
-    return f"{json.dumps(key[:-1] if KEYS[name] is None else KEYS[name])} = {value}", f"{name} for the key {key!r}"
+    return f"{json.dumps(KEYS[name] or key[:-1])} = {value}", f"{name} for the key {key!r}"
 
 
 def compress(path, rng):
@@ -232,6 +239,7 @@ def torch_value(path, rng):
         "a tensor of 0 dimensions": torch.tensor(1.0),
         "a tensor that is empty": torch.zeros(0),
         "a tensor that is huge, of one number": torch.zeros(1).expand(2**20, 2**20),
+        "a tensor that is one number": torch.zeros(()).expand(was.shape),
         "a tensor that is larger": torch.zeros(2, *was.shape),
         "a tensor that is sparse": torch.zeros(was.shape).to_sparse(),
         "a tensor of float8": torch.zeros(was.shape).to(torch.float8_e4m3fn),
@@ -249,7 +257,7 @@ def torch_value(path, rng):
 
 MUTATIONS = {
     "bytes": ANY,
-    "json": ANY | {"value": of_json(json_value), "key": of_json(json_key)},
+    "json": ANY | {"value": of_json(json_value), "key": of_json(json_key), "element": of_json(json_element)},
     "jsonl": ANY | {"value": of_a_line(json_value), "key": of_a_line(json_key)},
     "toml": ANY | {"value": of_a_line(toml_value), "key": of_a_line(toml_key)},
     "torch": ANY | {"compressed again": compress, "value": torch_value},

@@ -23,6 +23,7 @@ import train as trainer
 from data import text as text_module
 from data.commonsense_qa import prepare as csqa
 from data.dataset import open_dataset
+from data.download import prepare_questions
 from data.gsm8k import prepare as gsm8k
 from data.text import TokenizeConfig, read_documents, report
 from data.textfile import prepare as textfile
@@ -88,6 +89,10 @@ def alphabet():
 
 def tokenizer():
     return tells(load_tokenizer("my_tokenizer"))
+
+
+def characters():
+    return load_tokenizer("my_tokenizer").to_json()
 
 
 def byte_bpe_of_a_run():
@@ -157,7 +162,7 @@ def texts():
 
 def text_kind(name, *more):
     def read():
-        return list(read_documents([Path("my_text", name)]))
+        return [text for text, _ in read_documents([Path("my_text", name)])]
 
     return Kind(f"text {name[1:]}", texts, f"my_text/{name}", read, *more)
 
@@ -167,7 +172,7 @@ def text_kind(name, *more):
 
 
 GSM8K = [{"question": f"What is {n} plus 10?", "answer": f"Think.\n#### {n + 10}"} for n in range(3)]
-CHOICES = [{"label": letter, "text": text} for letter, text in zip("ABCDE", ("up", "here", "at sea", "no", "hut"))]
+CHOICES = [{"label": letter, "text": text} for letter, text in zip("ABCDE", "up here off no in".split(), strict=True)]
 CSQA = [{"answerKey": a, "id": "x", "question": {"stem": "Where?", "choices": CHOICES}} for a in "ACE"]
 SETS = {"gsm8k": (gsm8k, GSM8K), "commonsense_qa": (csqa, CSQA)}
 
@@ -180,9 +185,8 @@ def sources():
 
 def prepared_questions(name):
     """A source is prepared; and what was accepted is read without complaint."""
-    flags = ["prepare.py", f"--source=my_source/{name}.jsonl", "--any_hash", "--out=out"]
-    with patch("sys.argv", flags):
-        SETS[name][0].main()
+    with patch("sys.argv", ["prepare.py", f"--source=my_source/{name}.jsonl", "--any_hash"]):
+        prepare_questions("", Path("out"), "", "", None, SETS[name][0].question)
     return load_questions(name, "out", 0)
 
 
@@ -243,7 +247,7 @@ KINDS = [
     Kind("tekken.json", tekken, "my_tokenizer/tekken.json", tokenizer, "json"),
     Kind("tokenizer.json", byte_bpe, "my_tokenizer/tokenizer.json", tokenizer, "json"),
     Kind("tokenizer.json of a run", byte_bpe_of_a_run, "my_tokenizer/tokenizer.json", tokenizer_of_a_run, "json", True),
-    Kind("alphabet.json", alphabet, "my_tokenizer/alphabet.json", tokenizer, "json"),
+    Kind("alphabet.json", alphabet, "my_tokenizer/alphabet.json", characters, "json"),
     Kind("meta.json", model_kinds.dataset, "my_data/meta.json", begins_to_train, "json"),
     Kind("train.bin", model_kinds.dataset, "my_data/train.bin", begins_to_train, "bytes", True),
     Kind("meta.json, prepared again", prepared, "my_data/meta.json", prepare, "json"),

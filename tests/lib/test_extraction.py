@@ -3,7 +3,7 @@ Answers as base and instruct models write them, read by lib/answers.py and by th
 lm-evaluation-harness, whose patterns stand below. The right answer is what a careful reader would say is given. A
 heading names the filters that are right about its texts, and says why others are not.
 
-Known not to be read rightly, and so in no table: numbers in words or in parts (eighteen, 1/2, 4 dollars and 50 cents), an
+Known not to be read rightly, so in no table: numbers in words or in parts (eighteen, 1/2, 4 dollars and 50 cents), an
 answer that a later paragraph takes back, and a text broken off before its answer, whose last number is taken.
 """
 

@@ -7,10 +7,8 @@ import numpy as np
 import pytest
 import torch
 from byte_tokenizer import write_byte_tokenizer
+from tiny_runs import as_typed
 
-import eval as evaluation
-from data.commonsense_qa import prepare as prepare_csqa
-from data.gsm8k import prepare as prepare_gsm8k
 from lib import questions
 from lib.asking import Candidate, batches, candidate
 from lib.questions import QuestionsConfig, compare
@@ -26,6 +24,8 @@ CSQA = [
     {"question": f"Where is {'very ' * i}it?", "choices": ["here", "far away", "up", "at sea", "nowhere"], "answer": a}
     for i, a in enumerate("ABCDEBCAED")
 ]
+
+GSM8K_SCRIPT, CSQA_SCRIPT = "data/gsm8k/prepare.py", "data/commonsense_qa/prepare.py"
 
 
 @pytest.fixture
@@ -189,19 +189,19 @@ def work(tmp_path, tokenizer):
     return tmp_path
 
 
-def call(main, monkeypatch, *arguments):
+def call(script, monkeypatch, *arguments):
     monkeypatch.setattr("sys.argv", ["script.py", *map(str, arguments)])
-    main()
+    as_typed(script)
 
 
 @pytest.mark.parametrize("kind, flags", [("gsm8k", []), ("gsm8k", ["--cot", "--votes=2"]), ("commonsense_qa", [])])
 def test_the_command_compares_all_models_and_keeps_every_answer(work, monkeypatch, capsys, kind, flags):
-    prepare = {"gsm8k": prepare_gsm8k, "commonsense_qa": prepare_csqa}[kind]
-    call(prepare.main, monkeypatch, f"--source={work / kind}.jsonl", "--any_hash", f"--out={work / 'data'}")
+    prepare = f"data/{kind}/prepare.py"
+    call(prepare, monkeypatch, f"--source={work / kind}.jsonl", "--any_hash", f"--out={work / 'data'}")
     paths = {"run": "thinks", "base": "base", "control": "base", "data": "data", "out": "out"}
     flags = [kind, *flags, *(f"--{key}={work / name}" for key, name in paths.items())]
     flags += ["--n=4", "--max_new_tokens=5", "--device=cpu"]
-    call(evaluation.main, monkeypatch, *flags)
+    call("eval.py", monkeypatch, *flags)
     table = capsys.readouterr().out
     (path,) = (work / "out").glob("*.json")
     results = json.loads(path.read_text())
@@ -212,7 +212,7 @@ def test_the_command_compares_all_models_and_keeps_every_answer(work, monkeypatc
     for metric, (mean, _) in results["rows"]["quiet_star"].items():
         assert mean == pytest.approx(np.mean([record["quiet_star"][metric] for record in records]))
     assert path.with_suffix(".png").read_bytes()[:4] == b"\x89PNG"
-    call(evaluation.main, monkeypatch, *flags)  # the same again is the same
+    call("eval.py", monkeypatch, *flags)  # the same again is the same
     assert json.loads(path.read_text())["rows"] == results["rows"]
     for more, expected in (
         (["--seed=5"], "has results with seed=1337, not 5"),
@@ -222,7 +222,7 @@ def test_the_command_compares_all_models_and_keeps_every_answer(work, monkeypatc
         (["--votes=2", "--no-cot"], "several votes want --cot"),
     ):
         with pytest.raises(SystemExit) as stop:
-            call(evaluation.main, monkeypatch, *flags, *more)
+            call("eval.py", monkeypatch, *flags, *more)
         message = stop.value.code if isinstance(stop.value.code, str) else capsys.readouterr().err
         assert expected in message and "\n" not in message.strip()
 
@@ -231,18 +231,18 @@ def test_prepare_refuses_what_is_no_question(tmp_path, monkeypatch):
     good = json.dumps({"question": "q", "answer": "#### 1"})
     for prepare, line, expected in (
         (
-            prepare_gsm8k,
+            GSM8K_SCRIPT,
             json.dumps({"question": "q", "answer": "1"}),
             "line 2 is no question .an answer that ends in '#### number'",
         ),
-        (prepare_gsm8k, "{", "line 2 is no question .JSONDecodeError"),
-        (prepare_csqa, json.dumps({"question": {}}), "line 1 is no question .no answerKey"),
+        (GSM8K_SCRIPT, "{", "line 2 is no question .JSONDecodeError"),
+        (CSQA_SCRIPT, json.dumps({"question": {}}), "line 1 is no question .no answerKey"),
     ):
-        (tmp_path / "x.jsonl").write_text(f"{good}\n{line}\n" if prepare is prepare_gsm8k else f"{line}\n")
+        (tmp_path / "x.jsonl").write_text(f"{good}\n{line}\n" if prepare == GSM8K_SCRIPT else f"{line}\n")
         with pytest.raises(SystemExit, match=expected):
-            call(prepare.main, monkeypatch, f"--source={tmp_path / 'x.jsonl'}", "--any_hash", f"--out={tmp_path}")
+            call(prepare, monkeypatch, f"--source={tmp_path / 'x.jsonl'}", "--any_hash", f"--out={tmp_path}")
         with pytest.raises(SystemExit, match="SHA-256 differs"):
-            call(prepare.main, monkeypatch, f"--source={tmp_path / 'x.jsonl'}", f"--out={tmp_path}")
+            call(prepare, monkeypatch, f"--source={tmp_path / 'x.jsonl'}", f"--out={tmp_path}")
     assert not (tmp_path / "questions.jsonl").exists()
 
 
@@ -250,7 +250,7 @@ def test_gains_on_a_text_file_with_exported_weights_make_a_page_that_escapes(wor
     text = "if a < b & c > d: print('</script><b>é漢🙂')\n" * 8
     (work / "some.txt").write_text(text, "utf-8")
     flags = ["gains", f"--run={work / 'thinks'}", f"--text={work / 'some.txt'}", f"--out={work / 'gains'}", "--span=32"]
-    call(evaluation.main, monkeypatch, *flags, f"--base={work / 'base'}", "--device=cpu")
+    call("eval.py", monkeypatch, *flags, f"--base={work / 'base'}", "--device=cpu")
     page = (work / "gains" / "gains.html").read_text("utf-8")
     results = json.loads((work / "gains" / "results.json").read_text())
     spans = results["tokens"] // 32
@@ -271,4 +271,4 @@ def test_gains_on_a_text_file_with_exported_weights_make_a_page_that_escapes(wor
     assert [row[5] for row in rows[:32]] == [tokenizer.words([i])[0] for i in logits.argmax(-1).tolist()]
     assert isinstance(thinking, QuietSTaR)
     with pytest.raises(SystemExit, match="name a text with --text"):
-        call(evaluation.main, monkeypatch, "gains", f"--run={work / 'thinks'}", "--device=cpu")
+        call("eval.py", monkeypatch, "gains", f"--run={work / 'thinks'}", "--device=cpu")

@@ -2,10 +2,9 @@
 
 import pytest
 import torch
-from naive import CLOSE, ids, start_and_end, tiny
+from naive import CLOSE, ids, start_and_end, thought_layout, tiny
 from torch.testing import assert_close
 
-from lib.pictures import thought_layout
 from model import causal_mask
 from quiet_star import thought_mask
 

@@ -5,22 +5,17 @@ import json
 import pytest
 import torch
 
+from lib.runs import load_run
 from studies import bench
 
 SHAPE = "--dim=16 --n_layers=1 --head_dim=8 --hidden_dim=24 --n_heads=2 --n_kv_heads=1".split()
 
 
-def test_the_bench_of_thinking_where_it_pays(demo_runs, monkeypatch, capsys):
-    run = f"--run={demo_runs / 'quiet_star'}"
-    argv = ["bench.py", "adaptive", run, "--tokens=12", "--repeats=1", "--json", "--device=cpu"]
-    for above, share in (("-1e9", 1.0), ("1e9", 0.0)):
-        monkeypatch.setattr("sys.argv", [*argv, f"--think_above={above}"])
-        bench.main()
-        found = json.loads(capsys.readouterr().out)
-        assert found["share_thinking"] == share and found["speedup"] > 0
-    monkeypatch.setattr("sys.argv", ["bench.py", "adaptive", f"--run={demo_runs / 'base'}"])
-    with pytest.raises(SystemExit, match="plain language model"):
-        bench.main()
+def test_reading_is_timed_thinking_everywhere_nowhere_and_where_it_pays(demo_runs):
+    quiet, text = load_run(demo_runs / "quiet_star")[0], torch.randint(0, 10, (1, 12))
+    for above, share in ((-1e9, 1.0), (1e9, 0.0)):
+        found = bench.seconds_per_token(quiet, text, above, repeats=1)
+        assert found["share_thinking"] == share and min(found["everywhere"], found["nowhere"]) > 0
 
 
 def test_bench_prints_the_keys_it_promises(monkeypatch, capsys):

@@ -3,13 +3,12 @@
 import json
 
 import pytest
-
-from studies import demo
+from tiny_runs import as_typed
 
 
 def test_demo_gathers_its_runs(demo_runs, monkeypatch, capsys):
     monkeypatch.setattr("sys.argv", ["demo.py", f"--out={demo_runs}", "--texts=6", "--device=cpu"])
-    demo.main()
+    as_typed("studies/demo.py")
     results = json.loads((demo_runs / "results.json").read_text())
     for row in ("base", "lm_control", "quiet_star"):
         assert {"answer_accuracy", "answer_nll", "other_nll"} <= results[row].keys()
@@ -21,5 +20,5 @@ def test_demo_gathers_its_runs(demo_runs, monkeypatch, capsys):
 def test_demo_refuses_in_one_line(monkeypatch):
     monkeypatch.setattr("sys.argv", ["demo.py", "--out=nowhere"])
     with pytest.raises(SystemExit, match="is no run of train.py") as stop:
-        demo.main()
+        as_typed("studies/demo.py")
     assert "\n" not in stop.value.code

@@ -66,5 +66,4 @@ def test_every_command_runs_and_leaves_a_table_and_a_picture(command, tmp_path_f
         assert set(results["controls"]["full"]["answer_accuracy"]) == {"mean", "spread"}
         assert set(results["chatter"]["useful_share"]) == {"start", "end", "end_without_reinforce"}
         assert {"share_thinking", "gain_kept", "speedup"} <= set(results["adaptive"])
-        assert {"with_thoughts", "without_thoughts"} <= set(results["curriculum"])
         assert "±" in capsys.readouterr().out
