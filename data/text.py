@@ -128,17 +128,14 @@ def what_is_there(out, plan):
                 found = {}
             if found.get("plan") != plan:
                 raise ValueError(f"{out} holds another dataset ({name}): delete it, or choose another --out")
-            try:
+            with reading(out, f"cannot be gone on with: delete {out / name}, and it begins anew"):
                 if name == "meta.json":
                     return open_dataset(out, "train") and open_dataset(out, "val").meta, None
                 for split in SPLITS:  # what was written after that is cut off; nothing may be missing before it
                     with open(out / f"{split}.bin", "rb") as file:
                         if checksum(file, found["bytes"][split]) != found["checksums"][split]:
-                            raise ValueError(f"{split}.bin is not as long as it was, or another")
+                            raise ValueError(f"{split}.bin is not what it was")
                 return None, found
-            except (ValueError, OSError) as error:
-                print(f"{out} begins anew: {error}", file=sys.stderr)
-                (out / name).unlink()
     return None, begin
 
 

@@ -56,15 +56,14 @@ def reason(error):
 
 
 @contextmanager
-def reading(path, what="is damaged or cut short"):
+def reading(path, what=None):
     """In here, whatever damaged bytes can raise is one thing to the user: a ValueError, in one line, about `path`."""
     try:
         yield
-    except OSError as error:
-        raise ValueError(f"cannot read {path}: {reason(error)}") from None
     except (KeyboardInterrupt, SystemExit, GeneratorExit):
         raise
     except BaseException as error:  # a panic in tiktoken, for one, is no Exception
+        what = what or ("cannot be read" if isinstance(error, OSError) else "is damaged or cut short")
         raise ValueError(f"{path} {what} ({reason(error)})") from None
 
 

@@ -87,7 +87,7 @@ def watch(folder, at, log, other=None):
             return super().truncate(size)
 
     def counted_open(file, mode="r", buffering=-1, *args, **kwargs):
-        if set(mode) <= set("wxab") and "b" in mode:
+        if set(mode) <= set("wxab") and "b" in mode and not isinstance(file, int):
             raw = Counted(file, mode)
             return io.BufferedWriter(raw) if buffering else raw
         return PLAIN["open"](file, mode, buffering, *args, **kwargs)

@@ -16,11 +16,13 @@ import train as trainer
 from data.dataset import write_dataset
 from eval import GainsConfig, text_to_measure
 from lib.export import export
+from lib.pictures import draw_curves
 from lib.runs import load_model, read_checkpoint, read_config, read_log
 from lib.tokenizer import CharTokenizer, from_json
 from lib.weights import HUGGING_FACE_NAMES, save_mistral
 from model import ModelConfig, Transformer
 from quiet_star import QuietSTaR, generate_with_thoughts
+from studies.memory import shape_of
 from studies.tables import over_seeds, remembered
 
 TINY = dict(dim=16, n_layers=1, head_dim=8, hidden_dim=24, n_heads=2, n_kv_heads=1)
@@ -87,8 +89,22 @@ def measured():
     """What eval.py does before it measures: a run, and its held-out text."""
     config = read_config("my_run")
     tokenizer = from_json(config["tokenizer"], "my_run")
+    if config["train"]["data"] != "my_data":
+        return "another text"
     spans, meta = text_to_measure(GainsConfig(run="my_run"), config, tokenizer)
     return {"spans": spans, "answers": meta.get("answers"), "train": used(config)}
+
+
+def drawn():
+    """A log, and what eval.py makes of it."""
+    log = read_log("my_run")
+    draw_curves(log, "curves.png")
+    return log
+
+
+def planned():
+    """What studies.memory reads of a run."""
+    return vars(shape_of("my_run", None, {}))
 
 
 def scores():
@@ -181,7 +197,8 @@ KINDS = [
     Kind("config.json of a run", run, "my_run/config.json", A_RUN, "json"),
     Kind("config.json of a run, evaluated", run, "my_run/config.json", measured, "json"),
     Kind("config.json of a run, gone on with", run, "my_run/config.json", go_on, "json"),
-    Kind("log.jsonl", run, "my_run/log.jsonl", lambda: read_log("my_run"), "jsonl"),
+    Kind("config.json of a run, planned with", run, "my_run/config.json", planned, "json"),
+    Kind("log.jsonl", run, "my_run/log.jsonl", drawn, "jsonl"),
     Kind("log.jsonl, gone on with", run, "my_run/log.jsonl", go_on, "jsonl"),
     Kind("checkpoint.pt", run, "my_run/checkpoint.pt", A_RUN, "torch", True),
     Kind("checkpoint.pt, gone on with", run, "my_run/checkpoint.pt", go_on, "torch", True),

@@ -43,7 +43,8 @@ class Outcome:
     said: str
 
     def __str__(self):
-        return f"{self.word}: outcome_of({self.kind!r}, {self.mutation!r}, {self.seed}) [{self.did}] {self.said}"
+        line = f"{self.word}: outcome_of({self.kind!r}, {self.mutation!r}, {self.seed}) [{self.did}] {self.said}"
+        return line.encode("utf-8", "backslashreplace").decode()
 
 
 class Samples:

@@ -57,7 +57,7 @@ def tiny(tmp_path_factory):
     """Forks (see crash_at.py) and, in their folder `top`, what to prepare data from."""
     from crash_at import Forks
 
-    modules = "train eval lib.export matplotlib.figure matplotlib.backends.backend_agg torch.distributed.fsdp".split()
+    modules = "train eval matplotlib.figure matplotlib.backends.backend_agg torch.distributed.fsdp".split()
     tiny = Forks(modules, LANES, str(ROOT))
     tiny.top, tiny.numbers, rng = tmp_path_factory.mktemp("crashes"), count(), random.Random(0)
     write_byte_tokenizer(tiny.top / "tokenizer")
@@ -277,7 +277,8 @@ def test_under_torchrun_a_killed_process_ends_all_or_is_started_anew(trained, si
 
 @pytest.mark.slow
 def test_killed_at_any_moment_prepare_leaves_no_worker_and_goes_on(tiny, site):
-    command = script(["long.txt".join(flag.split("some.txt")) for flag in TEXT] + ["--out=out", "--processes=2"])
+    flags = [flag.replace("some", "long").replace("processes=1", "processes=2") for flag in COMMANDS["text"]]
+    command = script(flags)
     whole, start = fresh(tiny), time.monotonic()
     assert begin(site, whole, command, CRASH_BATCH="1").wait(60) == 0
     wanted, took = result(whole), time.monotonic() - start
@@ -328,7 +329,7 @@ def small_disk(folder, options):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("way", ["size={}k", "nr_inodes={}", "file size"])
-@pytest.mark.parametrize("name", [name for name in COMMANDS if name not in ("train_keep", "train_fsdp")])
+@pytest.mark.parametrize("name", [name for name in COMMANDS if name not in ("train_keep", "train_fsdp", "gsm8k_data")])
 def test_no_room_is_one_line_and_with_room_it_goes_on(trained, name, way):
     wanted, _ = undisturbed(trained, name)
     step, room, failed = {"size={}k": (1.25, 4), "nr_inodes={}": (1, 2), "file size": (1.5, 600)}[way], 0, 0
