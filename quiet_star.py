@@ -36,10 +36,10 @@ What is different from the paper and from the authors' release, and why:
   3. Tokens that are known share a forward pass: m + 1 passes a thought. The release makes one for each token.
   4. log p(thought) is taken at temperature 1, at which thoughts are sampled. The release takes it at 3.
   5. Evaluation makes thoughts greedy (`with_settings`), as in the paper. The release's are samples even there.
-  6. start and end are stored divided by a number, so that they learn faster. The release multiplies their gradients by
-     100, which does nothing under Adam.
-  7. REINFORCE has the weight 1, and weights are float32. The release: 1e6, and weights in bfloat16, where most updates
-     are rounded away.
+  6. Weights are float32. The release trains bfloat16 weights, in which most updates are rounded away.
+  7. REINFORCE sums log p over a thought's tokens, and its weight is 1. The release takes their mean, and the mean of
+     all as the baseline: our weight 1 is its beta m N / (N - 1). Its beta is 1e6. Adam and clipping forget the size of
+     a loss; but beside so large a term, NLL hardly counts.
 What saves time and memory, and changes no number: lean/. What the paper leaves open, as where to think: beyond/.
 """
 
