@@ -317,20 +317,11 @@ def train_until_done(train, job, held):
             release(model, processes)
             model.train()
 
-        # 5. show
+        # 5. log and save
         took = time.perf_counter() - start_time
         seconds += took
         speed = train.batch_size * train.span / took
         metrics |= {"grad_norm": norm, "lr": lr, "tokens_per_second": speed, "seconds": seconds}
-        if processes.first:
-            shown = {k: f"{metrics[k]:.3f}" for k in ("loss", "gate", "reward") if k in metrics}
-            bar.set_postfix({**shown, "tok/s": f"{metrics['tokens_per_second']:.0f}"})
-            bar.update()
-            if "val_nll_base" in metrics:
-                values = "  ".join(f"{k} {v:.4f}" for k, v in metrics.items() if k.startswith("val_"))
-                say(f"step {step}: loss {metrics['loss']:.4f}  {values}  ({seconds:.0f} s)")
-
-        # 6. log and save
         try:
             if processes.first:
                 log.write(log_line({"step": step, **metrics}))
@@ -340,6 +331,15 @@ def train_until_done(train, job, held):
             then = instead if isinstance(error, ValueError) else "make room and run it again"
             what = f"cannot save step {step} in {out}: {reason(error)}"
             raise ValueError(f"{what}; {what_is_kept(out)}; {then}") from None
+
+        # 6. show (last: a terminal that is gone can end it here)
+        if processes.first:
+            shown = {k: f"{metrics[k]:.3f}" for k in ("loss", "gate", "reward") if k in metrics}
+            bar.set_postfix({**shown, "tok/s": f"{metrics['tokens_per_second']:.0f}"})
+            bar.update()
+            if "val_nll_base" in metrics:
+                values = "  ".join(f"{k} {v:.4f}" for k, v in metrics.items() if k.startswith("val_"))
+                say(f"step {step}: loss {metrics['loss']:.4f}  {values}  ({seconds:.0f} s)")
         if stopping and step < train.max_steps:
             bar.close()
             say(f"stopped after step {step}; saved in {out}: run the same command again to go on")

@@ -131,7 +131,7 @@ VALUES = {name: name for name in "null true false -1 0 1 1.5 -0.5 1e400 NaN -Inf
     "2**63": str(2**63),
     "4000 digits": "9" * 4000,
     "5000 digits": "9" * 5000,
-    "nested 450 times": "[" * 450 + "]" * 450,
+    "nested 700 times": "[" * 700 + "]" * 700,
     "nested 100000 times": "[" * 100_000 + "]" * 100_000,
 }
 KEYS = {"two lines": "a\nb", "a long one": "long" * 5000, "an odd one": " ", "a typing error": None}
