@@ -31,10 +31,9 @@ from lib.config import run_script
 from lib.files import refuse_another, write_json
 from lib.page import write_page
 from lib.parallel import pick_device
-from lib.pictures import draw_curves, draw_difficulty, draw_text
+from lib.pictures import draw_curves, draw_difficulty, draw_text, mean_and_error
 from lib.questions import QuestionsConfig, ask_all, must_exist
-from lib.runs import last_run, load_model, must_think, read_log
-from lib.tables import mean_and_error
+from lib.runs import last_run, load_model, read_log
 from quiet_star import QuietSTaR
 
 
@@ -180,7 +179,8 @@ def gains(config):
     device = pick_device(config.device)
     run = Path(config.run) if config.run else last_run()
     model, tokenizer, settings, step = load_model(run, device)
-    must_think(model, run)
+    if not isinstance(model, QuietSTaR):
+        raise ValueError(f"{run} is a plain language model: name a thinking one with --run")
     spans, meta = text_to_measure(config, settings, tokenizer)
     answers = answer_places(spans, meta)
     out = Path(config.out or (run / f"eval_step{step:06d}" if settings else f"out/eval_{run.resolve().name}"))
@@ -214,8 +214,8 @@ def gains(config):
     by_word = np.pad(gain[shown], ((0, 0), (0, 1)), constant_values=np.nan).flatten()  # one span after the other
     draw_text(words, by_word, out / "gains_text.png", "Each token, and what it gained from its thought")
     deciles = draw_difficulty(difficulty, gain, out / "gains_by_difficulty.png")
-    if settings:
-        draw_curves(read_log(run), out / "curves.png")
+    if settings and (log := read_log(run)):
+        draw_curves(log, out / "curves.png")
     caption = f"{run}, step {step}: a thought saves {mean:+.4f} ± {error:.4f} nats per token on {gain.size:,} tokens"
     write_page(out / "gains.html", caption, spans, trained, on_page, tokenizer)
     where = {"everywhere": ...} | ({"at_answers": answers, "elsewhere": ~answers} if answers.any() else {})
@@ -228,9 +228,6 @@ def gains(config):
         "answers": int(answers.sum()),
         "step": step,
         "seed": settings["train"]["seed"] if settings else None,
-        "run": str(run),
-        "base_run": base_folder,
-        "text": config.text,
         "asked": asked,
     }
     write_json(out / "results.json", results)

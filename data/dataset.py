@@ -95,6 +95,7 @@ def read_meta(folder):
         raise ValueError(f"no data in {folder} (no meta.json): run its prepare.py first")
     counts = {"train": int, "val": int}
     shape = {"tokenizer": dict, "vocab_size": int, "dtype": Literal["uint16", "uint32"], "tokens": counts}
+    shape["document_end"] = int | None
     meta = read_json(path, shape, "is not a dataset's description, prepare it anew")
     with reading(path, "is not a dataset's description, prepare it anew"):
         check(meta.get("checksums", {"train": 0, "val": 0}), counts, "checksums")  # once they were not there

@@ -68,7 +68,7 @@ def prepare_questions(description, folder, url, name, sha256, convert):
         content = read_source(config.source, url, out / name, None if config.source and config.any_hash else sha256)
         questions = json_lines(content, config.source or out / name, convert)
         out.mkdir(parents=True, exist_ok=True)
-        lines = "".join(json.dumps(q, ensure_ascii=False) + "\n" for q in questions)
+        lines = "".join(json.dumps(q) + "\n" for q in questions)
         replace_file(out / "questions.jsonl", lines.encode())
         print(f"{out}: {len(questions):,} questions")
 

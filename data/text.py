@@ -52,8 +52,6 @@ class TokenizeConfig:
     def __post_init__(self):
         if not 0 < self.val_share < 1:
             raise ValueError(f"val_share must lie between 0 and 1, not {self.val_share}")
-        if self.max_tokens < 0 or self.processes < 0:
-            raise ValueError("max_tokens and processes must not be negative")
 
 
 def prepare_text(documents, out, source, config, total=None, unit="B"):
@@ -120,7 +118,7 @@ def what_is_there(out, plan):
     begin = {"plan": plan, "documents": 0, "position": 0}
     begin |= {"bytes": dict.fromkeys(SPLITS, 0), "checksums": dict.fromkeys(SPLITS, 0)}
     shape = {**dict.fromkeys(("documents", "position"), int), **dict.fromkeys(("bytes", "checksums"), {str: int})}
-    for name, wanted in (("meta.json", {}), ("progress.json", shape)):
+    for name, wanted in (("meta.json", {"documents": int}), ("progress.json", shape)):
         if (out / name).exists():
             try:
                 found = read_json(out / name, {"plan": dict, **wanted})
@@ -247,6 +245,8 @@ def read_documents(files, separator="\n\n\n", key="text"):
 
 
 def open_text(raw, path):
+    if path.suffix in OPEN and not path.stat().st_size:
+        raise ValueError("it is empty, which no compressed file is")
     return io.TextIOWrapper(OPEN.get(path.suffix, lambda file: file)(raw), "utf-8-sig")
 
 

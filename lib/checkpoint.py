@@ -95,8 +95,8 @@ def read_checkpoint(folder, mmap=False):
     in one line, if there is none."""
     found, reasons = checkpoints(folder), []
     if not found:
-        sharded = " (checkpoint.dcp is of an earlier version)" if any(Path(folder).glob("checkpoint*.dcp")) else ""
-        raise ValueError(f"there is no checkpoint in {folder}{sharded}: train one with train.py --out={folder}")
+        old = " (a checkpoint.dcp is of an earlier version)" * any(Path(folder).glob("checkpoint*.dcp"))
+        raise ValueError(f"there is no checkpoint in {folder}{old}: train one with train.py --out={folder}")
     for path in found:
         try:
             state = load_tensors(path, mmap)

@@ -19,7 +19,7 @@ import types
 import typing
 from contextlib import contextmanager
 
-from lib.files import check, reading
+from lib.files import brief, check, reading
 
 
 class OneLineErrors(argparse.ArgumentParser):
@@ -57,10 +57,10 @@ def settings(cls, given):
     fields = fields_of(cls)
     for name, value in given.items():
         if name not in fields:
-            raise ValueError(f"there is no setting {name!r}")
+            raise ValueError(f"there is no setting {brief(name)!r}")
         kind, choices = fields[name].type, choices_of(fields[name].type)
         if choices and value not in choices:
-            raise ValueError(f"{name} must be one of {', '.join(choices)}, not {value!r}")
+            raise ValueError(f"{name} must be one of {', '.join(choices)}, not {brief(repr(value))}")
         if isinstance(value, int | float):
             most = 2**53 if isinstance(value, int) else sys.float_info.max
             if name in getattr(cls, "ANY_NUMBER", ()) and value == value:
@@ -119,11 +119,11 @@ def read_preset(path, fields):
         preset = tomllib.load(file)
     for key, value in preset.items():
         if key not in fields:
-            raise ValueError(f"{path}: unknown setting {key!r}")
+            raise ValueError(f"{path}: unknown setting {brief(key)!r}")
         if bare_type(fields[key].type) is float and type(value) is int:
             preset[key] = value = float(value)
         if type(value) is not bare_type(fields[key].type):
-            raise ValueError(f"{path}: {key} must be {bare_type(fields[key].type).__name__}, not {repr(value)[:80]}")
+            raise ValueError(f"{path}: {key} must be {bare_type(fields[key].type).__name__}, not {brief(repr(value))}")
     return preset
 
 

@@ -23,7 +23,8 @@ def export(run, out):
     transformer = model.model if isinstance(model, QuietSTaR) else model
     Path(out).mkdir(parents=True, exist_ok=True)
     with lock(out):
-        (Path(out) / "params.json").unlink(missing_ok=True)  # it comes last: without it, a folder holds no model
+        for name in ("params.json", "quiet_star.pt", "quiet_star.json"):  # params.json comes last: without it, a folder
+            (Path(out) / name).unlink(missing_ok=True)  # holds no model
         if isinstance(model, QuietSTaR):
             weights = {name: x for name, x in model.state_dict().items() if not name.startswith("model.")}
             write_whole(Path(out) / "quiet_star.pt", lambda file: torch.save(weights, file))
@@ -44,8 +45,7 @@ class ExportConfig:
 
 def main(config):
     export(config.run, config.out)
-    names = sorted(path.name for path in Path(config.out).iterdir() if path.name != "lock")
-    print(f"{config.out}: {', '.join(names)}")
+    print(f"{config.out}: {', '.join(sorted(path.name for path in Path(config.out).iterdir()))}")
 
 
 if __name__ == "__main__":

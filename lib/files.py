@@ -8,6 +8,7 @@ import os
 import sys
 import types
 import typing
+import zlib
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -55,6 +56,10 @@ def reason(error):
     return text if type(error) is ValueError or isinstance(error, OSError) else f"{type(error).__name__}: {text}"
 
 
+def brief(text):
+    return " ".join(str(text).split())[:80]
+
+
 @contextmanager
 def reading(path, what=None):
     """In here, whatever damaged bytes can raise is one thing to the user: a ValueError, in one line, about `path`."""
@@ -77,8 +82,13 @@ def parse_json(text, wanted=dict):
     """The same of a string or bytes. Raises ValueError."""
     try:
         value = json.loads(text)
+        level = [value]
+        for _ in range(100):
+            level = [y for x in level if isinstance(x, dict | list) for y in (x.values() if isinstance(x, dict) else x)]
     except RecursionError:
-        raise ValueError("it is nested too deep") from None
+        level = [1]
+    if level:
+        raise ValueError("it is nested too deep")
     check(value, wanted)
     return value
 
@@ -97,13 +107,14 @@ def check(value, wanted, name="it"):
             if key is not str and key not in value:
                 raise ValueError(f"{name} has no {key!r}")
             for k in value if key is str else [key]:
-                check(value[k], shape, repr(k))
+                check(k, str, "a key")
+                check(value[k], shape, brief(repr(k)))
     elif isinstance(wanted, list):
         check(value, list, name)
         for x in value:
             check(x, wanted[0], f"an element of {name}")
     elif not is_one(value, wanted):
-        raise ValueError(f"{name} must be {getattr(wanted, '__name__', wanted)}, not {repr(value)[:80]}")
+        raise ValueError(f"{name} must be {getattr(wanted, '__name__', wanted)}, not {brief(repr(value))}")
 
 
 def is_one(value, wanted):
@@ -139,7 +150,21 @@ def lock(folder, doing="writing"):
 
 def refuse_another(path, asked):
     """Raise ValueError if a file holds results of other settings: they are not overwritten."""
-    old = read_json(path).get("asked", {}) if Path(path).exists() else asked
+    what = "does not say with what settings it was made: choose another --out"
+    old = read_json(path, {"asked": dict}, what)["asked"] if Path(path).exists() else asked
     for key, value in asked.items():
         if old.get(key) != value:
-            raise ValueError(f"{path} has results with {key}={old.get(key)!r}, not {value!r}: choose another --out")
+            was = brief(repr(old.get(key)))
+            raise ValueError(f"{path} has results with {key}={was}, not {value!r}: choose another --out")
+
+
+def kept(path, about, make):
+    """make(), a value that JSON can hold; or what it made before about the same, kept in a file with its checksum."""
+    try:
+        old = read_json(path)
+    except ValueError:
+        old = {}
+    if old.get("about") != about or old.get("checksum") != zlib.crc32(json.dumps(old.get("value")).encode()):
+        old = {"about": about, "value": finite(make())}
+        write_json(path, {**old, "checksum": zlib.crc32(json.dumps(old["value"]).encode())})
+    return old["value"]

@@ -8,7 +8,6 @@ from contextlib import contextmanager
 import numpy as np
 
 from lib.files import write_whole
-from lib.tables import mean_and_error
 
 GREEN = "#5b8c5a"
 CENTRED = dict(family="monospace", size=9, ha="center", va="center")
@@ -50,6 +49,12 @@ def bars(axes, groups, rows, size=None, **how):
         heights, errors = zip(*points, strict=True)
         axes.bar(places, heights, 0.9 * width, yerr=errors, capsize=2, label=label, **how)
     axes.set_xticks(range(len(groups)), groups, size=size)
+
+
+def mean_and_error(x):
+    """Mean of numbers, an array of any shape, and its standard error were they independent."""
+    x = np.asarray(x, np.float64).flatten()
+    return float(x.mean()), float(x.std(ddof=1) / len(x) ** 0.5) if len(x) > 1 else 0.0
 
 
 def mean_and_spread(points):

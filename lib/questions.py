@@ -28,11 +28,10 @@ import numpy as np
 
 from lib.answers import NEXT, first_line, letter_in, majority, number_in, own_answer, right
 from lib.asking import candidate, continuation, predict_ends, write_answers
-from lib.files import check, parse_json, read_json, reading, refuse_another, replace_file, write_json
+from lib.files import check, kept, parse_json, reading, refuse_another, replace_file, write_json
 from lib.parallel import pick_device
-from lib.pictures import draw_scores
+from lib.pictures import draw_scores, mean_and_error
 from lib.runs import last_run, load_model
-from lib.tables import mean_and_error
 from quiet_star import QuietSTaR
 
 DIRECT, CHAIN = "Q: {question}\nA:", "Q: {question}\nA: Let's think step by step."
@@ -224,10 +223,8 @@ def ask_all(kind, config):
 
     def answers(row, who):
         """Of one model: kept as soon as they are there, so that nothing is asked twice if the rest is broken off."""
-        path = out / f"{name}_{row}.part.json"
-        if not (path.exists() and read_json(path, {"asked": dict})["asked"] == asked):
-            write_json(path, {"asked": asked, "records": ask(who, questions, tokenizer, config, device, row)})
-        return read_json(path, {"records": [dict]})["records"]
+        make = partial(ask, who, questions, tokenizer, config, device, row)
+        return kept(out / f"{name}_{row}.part.json", asked, make)
 
     modes = (("not_thinking", False), ("quiet_star", True)) if isinstance(model, QuietSTaR) else (("model", False),)
     own = {row: answers(row, candidate(model, thinking)) for row, thinking in modes}

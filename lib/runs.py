@@ -28,7 +28,7 @@ from lib.checkpoint import (
     save_checkpoint,
 )
 from lib.config import settings
-from lib.files import check, finite, parse_json, read_json, reading, replace_file, write_json
+from lib.files import brief, check, finite, parse_json, read_json, reading, replace_file, write_json
 from lib.parallel import average_metrics, barrier, slice_like, to_whole
 from lib.tokenizer import from_json, load_tokenizer
 from lib.weights import load_mistral
@@ -54,7 +54,8 @@ def read_config(folder):
     train = {"objective": Literal["quiet_star", "lm"], "data": str, "init_from": str, "span": int, "seed": int}
     wanted = {"train": train, "model": dict, "quiet_star": dict, "tokenizer": dict}
     config = read_json(path, wanted, "is not the configuration of a run")
-    return {key: config[key] for key in (*wanted, "data") if key in config}
+    check(config.setdefault("data", {}), dict, f"data in {path}")  # once, runs did not note it
+    return {key: config[key] for key in (*wanted, "data")}
 
 
 def log_line(metrics):
@@ -132,12 +133,6 @@ def load_model(folder, device="cpu"):
     return model.to(device).eval(), tokenizer, None, 0
 
 
-def must_think(model, folder):
-    """Raise ValueError, in one line, if the model of a folder is a plain one."""
-    if not isinstance(model, QuietSTaR):
-        raise ValueError(f"{folder} is a plain language model: name a thinking one with --run")
-
-
 def last_run():
     """The folder in out/ whose thinking model was saved last; it says which. Raises ValueError."""
     found = sorted(Path("out").glob("**/checkpoint*.pt"), key=lambda path: path.lstat().st_mtime, reverse=True)
@@ -189,7 +184,7 @@ def load_optimizer(optimizer, state):
         if kept["step"].dim() or not kept["exp_avg"].shape == kept["exp_avg_sq"].shape == p.shape:
             raise ValueError(f"it holds {tuple(kept['exp_avg'].shape)} for a tensor of {tuple(p.shape)}")
         state["state"][i] = {name: slice_like(x, p) if x.dim() else x for name, x in kept.items()}
-    optimizer.load_state_dict(state)
+    optimizer.load_state_dict({"state": state["state"], "param_groups": optimizer.state_dict()["param_groups"]})
 
 
 def refuse_another_run(out, wanted, defaults):
@@ -199,9 +194,9 @@ def refuse_another_run(out, wanted, defaults):
         if part == "quiet_star" and wanted["train"]["objective"] == "lm":
             continue
         for name, value in wanted[part].items():
-            was = old[part].get(name, defaults.get(name)) if part in old else value  # once, runs did not note the data
+            was = old[part].get(name, defaults.get(name, value if part == "data" else None))
             if name not in MAY_CHANGE and was != value:
-                what = f"{name} is {was!r} there, {value!r} here"
+                what = f"{name} is {brief(repr(was))} there, {value!r} here"
                 raise ValueError(f"{out} holds another run ({what}): choose another --out")
 
 

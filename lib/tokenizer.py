@@ -178,13 +178,15 @@ def load_tokenizer(path):
 
 def from_json(description, folder=None):
     """The tokenizer that to_json described, its file (if it has one) in `folder`. Raises ValueError."""
-    kind = description.get("kind") if isinstance(description, dict) else None
-    if kind == "char":
-        check(description, {"alphabet": str}, "the tokenizer")
-        return CharTokenizer(description["alphabet"])
-    if kind not in FILES or folder is None:
-        raise ValueError(f"unknown tokenizer: {description!r}")
-    tokenizer = load_tokenizer(Path(folder) / FILES[kind])
-    if tokenizer.to_json() != description:
-        raise ValueError(f"{Path(folder) / FILES[kind]} is another tokenizer than the one used here before")
+    with reading(folder or "the tokenizer", "says of its tokenizer what cannot be used"):
+        check(description, {"kind": str}, "the tokenizer")
+        kind = description["kind"]
+        if kind == "char":
+            check(description, {"alphabet": str}, "the tokenizer")
+            return CharTokenizer(description["alphabet"])
+        if kind not in FILES or folder is None:
+            raise ValueError(f"unknown tokenizer: {description!r}")
+        tokenizer = load_tokenizer(Path(folder) / FILES[kind])
+        if tokenizer.to_json() != description:
+            raise ValueError(f"{FILES[kind]} is another tokenizer than the one used here before")
     return tokenizer

@@ -13,7 +13,6 @@ from dataclasses import dataclass, field
 import tiktoken
 
 from lib.files import check, parse_json
-from lib.protobuf import protobuf
 
 
 @dataclass
@@ -29,6 +28,36 @@ class Vocabulary:
     whole: dict = field(default_factory=dict)  # {text: id} of what is cut out before all else
     ready: callable = str  # what is done to a text beforehand
     trim: callable = str  # what is done to a decoded text
+
+
+def protobuf(content):
+    """The fields of a protocol-buffer message: (number, int or bytes) each."""
+    at = 0
+
+    def varint():
+        nonlocal at
+        value = shift = 0
+        while True:
+            byte = content[at]
+            at, value, shift = at + 1, value | (byte & 127) << shift, shift + 7
+            if byte < 128:
+                return value
+            if shift > 63:
+                raise ValueError("a number of more than 64 bits")
+
+    while at < len(content):
+        key = varint()
+        number, wire = key >> 3, key & 7
+        if wire == 0:
+            yield number, varint()
+            continue
+        if wire not in (1, 2, 5):
+            raise ValueError(f"a field of wire type {wire}")
+        size = varint() if wire == 2 else {1: 8, 5: 4}[wire]
+        if at + size > len(content):
+            raise ValueError("cut short")
+        yield number, content[at : at + size]
+        at += size
 
 
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = range(1, 7)  # types of pieces
@@ -113,7 +142,9 @@ def read_tekken(content):
     in_order = [base64.b64decode(word["token_bytes"], validate=True) for word in words]
     if [word["rank"] for word in words] != list(range(len(words))):
         raise ValueError("ranks are not 0, 1, 2, ...")
-    names = {token["token_str"]: token["rank"] for token in file.get("special_tokens") or []}
+    special = file.get("special_tokens") or []
+    check(special, [{"token_str": str, "rank": int}], "special_tokens")
+    names = {token["token_str"]: token["rank"] for token in special}
     return Vocabulary(
         ranks={b: rank for rank, b in enumerate(in_order)},
         pattern=config["pattern"],

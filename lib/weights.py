@@ -11,7 +11,7 @@ import torch
 
 from lib.checkpoint import check_zip, checked_weight
 from lib.config import settings
-from lib.files import read_json, reading, write_json, write_whole
+from lib.files import brief, read_json, reading, write_json, write_whole
 from model import ModelConfig, Transformer
 
 IGNORED = {"max_seq_len", "max_position_embeddings", "max_batch_size", "model_type", "causal"}  # no part of the shape
@@ -91,7 +91,7 @@ def find_tensors(folder, patterns):
         files = sorted({folder / file for file in names.values()})
         for path in files:
             if path.parent != folder or not path.exists():
-                raise ValueError(f"{index} names the file {path.name}, which is not in {folder}")
+                raise ValueError(f"{index} names the file {brief(path.name)}, which is not in {folder}")
     found = {}
     for path in files:
         for name, size in sizes_in(path).items():
@@ -103,7 +103,7 @@ def find_tensors(folder, patterns):
                 )
             found[name] = size, path, name
     for name in sorted(names.keys() - found.keys() if names else ()):
-        raise ValueError(f"{index} names {name}, which is not in {folder / names[name]}")
+        raise ValueError(f"{index} names {brief(name)}, which is not in {folder / names[name]}")
     return list(found.values())
 
 
@@ -187,7 +187,7 @@ def official_config(path):
     fields = {field.name for field in dataclasses.fields(ModelConfig)}
     for name, value in params.items():
         if name not in fields | IGNORED and value:
-            raise ValueError(f"{path} asks for {name}={repr(value)[:80]}, which is not implemented")
+            raise ValueError(f"{path} asks for {brief(name)}={brief(repr(value))}, which is not implemented")
     return checked_config(path, {name: params[name] for name in fields & params.keys()})
 
 
@@ -208,7 +208,7 @@ def hugging_face_config(path):
     }
     for name, refused in asks.items():
         if refused:
-            raise ValueError(f"{path} asks for {name}={repr(c.get(name, rope))[:80]}, which is not implemented")
+            raise ValueError(f"{path} asks for {name}={brief(repr(c.get(name, rope)))}, which is not implemented")
     names = dict(dim="hidden_size", n_layers="num_hidden_layers", hidden_dim="intermediate_size")
     names |= dict(n_heads="num_attention_heads", norm_eps="rms_norm_eps", vocab_size="vocab_size")
     params = {ours: c[theirs] for ours, theirs in names.items() if theirs in c}

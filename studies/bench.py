@@ -55,8 +55,8 @@ class BenchConfig:
     seed: int = 1337  # of weights and tokens
 
     def __post_init__(self):
-        if min(self.texts, self.span, self.repeats, self.new_tokens) < 1:
-            raise ValueError("texts, span, repeats and new_tokens must be at least 1")
+        if min(self.texts, self.span, self.repeats, self.new_tokens) < 1 or not 0 < self.think_share <= 1:
+            raise ValueError("texts, span, repeats and new_tokens must be at least 1, think_share a share above 0")
 
 
 def fastest(functions, repeats, device):

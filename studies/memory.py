@@ -6,7 +6,6 @@ a CPU may take half as much again, because malloc keeps what was freed.)
     python -m studies.memory --config=config/mistral7b.toml --gpus=8
 """
 
-import json
 import weakref
 from dataclasses import dataclass, replace
 from itertools import product
@@ -21,7 +20,8 @@ from tqdm import tqdm
 from beyond.adaptive import attach_gain_head
 from lean.in_parts import good_part
 from lean.log_prob import CHUNK_NUMBERS
-from lib.config import from_cli, one_line_errors
+from lib.config import from_cli, one_line_errors, settings
+from lib.files import reading
 from lib.runs import read_config
 from lib.weights import hugging_face_config, official_config
 from model import ModelConfig, Transformer
@@ -37,7 +37,6 @@ class MemoryConfig:
     gpus: int = 8  # processes that share the work, one a GPU
     gpu_memory: float = 80.0  # GB of each
     thought_lens: str = "4,8,16"  # thought lengths to look at besides thought_len
-    json: bool = False  # print one JSON object instead of the table
 
     def __post_init__(self):
         if self.gpus < 1 or self.gpu_memory <= 0:
@@ -170,8 +169,6 @@ def plan(memory, train, model_config, quiet_config):
 def report(memory, train, model_config, quiet_config):
     """Print the plan."""
     found = plan(memory, train, model_config, quiet_config)
-    if memory.json:
-        return print(json.dumps(found))
     at_once, N, a = train.think_at_once or train.span, quiet_config.n_thoughts, quiet_config.n_true
     print(f"{found['parameters'] / 1e9:.3f} billion parameters, {memory.gpus} GPUs of {memory.gpu_memory:.0f} GB;")
     print(f"texts of {train.span} tokens, {found['texts']} at a time, {at_once} positions at once, {N=}, n_true={a}\n")
@@ -196,7 +193,8 @@ def shape_of(folder, model_config, given):
     if any(folder.glob("*.safetensors")) or any(folder.glob("pytorch_model*.bin")):
         return hugging_face_config(folder / "config.json")
     if folder != Path() and (folder / "config.json").exists():
-        return ModelConfig(**read_config(folder)["model"])
+        with reading(folder / "config.json", "is not the configuration of a run"):
+            return settings(ModelConfig, read_config(folder)["model"])
     if not {"dim", "n_layers", "hidden_dim", "n_heads", "n_kv_heads", "head_dim", "vocab_size"} <= given.keys():
         raise ValueError(f"there is no model in {folder}: give its shape instead (--dim, --n_layers, ...)")
     return model_config

@@ -11,19 +11,14 @@ from tqdm import tqdm
 from data.dataset import open_dataset
 from eval import answer_places, measure, predicted, spread_spans, summarize
 from lib.checkpoint import read_checkpoint
-from lib.files import read_json, write_json
+from lib.files import kept, read_json, write_json
 from lib.pictures import draw_bars
 from lib.runs import load_run
 
 
 def remembered(folder, name, make, **about):
     """make() of a run, from folder/name.json where it was made before: at the same step and about the same."""
-    path, about = folder / f"{name}.json", {"step": read_checkpoint(folder)["step"], **about}
-    old = read_json(path) if path.exists() else {}
-    if {key: old.get(key) for key in about} != about:
-        old = {**about, "value": make()}
-        write_json(path, old)
-    return old["value"]
+    return kept(folder / f"{name}.json", {"step": read_checkpoint(folder)["step"], **about}, make)
 
 
 def held_out(config, data="data/arithmetic"):

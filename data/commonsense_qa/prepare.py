@@ -16,6 +16,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from data.download import prepare_questions  # noqa: E402
+from lib.files import check  # noqa: E402
 
 URL = "https://s3.amazonaws.com/commensenseqa/dev_rand_split.jsonl"
 SHA256 = "3210497fdaae614ac085d9eb873dd7f4d49b6f965a93adadc803e1229fd8a02a"
@@ -29,6 +30,7 @@ def question(line):
     stem, choices = line["question"]["stem"], {c["label"]: c["text"] for c in line["question"]["choices"]}
     if list(choices) != list(LETTERS) or not stem.strip():
         raise ValueError("a question with five choices, A to E, is wanted")
+    check([*choices.values(), stem], [str], "the texts")
     return {"question": stem, "choices": list(choices.values()), "answer": line["answerKey"]}
 
 

@@ -8,7 +8,8 @@ CRASH_VICTIM  under torchrun: the first process counts, and this one dies (in no
 CRASH_BATCH   characters that data/text.py encodes at a time, so that a small text has many batches
 
 An interpreter that finds `import crash_at; crash_at.arm()` in a sitecustomize.py obeys these. Called as a script, with
-names of modules, it imports those once, and then runs commands in forks of itself: see Forks.
+names of modules, it imports those once, and then runs commands in forks of itself: see Forks. And at the end: what is a
+command's result, and is it over?
 """
 
 import builtins
@@ -193,6 +194,61 @@ class Forks:
         for server in self.servers:
             server.stdin.close()
             server.wait()
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# what a command has left
+
+TIMES = {"seconds", "tokens_per_second"}  # differ from run to run
+
+
+def plain(value):
+    """A value that == compares bit for bit, without what differs from run to run."""
+    if hasattr(value, "untyped_storage"):  # a tensor
+        return str(value.dtype), tuple(value.shape), value.numpy().tobytes()
+    if isinstance(value, dict):
+        return {key: plain(x) for key, x in value.items() if key not in TIMES}
+    return [plain(x) for x in value] if isinstance(value, list | tuple) else value
+
+
+def content(path):
+    if path.suffix in (".pt", ".pth"):
+        return plain(importlib.import_module("torch").load(path, weights_only=True))
+    if path.suffix == ".json":
+        return plain(json.loads(path.read_bytes()))
+    if path.suffix == ".jsonl":
+        return [plain(json.loads(line)) for line in path.read_text("utf-8").splitlines()]
+    return path.read_bytes()
+
+
+def result(folder):
+    """All that is in `out`, by name; the lock is no result."""
+    return {path.name: content(path) for path in sorted((folder / "out").iterdir()) if path.name != "lock"}
+
+
+def differences(found, wanted):
+    """In words, or nothing."""
+    names = [f"left: {n}" for n in found.keys() - wanted.keys()] + [f"no {n}" for n in wanted.keys() - found.keys()]
+    return "; ".join([*names, *(f"{n} differs" for n in wanted.keys() & found.keys() if wanted[n] != found[n])])
+
+
+def alive(folder):
+    """The processes that were started in a folder and have not ended."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/cwd"):
+        try:
+            found += [path.parent.name] if os.readlink(path) == str(folder) else []
+        except OSError:  # it has just ended
+            pass
+    return found
+
+
+def ended(folder, seconds=5):
+    """Have they all, that long from now?"""
+    deadline = time.monotonic() + seconds
+    while alive(folder) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    return not alive(folder)
 
 
 if __name__ == "__main__":

@@ -22,6 +22,7 @@ class Kind:
     read: callable  # what is in it, as the project reads it: plain values, arrays and tensors
     form: str = "bytes"  # json, jsonl, toml or torch: there are more ways to make such a file wrong
     checked: bool = False  # has it a checksum, so that damaged bytes are never taken for others?
+    lenient: bool = False  # may what is damaged in it be left out?
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -146,14 +147,18 @@ def somewhere(value, rng):
     return (rng.random() < 0.75 and somewhere(value[key], rng)) or (value, key)
 
 
+ANOTHER_TYPE = ", which is of another type"
 MARK = "the place of a value that should not be there"
 
 
 def json_value(text, rng):
     holder, name = {"": json.loads(text)}, rng.choice(list(VALUES))
     place, key = somewhere(holder, rng)
-    place[key] = MARK
-    return json.dumps(holder[""]).replace(f'"{MARK}"', VALUES[name]), f"{name} at {key!r}"
+    was, place[key] = json.dumps(place[key]), MARK
+    types = [next((first for first in '"[{tfn' if value.startswith(first)), "0") for value in (was, VALUES[name])]
+    known = types[0] == types[1] or "n" in types or set(types) == {"t", "f"}  # null may stand for anything
+    what = f"{name} at {key!r}" + ("" if known else ANOTHER_TYPE)
+    return json.dumps(holder[""]).replace(f'"{MARK}"', VALUES[name]), what
 
 
 def json_key(text, rng):

@@ -1,4 +1,8 @@
-"""Killed in any call that changes a file, or short of room: given again, a command ends as if nothing had happened."""
+"""Killed in any call that changes a file, or short of room: given again, a command ends as if nothing had happened.
+
+python -m pytest tests/faults/test_crashes.py            a few kills of prepare.py
+python -m pytest tests/faults/test_crashes.py -m slow    every command, every call; -s shows how many
+"""
 
 import json
 import os
@@ -14,8 +18,8 @@ from itertools import count, groupby
 from pathlib import Path
 
 import pytest
-import torch
 from byte_tokenizer import write_byte_tokenizer
+from crash_at import Forks, alive, content, differences, ended, plain, result
 from tiny_runs import COMMON, ROOT, SHAPE
 
 from data.dataset import open_dataset
@@ -23,22 +27,25 @@ from lib.runs import load_model
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="it forks, mounts, and looks into /proc")
 
-HERE = Path(__file__).resolve().parent
 LANES = 2  # commands at a time
-KILLED = -signal.SIGKILL
-TIMES = {"seconds", "tokens_per_second"}  # differ from run to run
+HEAVY = "train eval matplotlib.figure matplotlib.backends.backend_agg torch.distributed.fsdp"
 TRAIN = ["train.py", *COMMON, "--max_steps=3", "--save_every=1", "--data=../data"]
+BASE = [*TRAIN, "--objective=lm", "--init_from=", *SHAPE, "--out=../base"]
 THINK = [*TRAIN, "--init_from=../base", "--thought_len=2"]
 TEXT = "data/textfile/prepare.py --source=../some.txt --tokenizer=../tokenizer --val_share=0.2 --processes=1".split()
+LINES = ["data/arithmetic/prepare.py", "--train_documents=40", "--val_documents=9", "--out=out"]
+GSM8K = ["data/gsm8k/prepare.py", "--source=../source.jsonl", "--any_hash"]
 ASK = "--run=../thinks --out=out --device=cpu".split()
 COMMANDS = {  # each is given in a folder of its own, beside what it needs, and writes the folder `out`
     "train": [*THINK, "--out=out"],
     "train_keep": [*THINK, "--out=out", "--keep=3", "--max_steps=4"],
     "train_fsdp": [*THINK, "--out=out", "--parallel=fsdp"],
     "text": [*TEXT, "--out=out"],
-    "arithmetic": ["data/arithmetic/prepare.py", "--train_documents=40", "--val_documents=9", "--out=out"],
-    "gsm8k_data": ["data/gsm8k/prepare.py", "--source=../source.jsonl", "--any_hash", "--out=out"],
+    "arithmetic": LINES,
+    "arithmetic_other": [*LINES, "--seed=2"],
+    "gsm8k_data": [*GSM8K, "--out=out"],
     "export": ["-m", "lib.export", "--run=../thinks", "--out=out"],
+    "export_base": ["-m", "lib.export", "--run=../base", "--out=out"],
     "gsm8k": ["eval.py", "gsm8k", *ASK, "--data=../gsm8k", "--n=3", "--max_new_tokens=4"],
     "gains": ["eval.py", "gains", *ASK, "--texts=4", "--page_tokens=24"],
 }
@@ -55,35 +62,37 @@ def site(tmp_path_factory):
 @pytest.fixture(scope="module")
 def tiny(tmp_path_factory):
     """Forks (see crash_at.py) and, in their folder `top`, what to prepare data from."""
-    from crash_at import Forks
-
-    modules = "train eval matplotlib.figure matplotlib.backends.backend_agg torch.distributed.fsdp".split()
-    tiny = Forks(modules, LANES, str(ROOT))
-    tiny.top, tiny.numbers, rng = tmp_path_factory.mktemp("crashes"), count(), random.Random(0)
-    write_byte_tokenizer(tiny.top / "tokenizer")
-    for name, n in {"some.txt": 60, "long.txt": 800}.items():
-        documents = [f"{i} é " + "".join(rng.choices("abcdefgh ", k=rng.randrange(10, 200))) for i in range(n)]
-        (tiny.top / name).write_text("\n\n\n".join(documents), "utf-8")
-    questions = [{"question": f"What is {n} and 2?", "answer": f"#### {n + 2}"} for n in range(5)]
-    (tiny.top / "source.jsonl").write_text("".join(json.dumps(q) + "\n" for q in questions))
-    yield tiny
+    yield (tiny := begin_forks(tmp_path_factory.mktemp("tiny"), ["data.text"]))
     tiny.close()
 
 
 @pytest.fixture(scope="module")
-def trained(tiny):
+def trained(tmp_path_factory):
     """The same with a dataset, questions, a base model and a thinking one."""
-    base = [*TRAIN, "--objective=lm", "--init_from=", *SHAPE, "--out=../base"]
-    for command in ([*TEXT, "--out=../data"], base, [*THINK, "--out=../thinks"], COMMANDS["gsm8k_data"]):
-        command = [flag if flag != "--out=out" else "--out=../gsm8k" for flag in command]
-        codes, errors = run(tiny, fresh(tiny), command)
-        assert codes == [0], errors
+    tiny = begin_forks(tmp_path_factory.mktemp("trained"), HEAVY.split())
+    for command in ([*TEXT, "--out=../data"], BASE, [*THINK, "--out=../thinks"], [*GSM8K, "--out=../gsm8k"]):
+        assert run(tiny, fresh(tiny), command) == ([0], "")
+    yield tiny
+    tiny.close()
+
+
+def begin_forks(top, modules):
+    tiny = Forks(modules, LANES, str(ROOT))
+    tiny.top, tiny.numbers, rng = top, count(), random.Random(0)
+    write_byte_tokenizer(top / "tokenizer")
+    for name, n in {"some.txt": 60, "long.txt": 800}.items():
+        documents = [f"{i} é " + "".join(rng.choices("abcdefgh ", k=rng.randrange(10, 200))) for i in range(n)]
+        (top / name).write_text("\n\n\n".join(documents), "utf-8")
+    questions = [{"question": f"What is {n} and 2?", "answer": f"#### {n + 2}"} for n in range(5)]
+    (top / "source.jsonl").write_text("".join(json.dumps(q) + "\n" for q in questions))
     return tiny
 
 
-def fresh(tiny):
+def fresh(tiny, prior=None):
+    """A new folder, in which a command was given before, if one is named."""
     folder = tiny.top / f"case_{next(tiny.numbers)}"
     folder.mkdir()
+    assert prior is None or run(tiny, folder, COMMANDS[prior]) == ([0], "")
     return folder
 
 
@@ -103,57 +112,6 @@ def run(tiny, folder, command, environments=({},), siblings=False):
 
 
 # ----------------------------------------------------------------------------------------------------------------------
-# what a command has left
-
-
-def plain(value):
-    """A value that == compares bit for bit, without what differs from run to run."""
-    if isinstance(value, torch.Tensor):
-        return str(value.dtype), tuple(value.shape), value.contiguous().reshape(-1).view(torch.uint8).tolist()
-    if isinstance(value, dict):
-        return {key: plain(x) for key, x in value.items() if key not in TIMES}
-    return [plain(x) for x in value] if isinstance(value, list | tuple) else value
-
-
-def content(path):
-    if path.suffix in (".pt", ".pth"):
-        return plain(torch.load(path, weights_only=True))
-    if path.suffix == ".json":
-        return plain(json.loads(path.read_bytes()))
-    if path.suffix == ".jsonl":
-        return [plain(json.loads(line)) for line in path.read_text("utf-8").splitlines()]
-    return path.read_bytes()
-
-
-def result(folder):
-    """All that is in `out`, by name; the lock is no result."""
-    return {path.name: content(path) for path in sorted((folder / "out").iterdir()) if path.name != "lock"}
-
-
-def differences(found, wanted):
-    """In words, or nothing."""
-    names = [f"left: {n}" for n in found.keys() - wanted.keys()] + [f"no {n}" for n in wanted.keys() - found.keys()]
-    return "; ".join([*names, *(f"{n} differs" for n in wanted.keys() & found.keys() if wanted[n] != found[n])])
-
-
-def half_seen(command, folder, wanted):
-    """What a reader is told right after the kill, if it is neither an error of one line nor all of the truth."""
-    out = folder / "out"
-    try:
-        if "train.bin" in wanted:
-            found = {f"{split}.bin": open_dataset(out, split).tokens.tobytes() for split in ("train", "val")}
-            return differences(found, {name: wanted[name] for name in found})
-        if "lib.export" in command:
-            found, wanted = (load_model(path)[0].state_dict() for path in (out, folder.parent / "thinks"))
-            return "" if plain(found) == plain(wanted) else "another model"
-        if "train.py" in command[0]:
-            return "" if load_model(out)[3] in range(1, 5) else "a model of no step"
-        return ""
-    except ValueError as error:
-        return "" if "\n" not in str(error) else f"an error of several lines: {error}"
-
-
-# ----------------------------------------------------------------------------------------------------------------------
 # killed in every call
 
 
@@ -169,62 +127,94 @@ def environments(victim, at=0):
     return [{**common, "RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in (0, 1)]
 
 
-def undisturbed(tiny, name, victim=None):
+def undisturbed(tiny, name, victim=None, prior=None):
     """(what a command leaves, the calls it makes)."""
-    folder = fresh(tiny)
-    codes, errors = run(tiny, folder, COMMANDS[name], environments(victim), victim is not None)
-    assert not any(codes), errors
-    return result(folder), (folder / "calls").read_text().splitlines()
+    codes, errors = run(tiny, folder := fresh(tiny, prior), COMMANDS[name], environments(victim), victim is not None)
+    found, calls = result(folder), (folder / "calls").read_text().splitlines()
+    assert not any(codes) and not [n for n in found if n.endswith(("progress.json", ".tmp", ".part.json"))], errors
+    return found, calls
 
 
-def killed_and_given_again(tiny, name, at, wanted, calls, victim=None):
+def half_seen(command, folder, wanted):
+    """What a reader is told right after the kill, if it is neither an error of one line nor all of the truth."""
+    out = folder / "out"
+    try:
+        if "train.bin" in wanted:
+            found = {f"{split}.bin": open_dataset(out, split).tokens.tobytes() for split in ("train", "val")}
+            return differences(found, {name: wanted[name] for name in found})
+        if "lib.export" in command:
+            run = folder / command[2].partition("=")[2]
+            found, right = (plain(load_model(path)[0].state_dict()) for path in (out, run))
+            return "" if found == right else "another model"
+        if "train.py" in command[0]:
+            return "" if load_model(out)[3] in range(1, 5) else "a model of no step"
+        names = [name for name in wanted if (out / name).exists()]
+        return differences({name: content(out / name) for name in names}, {name: wanted[name] for name in names})
+    except ValueError as error:
+        return "" if "\n" not in str(error) else f"an error of several lines: {error}"
+
+
+def killed_and_given_again(tiny, name, at, wanted, calls, victim, prior):
     """Die in these calls of a command, one after the other; give it again: what is wrong then, in words."""
-    folder, siblings, command, wrong = fresh(tiny), victim is not None, COMMANDS[name], ""
+    folder, siblings, command, wrong = fresh(tiny, prior), victim is not None, COMMANDS[name], ""
     for i, call in enumerate(at):
         codes, errors = run(tiny, folder, command, environments(victim, call), siblings)
-        if i == 0 and codes[victim or 0] != KILLED:
+        if i == 0 and codes[victim or 0] != -signal.SIGKILL:
             return f"{calls[call - 1]}: it was not killed: {codes}, {errors[-2000:]}"
         wrong = wrong or half_seen(command, folder, wanted)
     left = sorted(path.name for path in (folder / "out").glob("*"))
     codes, errors = run(tiny, folder, command, environments(victim), siblings)
     wrong = f"then a reader sees {wrong}; " if wrong else ""
-    wrong += f"given again it says {codes}: {errors[-2000:]}" if any(codes) else differences(result(folder), wanted)
+    wrong += f"it says {codes}: {errors[-2000:]}" if errors or any(codes) else differences(result(folder), wanted)
     return wrong and f"{name}, killed in {[calls[n - 1] for n in at if n <= len(calls)]}, left {left}: {wrong}"
 
 
-def sweep(tiny, name, victim=None, twice=0, every_write=True):
-    """Die in every call (of writes in a row, the first and the last, if every_write=False), and `twice` times in
-    another as well while it goes on: nothing may be wrong."""
+def sweep(tiny, name, victim=None, prior=None, twice=0, every_write=True, most=None):
+    """Die in every call (every_write=False: of writes in a row, in the first and the last; most: in so many of them),
+    and `twice` times in another as well while it goes on: nothing may be wrong. prior: what wrote the folder before."""
     start, rng = time.perf_counter(), random.Random(0)
-    wanted, calls = undisturbed(tiny, name, victim)
+    wanted, _ = undisturbed(tiny, name, victim)
+    _, calls = undisturbed(tiny, name, victim, prior)
     rows = [[n for n, _ in row] for _, row in groupby(enumerate(calls, 1), lambda call: call[1].partition(" ")[2])]
     once = range(1, len(calls) + 1) if every_write else sorted({n for row in rows for n in (row[0], row[-1])})
+    once = rng.sample(once, min(most or len(once), len(once)))
     points = [(n,) for n in once] + [tuple(rng.choices(once, k=2)) for _ in range(twice)]
     with ThreadPoolExecutor(LANES) as pool:
-        found = pool.map(lambda at: killed_and_given_again(tiny, name, at, wanted, calls, victim), points)
+        found = pool.map(lambda at: killed_and_given_again(tiny, name, at, wanted, calls, victim, prior), points)
         wrong = [text for text in found if text]
     print(f"{name}: {len(calls)} calls, {len(points)} points, {time.perf_counter() - start:.0f} s, {len(wrong)} wrong")
     assert len(calls) > 3 and not wrong, "\n".join(wrong)
 
 
 def test_data_is_prepared_in_spite_of_kills(tiny):
-    sweep(tiny, "arithmetic")
-    sweep(tiny, "text", every_write=False)
-
-
-EVERY_WRITE = ("train", "text", "gsm8k_data", "export")  # others write as these do, and take long
+    sweep(tiny, "arithmetic", most=12)
+    sweep(tiny, "text", most=30)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", [name for name in COMMANDS if name not in ("arithmetic", "train_fsdp")])
+@pytest.mark.parametrize("name", ["train", "text", "arithmetic", "gsm8k_data", "export"])
 def test_a_command_ends_well_in_spite_of_a_kill_in_any_call(trained, name):
-    sweep(trained, name, twice=12, every_write=name in EVERY_WRITE)
+    sweep(trained, name, twice=12)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("victim", [0, 1])
-def test_two_processes_end_well_in_spite_of_a_kill_of_one_in_any_call(trained, victim):
-    sweep(trained, "train_fsdp", victim, twice=6, every_write=False)
+@pytest.mark.parametrize("name, victim", [("train_keep", None), ("train_fsdp", 0), ("train_fsdp", 1)])
+def test_any_kind_of_training_ends_well_in_spite_of_a_kill_in_any_call(trained, name, victim):
+    sweep(trained, name, victim, twice=6, every_write=False)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["gsm8k", "gains"])
+def test_an_evaluation_ends_well_in_spite_of_a_kill_in_any_call(trained, name):
+    sweep(trained, name, twice=6, every_write=False)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name, prior", [("arithmetic", "arithmetic_other"), ("export", "export_base")])
+def test_what_was_there_before_is_no_part_of_it(trained, name, prior):
+    """Whichever of the two came first."""
+    sweep(trained, name, prior=prior)
+    sweep(trained, prior, prior=name)
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -232,29 +222,10 @@ def test_two_processes_end_well_in_spite_of_a_kill_of_one_in_any_call(trained, v
 
 
 def begin(site, folder, command, **environment):
-    path = os.pathsep.join(map(str, (site, HERE, ROOT)))
+    path = os.pathsep.join(map(str, (site, Path(__file__).parent, ROOT)))
     environment = {**os.environ, **watched(folder, **environment), "PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
-    errors = open(folder / "errors", "ab")
-    return subprocess.Popen([sys.executable, *command], cwd=folder, env=environment, stdout=errors, stderr=errors)
-
-
-def alive(folder):
-    """The processes that were started in a folder and have not ended."""
-    found = []
-    for path in Path("/proc").glob("[0-9]*/cwd"):
-        try:
-            found += [path.parent.name] if os.readlink(path) == str(folder) else []
-        except OSError:  # it has just ended
-            pass
-    return found
-
-
-def ended(folder, seconds=5):
-    """Have they all, that long from now?"""
-    deadline = time.monotonic() + seconds
-    while alive(folder) and time.monotonic() < deadline:
-        time.sleep(0.05)
-    return not alive(folder)
+    with open(folder / "errors", "ab") as errors:
+        return subprocess.Popen([sys.executable, *command], cwd=folder, env=environment, stdout=errors, stderr=errors)
 
 
 @pytest.mark.slow
@@ -263,7 +234,7 @@ def test_under_torchrun_a_killed_process_ends_all_or_is_started_anew(trained, si
     wanted, calls = undisturbed(trained, "train_fsdp", 0)
     launch = f"-m torch.distributed.run --nproc_per_node=2 --standalone --max_restarts={restarts}".split()
     command = [*launch, *script(COMMANDS["train_fsdp"])]
-    for at in random.Random(restarts).sample(range(1, len(calls) + 1), 4):
+    for at in random.Random(restarts).sample(range(1, len(calls) + 1), 3):
         for victim in (0, 1):
             folder, what = fresh(trained), f"process {victim} killed in {calls[at - 1]}"
             code = begin(site, folder, command, CRASH_AT=str(at), CRASH_VICTIM=str(victim)).wait(240)
@@ -278,8 +249,7 @@ def test_under_torchrun_a_killed_process_ends_all_or_is_started_anew(trained, si
 @pytest.mark.slow
 def test_killed_at_any_moment_prepare_leaves_no_worker_and_goes_on(tiny, site):
     flags = [flag.replace("some", "long").replace("processes=1", "processes=2") for flag in COMMANDS["text"]]
-    command = script(flags)
-    whole, start = fresh(tiny), time.monotonic()
+    command, whole, start = script(flags), fresh(tiny), time.monotonic()
     assert begin(site, whole, command, CRASH_BATCH="1").wait(60) == 0
     wanted, took = result(whole), time.monotonic() - start
 
@@ -300,15 +270,15 @@ def test_killed_at_any_moment_prepare_leaves_no_worker_and_goes_on(tiny, site):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["text", "arithmetic", "export", "train"])
+@pytest.mark.parametrize("name", ["text", "arithmetic", "gsm8k_data", "export", "train", "gsm8k", "gains"])
 def test_of_two_that_begin_at_the_same_moment_one_does_it_all(trained, name):
     wanted, _ = undisturbed(trained, name)
     for _ in range(8):
         folder = fresh(trained)
         codes, errors = run(trained, folder, COMMANDS[name], ({}, {}))
-        losers = sum(map(bool, codes))
-        assert losers < 2 and errors.count("another process is") == errors.count("\n") == losers, (codes, errors)
-        assert not differences(result(folder), wanted), (codes, errors, differences(result(folder), wanted))
+        losers, differ = sum(map(bool, codes)), differences(result(folder), wanted)
+        said = errors.count("another process is") == errors.count("\n") == losers
+        assert losers < 2 and said and not differ, (codes, errors, differ)
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -329,12 +299,13 @@ def small_disk(folder, options):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("way", ["size={}k", "nr_inodes={}", "file size"])
-@pytest.mark.parametrize("name", [name for name in COMMANDS if name not in ("train_keep", "train_fsdp", "gsm8k_data")])
+@pytest.mark.parametrize("name", ["train", "text", "arithmetic", "export", "gsm8k", "gains"])
 def test_no_room_is_one_line_and_with_room_it_goes_on(trained, name, way):
     wanted, _ = undisturbed(trained, name)
-    step, room, failed = {"size={}k": (1.25, 4), "nr_inodes={}": (1, 2), "file size": (1.5, 600)}[way], 0, 0
+    factor, least = {"size={}k": (1.25, 4), "nr_inodes={}": (1, 2), "file size": (1.5, 600)}[way]
+    room = failed = 0
     while True:
-        folder, room = fresh(trained), max(int(room * step[0]), room + 1, step[1])
+        folder, room = fresh(trained), max(int(room * factor), room + 1, least)
         with small_disk(folder, "size=99m" if way == "file size" else way.format(room)):
             limit = room if way == "file size" else 0
             codes, errors = trained.run(folder, script(COMMANDS[name]), [{"CRASH_BATCH": "300"}], limit=limit)
@@ -343,7 +314,7 @@ def test_no_room_is_one_line_and_with_room_it_goes_on(trained, name, way):
             assert codes == [1] and errors.count("\n") == 1 and ".py: error: " in errors, (room, codes, errors)
             subprocess.run(["mount", "-o", "remount,size=99m,nr_inodes=999", str(folder / "out")], check=True)
             codes, again = run(trained, folder, COMMANDS[name])
-            assert codes == [0] and not differences(result(folder), wanted), (room, errors, again, result(folder))
+            assert (codes, again) == ([0], "") and not differences(result(folder), wanted), (room, errors, again)
             failed += 1
     print(f"{name}, {way}: {failed} times too small, up to {room}")
-    assert failed > 1 and room > 1
+    assert failed > 1
