@@ -214,8 +214,8 @@ def gains(config):
     by_word = np.pad(gain[shown], ((0, 0), (0, 1)), constant_values=np.nan).flatten()  # one span after the other
     draw_text(words, by_word, out / "gains_text.png", "Each token, and what it gained from its thought")
     deciles = draw_difficulty(difficulty, gain, out / "gains_by_difficulty.png")
-    if settings and (log := read_log(run)):
-        draw_curves(log, out / "curves.png")
+    if settings:
+        draw_curves(read_log(run), out / "curves.png")
     caption = f"{run}, step {step}: a thought saves {mean:+.4f} ± {error:.4f} nats per token on {gain.size:,} tokens"
     write_page(out / "gains.html", caption, spans, trained, on_page, tokenizer)
     where = {"everywhere": ...} | ({"at_answers": answers, "elsewhere": ~answers} if answers.any() else {})

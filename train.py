@@ -84,8 +84,8 @@ class TrainConfig:
         for name, number in least.items():
             if getattr(self, name) < number:
                 raise ValueError(f"{name} must be at least {number}, not {getattr(self, name)}")
-        if not (0 < self.think_share <= 1 and self.grad_clip > 0):
-            raise ValueError("think_share must be above 0 and at most 1, grad_clip above 0")
+        if not (0 < self.think_share <= 1 and self.grad_clip > 0 and max(self.beta1, self.beta2) < 1):
+            raise ValueError("think_share must be above 0 and at most 1, grad_clip above 0, beta1 and beta2 below 1")
 
 
 # ----------------------------------------------------------------------------------------------------------------------

@@ -24,7 +24,7 @@ from lib.files import brief, check, reading
 
 class OneLineErrors(argparse.ArgumentParser):
     def error(self, message):
-        self.exit(2, f"{self.prog}: error: {message} (--help lists all settings)\n")
+        self.exit(2, f"{self.prog}: error: {' '.join(message.split())[:400]} (--help lists all settings)\n")
 
 
 def from_cli(description, *classes, argv=None):
@@ -103,7 +103,7 @@ def plain_flag(argument, fields):
     name = name.removeprefix("--").replace("-", "_")
     if argument.startswith("--") and name in fields:
         return f"--{name}{is_}{value}"
-    return f"--no-{name[3:]}" if argument.startswith("--no") and name[3:] in fields else argument
+    return f"--no-{name[3:]}" if argument.startswith("--no") and name[3:] in fields and not is_ else argument
 
 
 def meant(name, classes):

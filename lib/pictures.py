@@ -109,7 +109,7 @@ def draw_difficulty(nll_base, gain, path):
 
 
 def draw_curves(log, path):
-    """Loss, reward and gate over the steps of a run."""
+    """Loss, reward and gate over the steps of a run, if its log has them."""
     panels = {
         "loss (nats per token)": ["nll_base", "nll_mixed", "val_nll_base", "val_nll_mixed"],
         "reward (nats)": ["reward", "advantage_abs"],
@@ -117,6 +117,8 @@ def draw_curves(log, path):
     }
     logged = set().union(*log)
     panels = {title: names for title, names in panels.items() if logged & set(names)}
+    if not panels:
+        return
     with picture(path, 4.2 * len(panels), 3.2, len(panels)) as axes:
         for ax, (title, names) in zip(axes, panels.items(), strict=True):
             for name in filter(logged.__contains__, names):
