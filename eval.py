@@ -28,7 +28,7 @@ from data.dataset import open_dataset
 from data.text import read_documents, text_files
 from lean.log_prob import likeliest, token_log_prob
 from lib.config import run_script
-from lib.files import refuse_another, write_json
+from lib.files import lock, refuse_another, write_json
 from lib.page import write_page
 from lib.parallel import pick_device
 from lib.pictures import draw_curves, draw_difficulty, draw_text, mean_and_error
@@ -192,6 +192,7 @@ def gains(config):
     asked["tokens' checksum"] = zlib.crc32(spans.tobytes())
     refuse_another(out / "results.json", asked)
     out.mkdir(parents=True, exist_ok=True)
+    _held = lock(out, "measuring")  # until this function returns
 
     first = next((w for w in range(len(spans)) if answers[w].any()), 0)
     on_page = range(first, min(len(spans), first + -(-config.page_tokens // spans.shape[1])))

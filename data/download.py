@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from lib.config import run_script
-from lib.files import parse_json, reading, reason, replace_file
+from lib.files import lock, parse_json, reading, reason, replace_file
 
 
 def fetch(url, path, sha256):
@@ -65,9 +65,10 @@ def prepare_questions(description, folder, url, name, sha256, convert):
 
     def prepare(config):
         out = Path(config.out or folder)
+        out.mkdir(parents=True, exist_ok=True)
+        _held = lock(out)  # until this function returns
         content = read_source(config.source, url, out / name, None if config.source and config.any_hash else sha256)
         questions = json_lines(content, config.source or out / name, convert)
-        out.mkdir(parents=True, exist_ok=True)
         lines = "".join(json.dumps(q) + "\n" for q in questions)
         replace_file(out / "questions.jsonl", lines.encode())
         print(f"{out}: {len(questions):,} questions")

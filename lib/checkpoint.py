@@ -70,8 +70,7 @@ def move_up(written, keep):
     """checkpoint_new becomes checkpoint, which becomes checkpoint_before, and so on. Killed at any moment, all that was
     there is there, but for the oldest of `keep`."""
     folder = written.parent
-    names = ["", "_before", *(f"_before_{i}" for i in range(2, keep))]
-    places = [folder / f"checkpoint{name}.pt" for name in names]
+    places = [folder / f"checkpoint{name}.pt" for name in ("", "_before", *(f"_before_{i}" for i in range(2, keep)))]
     for path in checkpoints(folder):
         if path not in places and path != written:  # more were kept before
             path.unlink()

@@ -142,7 +142,6 @@ def lock(folder, doing="writing"):
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:
         if error.errno in (errno.EWOULDBLOCK, errno.EAGAIN, errno.EACCES):
-            file.close()
             raise ValueError(f"another process is {doing} in {folder} right now: choose another --out") from None
         print(f"{folder} cannot be locked ({reason(error)}): let no other process write there", file=sys.stderr)
     return file

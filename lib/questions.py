@@ -28,7 +28,7 @@ import numpy as np
 
 from lib.answers import NEXT, first_line, letter_in, majority, number_in, own_answer, right
 from lib.asking import candidate, continuation, predict_ends, write_answers
-from lib.files import check, kept, parse_json, reading, refuse_another, replace_file, write_json
+from lib.files import check, kept, lock, parse_json, reading, refuse_another, replace_file, write_json
 from lib.parallel import pick_device
 from lib.pictures import draw_scores, mean_and_error
 from lib.runs import last_run, load_model
@@ -220,6 +220,7 @@ def ask_all(kind, config):
     refuse_another(out / f"{name}.json", asked)
     must_exist(base, config.control)
     out.mkdir(parents=True, exist_ok=True)
+    _held = lock(out, "measuring")  # until this function returns
 
     def answers(row, who):
         """Of one model: kept as soon as they are there, so that nothing is asked twice if the rest is broken off."""

@@ -20,7 +20,7 @@ from mutants import MUTATIONS
 from outcomes import FAILURES, Samples, outcome_of
 
 KINDS = {kind.name: kind for kind in [*model_kinds.KINDS, *text_kinds.KINDS]}
-FEW, MANY = 11, 1 + 10_000 // len(KINDS)
+FEW, MANY = 12, 1 + 10_000 // len(KINDS)
 totals = Counter()
 
 

@@ -195,6 +195,13 @@ def question_files():
         Path(name, "my_questions", "questions.jsonl").write_text(content)
 
 
+def asked_questions(name):
+    """Questions as they are read, and as they are written when all is done."""
+    found = load_questions(name, f"{name}/my_questions", 2)
+    "".join(json.dumps(question, ensure_ascii=False) for question in found).encode()
+    return found
+
+
 def evaluation():
     """An evaluation that is over for all models, but for its table."""
     question_files()
@@ -261,9 +268,9 @@ KINDS = [
     Kind("source of commonsense_qa", sources, "my_source/commonsense_qa.jsonl",
          partial(prepared_questions, "commonsense_qa"), "jsonl"),
     Kind("questions.jsonl of gsm8k", question_files, "gsm8k/my_questions/questions.jsonl",
-         partial(load_questions, "gsm8k", "gsm8k/my_questions", 2), "jsonl"),
+         partial(asked_questions, "gsm8k"), "jsonl"),
     Kind("questions.jsonl of commonsense_qa", question_files, "commonsense_qa/my_questions/questions.jsonl",
-         partial(load_questions, "commonsense_qa", "commonsense_qa/my_questions", 2), "jsonl"),
+         partial(asked_questions, "commonsense_qa"), "jsonl"),
     Kind("answers of an evaluation", evaluation, "my_results/gsm8k_model.part.json", evaluate, "json"),
     Kind("table of an evaluation", done_evaluation, "my_results/gsm8k.json", evaluate, "json"),
     Kind("results.json", results, "my_results/results.json",

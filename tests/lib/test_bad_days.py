@@ -30,7 +30,7 @@ def script(*arguments, **how):
     return done
 
 
-@pytest.mark.parametrize("device", ["cuda", "cuda:0", "mps", "gpu"])
+@pytest.mark.parametrize("device", ["cuda", "mps"])
 def test_a_device_that_is_not_there_is_one_line_about_the_device(work, device):
     go(work, "--out=q", "--max_steps=1")
     for command in (

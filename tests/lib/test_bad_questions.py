@@ -37,7 +37,8 @@ class Ending:
 def test_what_is_written_after_the_end_of_a_text_is_not_read(tokenizer):
     """A model that goes on after its end: 18 is not 185, and with a chain of thought the answer is not 7."""
     ending, asked = Ending(tokenizer), [{"question": "How many?", "answer": "18"}]
-    direct, chain = "Q: How many?\nA: 18␄5 apples cost $7\n", "Q: How many?\nA: Let's think step by step. 18.␄5 apples cost $7\n"
+    direct = "Q: How many?\nA: 18␄5 apples cost $7\n"
+    chain = "Q: How many?\nA: Let's think step by step. 18.␄5 apples cost $7\n"
     for text, config, metric in ((direct, {}, "greedy"), (chain, {"cot": True, "max_new_tokens": 30}, "vote")):
         who = rigged([text], ending, 50.0)
         found = questions.ask_gsm8k(who, asked, ending, QuestionsConfig(**config), "cpu", "")
@@ -104,7 +105,8 @@ def test_no_answer_stops_an_evaluation(tokenizer, written):
 
 def test_each_models_answers_are_kept_as_soon_as_they_are_there(work, monkeypatch):
     """The third of four models stops it all; the same command asks only the two that are left."""
-    call("data/gsm8k/prepare.py", monkeypatch, f"--source={work / 'gsm8k.jsonl'}", "--any_hash", f"--out={work / 'data'}")
+    source = f"--source={work / 'gsm8k.jsonl'}"
+    call("data/gsm8k/prepare.py", monkeypatch, source, "--any_hash", f"--out={work / 'data'}")
     paths = {"run": "thinks", "base": "base", "control": "base", "data": "data", "out": "out"}
     flags = ["gsm8k", *(f"--{key}={work / name}" for key, name in paths.items())]
     flags += ["--n=3", "--max_new_tokens=3", "--device=cpu"]
