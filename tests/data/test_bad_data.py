@@ -106,10 +106,10 @@ def test_a_prepare_that_lost_its_tokens_does_not_go_on_with_zeros(tmp_path, toke
 
 
 def test_two_prepares_into_one_folder_do_not_mix(tmp_path):
-    """Eight at a time, each another corpus: one of them is there in the end, whole."""
+    """Four at a time, each another corpus: one of them is there in the end, whole."""
     out = tmp_path / "out"
     command = [sys.executable, "data/arithmetic/prepare.py", f"--out={out}", "--train_documents=3000"]
-    some = [subprocess.Popen([*command, f"--seed={n}"], cwd=ROOT, stderr=subprocess.PIPE, text=True) for n in range(8)]
+    some = [subprocess.Popen([*command, f"--seed={n}"], cwd=ROOT, stderr=subprocess.PIPE, text=True) for n in range(4)]
     ends = [(process.communicate()[1], process.returncode) for process in some]
     assert 0 in [code for _, code in ends]
     for said, code in ends:
