@@ -251,7 +251,7 @@ def ask_all(kind, config):
     results["seconds"] = time.perf_counter() - start
     records = [{**q, **{row: scores[row][i] for row in scores}} for i, q in enumerate(questions)]
 
-    lines = "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records)
+    lines = "".join(json.dumps(record) + "\n" for record in records)
     replace_file(out / f"{name}.jsonl", lines.encode())
     draw_scores(results["rows"], f"{title}, {len(questions):,} questions", out / f"{name}.png")
     write_json(out / f"{name}.json", results)
