@@ -107,7 +107,7 @@ def measure(model, spans, meta, device="cpu", batch_size=32, title="measuring", 
     head = transformer.output
     for i in tqdm(range(0, len(spans), batch_size), desc=title, leave=False, disable=None):
         tokens = torch.from_numpy(spans[i : i + batch_size]).to(device)
-        target, asked = tokens[:, 1:], not set(words).isdisjoint(range(i, i + batch_size))
+        target, asked = tokens[:, 1:], not set(words).isdisjoint(range(i, min(i + batch_size, len(spans))))
 
         def judge(hidden, target=target):  # (B, T, C) -> NLL of the true token, and is it the likeliest answer?
             likeliest = torch.as_tensor(among, device=device)[(hidden @ head.weight[among].T).argmax(-1)]

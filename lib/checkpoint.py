@@ -69,12 +69,12 @@ def finish_move(folder, keep):
 def move_up(written, keep):
     """checkpoint_new becomes checkpoint, which becomes checkpoint_before, and so on. Killed at any moment, all that was
     there is there, but for the oldest of `keep`."""
-    folder = written.parent
-    places = [folder / f"checkpoint{name}.pt" for name in ("", "_before", *(f"_before_{i}" for i in range(2, keep)))]
+    folder, more = written.parent, (f"_before_{i}" for i in range(2, min(keep, 999)))
+    places = [folder / f"checkpoint{name}.pt" for name in ("", "_before", *more)]
     for path in checkpoints(folder):
         if path not in places and path != written:  # more were kept before
             path.unlink()
-    free = next((i for i, place in enumerate(places) if not place.exists()), keep - 1)
+    free = next((i for i, place in enumerate(places) if not place.exists()), len(places) - 1)
     for i in range(free, 0, -1):
         os.replace(places[i - 1], places[i])
     os.replace(written, places[0])

@@ -126,7 +126,7 @@ def sizes_in(path):
     if path.suffix != ".safetensors":
         check_zip(path)
         with reading(path):
-            return {name: tensor.numel() for name, tensor in torch.load(path, mmap=True, weights_only=True).items()}
+            return {str(name): x.numel() for name, x in torch.load(path, mmap=True, weights_only=True).items()}
     open_file = safe_open()
     with reading(path), open_file(path, framework="pt") as file:
         return {name: math.prod(file.get_slice(name).get_shape()) for name in file.keys()}
@@ -216,7 +216,7 @@ def hugging_face_config(path):
         with reading(path, "does not say what shape the model has"):
             params["n_kv_heads"] = c.get("num_key_value_heads", 8 if mistral else None) or params["n_heads"]
             params["head_dim"] = c.get("head_dim") or params["dim"] // params["n_heads"]
-    params["rope_theta"] = rope.get("rope_theta") or c.get("rope_theta") or 10000.0
+    params["rope_theta"] = next(x for x in (rope.get("rope_theta"), c.get("rope_theta"), 10000.0) if x is not None)
     # a Llama has no window, and in Mistral's own configurations null means none
     params["sliding_window"] = c.get("sliding_window", 4096) if mistral else None
     params["tied_embeddings"] = c.get("tie_word_embeddings", False)

@@ -105,7 +105,9 @@ def test_a_small_learning_rate_is_logged_as_what_it_is(work):
 @pytest.mark.parametrize("number", [signal.SIGHUP, pytest.param(signal.SIGUSR1, marks=pytest.mark.slow)])
 def test_whoever_asks_for_an_end_gets_it_at_the_end_of_a_step(work, number):
     command = [sys.executable, "train.py", *flags(work, "--out=q", "--max_steps=100000", "--save_every=100000")]
-    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    how = dict(stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    how["preexec_fn"] = lambda: signal.signal(signal.SIGHUP, signal.SIG_DFL)  # these tests may run under nohup
+    process = subprocess.Popen(command, cwd=ROOT, **how)
     while process.poll() is None and len(read_log(work / "q")) < 3:
         time.sleep(0.01)
     process.send_signal(number)
