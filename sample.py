@@ -18,7 +18,7 @@ from beyond.adaptive import expects_more_than
 from lib.config import run_script
 from lib.parallel import pick_device
 from lib.runs import last_run, load_model
-from lib.tokenizer import before_end
+from lib.tokenizer import before_end, has_ended
 from quiet_star import QuietSTaR, generate_with_thoughts
 
 
@@ -50,7 +50,7 @@ def say(config):
     tokens = torch.tensor([tokenizer.encode(config.prompt)], dtype=torch.long, device=device)
     if not tokens.numel():
         raise ValueError(f"to this model's tokenizer, the prompt {config.prompt!r} is nothing")
-    prompted, stop = tokens.shape[1], lambda ids: not tokenizer.ends.isdisjoint(ids)
+    prompted, stop = tokens.shape[1], lambda ids: has_ended(tokenizer, ids)
 
     def show(tokens):
         print(printable(tokenizer.decode(before_end(tokenizer, tokens[0].tolist()))))

@@ -283,8 +283,8 @@ def train_until_done(train, job, held):
     model.train()
     # The gain head only looks on: however wrong it is, the model takes the same steps.
     named = list(model.named_parameters())
-    clipped, beside = ([p for name, p in named if name.startswith("gain_head.") == on] for on in (False, True))
-    clipping = (clipped, train.grad_clip), (beside, math.inf)
+    clipped, looks_on = ([p for name, p in named if name.startswith("gain_head.") == on] for on in (False, True))
+    clipping = (clipped, train.grad_clip), (looks_on, math.inf)
     instead = f"try a lower --lr and another --out, from scratch or with --init_from={out}"
 
     while step < train.max_steps:

@@ -45,9 +45,8 @@ def write_dataset(folder, splits, tokenizer, document_end=None, answers=None):
         (folder / "meta.json").unlink(missing_ok=True)
         for name, bytes_of in content.items():
             replace_file(folder / f"{name}.bin", bytes_of)
-        counts, sums = (
-            {name: f(x) for name, x in about.items()} for f, about in ((len, splits), (zlib.crc32, content))
-        )
+        counts = {name: len(ids) for name, ids in splits.items()}
+        sums = {name: zlib.crc32(bytes_of) for name, bytes_of in content.items()}
         return write_meta(folder, counts, sums, tokenizer, document_end=document_end, answers=answers)
 
 
@@ -99,10 +98,9 @@ def read_meta(folder):
     meta = read_json(path, shape, "is not a dataset's description, prepare it anew")
     with reading(path, "is not a dataset's description, prepare it anew"):
         check(meta.get("checksums", {"train": 0, "val": 0}), counts, "checksums")  # once they were not there
-        check(meta.get("answers") or {"after": 0, "among": [0]}, {"after": int, "among": [int]}, "answers")
         answers = meta.get("answers") or {"after": 0, "among": [0]}
-        for i in (meta.get("document_end") or 0, answers["after"], *answers["among"]):
-            check(i, int, "a token id")
+        check(answers, {"after": int, "among": [int]}, "answers")
+        for i in (meta["document_end"] or 0, answers["after"], *answers["among"]):
             if not 0 <= i < meta["vocab_size"]:
                 raise ValueError(f"{i} is no id of its vocabulary of {meta['vocab_size']}")
     return meta

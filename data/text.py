@@ -71,8 +71,9 @@ def prepare_text(documents, out, source, config, total=None, unit="B"):
     with lock(out):
         meta, done = what_is_there(out, plan)
         if meta is None:
-            write_documents(documents, out, config, total, unit, done, np.dtype(id_type(tokenizer)).itemsize)
-            counts = {name: done["bytes"][name] // np.dtype(id_type(tokenizer)).itemsize for name in SPLITS}
+            size = np.dtype(id_type(tokenizer)).itemsize
+            write_documents(documents, out, config, total, unit, done, size)
+            counts = {name: done["bytes"][name] // size for name in SPLITS}
             if not all(counts.values()):
                 (out / "progress.json").unlink()
                 raise ValueError(

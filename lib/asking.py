@@ -8,7 +8,7 @@ import torch
 from tqdm import tqdm
 
 from lean.tensors import take
-from lib.tokenizer import before_end
+from lib.tokenizer import before_end, has_ended
 from quiet_star import QuietSTaR, generate_with_thoughts
 
 
@@ -96,7 +96,7 @@ def write_answers(who, rows, tokenizer, new, temperature, seed, stop, batch_size
     found = [None] * len(rows)
 
     def ended(ids):
-        return not tokenizer.ends.isdisjoint(ids) or stop(ids)
+        return has_ended(tokenizer, ids) or stop(ids)
 
     generator = torch.Generator(device).manual_seed(seed)
     with tqdm(total=len(rows), desc=title, leave=False, disable=None) as bar:

@@ -52,7 +52,7 @@ def save_checkpoint(folder, state, keep=2):
     finish_move(folder, keep)
     written = Path(folder) / "checkpoint_new.pt"
     write_whole(written, lambda file: torch.save(state, file))
-    return move_up(written, keep)
+    move_up(written, keep)
 
 
 def finish_move(folder, keep):
@@ -78,7 +78,6 @@ def move_up(written, keep):
     for i in range(free, 0, -1):
         os.replace(places[i - 1], places[i])
     os.replace(written, places[0])
-    return places[0]
 
 
 def checkpoints(folder):

@@ -114,7 +114,8 @@ def check(value, wanted, name="it"):
         for x in value:
             check(x, wanted[0], f"an element of {name}")
     elif not is_one(value, wanted):
-        raise ValueError(f"{name} must be {getattr(wanted, '__name__', wanted)}, not {brief(repr(value))}")
+        choices = typing.get_origin(wanted) is typing.Literal and f"one of {', '.join(typing.get_args(wanted))}"
+        raise ValueError(f"{name} must be {choices or getattr(wanted, '__name__', wanted)}, not {brief(repr(value))}")
 
 
 def is_one(value, wanted):

@@ -75,16 +75,17 @@ def read_log(folder):
     return lines
 
 
-def load_weights(module, weights, path, assign=False):
+def load_weights(module, weights, path, assign=False, but=()):
     """module.load_state_dict, strictly; the first tensor that does not fit is named with both shapes (ValueError).
-    assign: as torch has it."""
-    wanted = module.state_dict()
+    assign: as torch has it. but: how the names begin of what is there already."""
+    wanted = {name: x for name, x in module.state_dict().items() if not name.startswith(but)}
     for name in sorted(wanted.keys() | weights.keys()):
         shapes = [tuple(x[name].shape) if name in x else "nothing" for x in (weights, wanted)]
         if shapes[0] != shapes[1]:
             raise ValueError(f"{path} does not fit this model: it holds {shapes[0]} for {name}, {shapes[1]} is wanted")
     weights = {name: checked_weight(x, name, path).to(wanted[name].dtype) for name, x in weights.items()}
-    module.load_state_dict({name: slice_like(x, wanted[name]) for name, x in weights.items()}, assign=assign)
+    weights = {name: slice_like(x, wanted[name]) for name, x in weights.items()}
+    module.load_state_dict(weights, strict=not but, assign=assign)
 
 
 def thinking(model, config, weights):
@@ -129,7 +130,7 @@ def load_model(folder, device="cpu"):
         with reading(path, "or quiet_star.json beside it is damaged"):
             check(weights, {str: torch.Tensor})
             model = thinking(model, config, weights)
-        load_weights(model, {**{f"model.{n}": x for n, x in model.model.state_dict().items()}, **weights}, path)
+        load_weights(model, weights, path, but="model.")
     return model.to(device).eval(), tokenizer, None, 0
 
 

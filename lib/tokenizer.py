@@ -37,6 +37,10 @@ def before_end(tokenizer, ids):
     return ids[: next((n for n, i in enumerate(ids) if i in tokenizer.ends), len(ids))]
 
 
+def has_ended(tokenizer, ids):
+    return not tokenizer.ends.isdisjoint(ids)
+
+
 LONG = 2**16
 
 
@@ -152,7 +156,6 @@ class BPETokenizer:
 
 
 FILES = {"sentencepiece": "tokenizer.model", "tekken": "tekken.json", "bpe": "tokenizer.json", "char": "alphabet.json"}
-READERS = {"sentencepiece": read_sentencepiece, "tekken": read_tekken, "bpe": read_byte_bpe}
 
 
 def load_tokenizer(path):
@@ -167,13 +170,14 @@ def load_tokenizer(path):
             raise ValueError(f"no tokenizer in {path}: {', '.join(FILES.values())} are known")
         path = found[0]
     with reading(path, "is no tokenizer.model, tekken.json or tokenizer.json that can be used here"):
-        content, kind = path.read_bytes(), "sentencepiece"
-        if content.lstrip()[:1] == b"{":
-            file = parse_json(content)
-            if "alphabet" in file:
-                return from_json(file)
-            kind = "bpe" if "model" in file else "tekken"
-        return BPETokenizer(kind, content, READERS[kind](content))
+        content = path.read_bytes()
+        if content.lstrip()[:1] != b"{":
+            return BPETokenizer("sentencepiece", content, read_sentencepiece(content))
+        file = parse_json(content)
+        if "alphabet" in file:
+            return from_json(file)
+        kind, read = ("bpe", read_byte_bpe) if "model" in file else ("tekken", read_tekken)
+        return BPETokenizer(kind, content, read(file))
 
 
 def from_json(description, folder=None):

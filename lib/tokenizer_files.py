@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 
 import tiktoken
 
-from lib.files import check, parse_json
+from lib.files import check
 
 
 @dataclass
@@ -129,11 +129,10 @@ def read_sentencepiece(content):
     )
 
 
-def read_tekken(content):
-    """tekken.json -> Vocabulary. Special tokens come first: a token's id is its rank plus their
-    number."""
+def read_tekken(file):
+    """The content of a tekken.json -> Vocabulary. Special tokens come first: an id is a rank plus their number."""
     wanted = {"default_num_special_tokens": int, "default_vocab_size": int, "pattern": str}
-    file = parse_json(content, {"config": wanted, "vocab": [{"rank": int, "token_bytes": str}]})
+    check(file, {"config": wanted, "vocab": [{"rank": int, "token_bytes": str}]})
     config = file["config"]
     n_special, size = config["default_num_special_tokens"], config["default_vocab_size"]
     if not 0 <= n_special <= size <= MOST_IDS:
@@ -164,9 +163,9 @@ GPT2_DIGITS = r"'(?:[sdmt]|ll|ve|re)|\p{N}| ?\p{L}+| ?[^\s\p{L}\p{N}]+|\s+(?=\p{
 BEGIN, END = ("<s>", "<|begin_of_text|>", "<|endoftext|>"), ("</s>", "<|end_of_text|>", "<|endoftext|>")
 
 
-def read_byte_bpe(content):
-    """tokenizer.json of Hugging Face, byte-level BPE -> Vocabulary."""
-    file = parse_json(content, {"model": {"type": str}})
+def read_byte_bpe(file):
+    """The content of a tokenizer.json of Hugging Face, byte-level BPE -> Vocabulary."""
+    check(file, {"model": {"type": str}})
     model, added = file["model"], file.get("added_tokens") or []
     for name in ("byte_fallback", "dropout", "end_of_word_suffix", "continuing_subword_prefix"):
         if model.get(name):
