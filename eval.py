@@ -81,16 +81,19 @@ def spread_spans(tokens, span, texts):
     return np.stack([tokens[s : s + span + 1] for s in starts]).astype(np.int64)
 
 
-def answer_places(spans, meta):
-    """Where spans (W, T+1) have an answer to be predicted: bool (W, T), all False if the data has no answers.
+def held_out_spans(dataset, span, texts):
+    """Spans of a dataset (W, T+1), and where they have answers (W, T)."""
+    spans, answers = (spread_spans(x, span, texts) for x in (dataset.tokens, dataset.answers))
+    return spans, answer_places(spans, answers > 0, dataset.meta["document_end"])
 
-    An answer is a token of meta's answers["among"] right after answers["after"], with its whole document in the span.
-    """
-    answers = meta.get("answers")
-    if not answers:
-        return np.zeros_like(spans[:, 1:], dtype=bool)
-    whole = (spans[:, :-1] == meta["document_end"]).cumsum(1) > 0
-    return whole & (spans[:, :-1] == answers["after"]) & np.isin(spans[:, 1:], answers["among"])
+
+def answer_places(spans, answers, document_end):
+    """Where spans (W, T+1) have an answer to be predicted: bool (W, T). answers (W, T+1): which tokens are one's. Only
+    those count whose document begins in the span, and which are not cut by its end (as far as it can be seen)."""
+    begun = (spans[:, :-1] == document_end).cumsum(1) > 0
+    found = begun & answers[:, 1:]
+    many = (found[:, 1:] & found[:, :-1]).any()  # answers of several tokens: one at the very end may go on
+    return found & ~np.logical_and.accumulate(found[:, ::-1], 1)[:, ::-1] if many else found
 
 
 @torch.no_grad()
@@ -99,7 +102,7 @@ def measure(model, spans, meta, device="cpu", batch_size=32, title="measuring", 
     read thoughts (W, T, m) that are given instead, or force its gate to a number. words: numbers of the spans whose
     likeliest tokens are wanted, too."""
     start, parts = time.perf_counter(), []
-    among = (meta.get("answers") or {}).get("among") or [0]
+    among = (meta.get("answers") or {}).get("among")  # None: an answer may be any token
     thinking = isinstance(model, QuietSTaR)
     if thinking:
         model = model.with_settings(n_thoughts=1, n_true=1, thought_temperature=0.0)
@@ -110,8 +113,11 @@ def measure(model, spans, meta, device="cpu", batch_size=32, title="measuring", 
         target, asked = tokens[:, 1:], not set(words).isdisjoint(range(i, min(i + batch_size, len(spans))))
 
         def judge(hidden, target=target):  # (B, T, C) -> NLL of the true token, and is it the likeliest answer?
-            likeliest = torch.as_tensor(among, device=device)[(hidden @ head.weight[among].T).argmax(-1)]
-            return -token_log_prob(head, hidden, target), likeliest == target
+            if among is None:
+                said = likeliest(head, hidden)
+            else:
+                said = torch.as_tensor(among, device=device)[(hidden @ head.weight[among].T).argmax(-1)]
+            return -token_log_prob(head, hidden, target), said == target
 
         part = {}
         if thinking:
@@ -142,10 +148,14 @@ def predicted(found):
 
 
 def summarize(nll, right, answers):
-    """One row of the table: means over tokens, with standard errors. nll, right (W, T): see `predicted`."""
+    """One row of the table: means over answers and over other tokens, with standard errors. nll, right (W, T): see
+    `predicted`. Of an answer of several tokens, which follow one another, all must be right, and NLLs add up."""
     row = {"other_nll": mean_and_error(nll[~answers])}
     if answers.any():
-        row |= {"answer_accuracy": mean_and_error(right[answers]), "answer_nll": mean_and_error(nll[answers])}
+        first = answers & ~np.pad(answers, ((0, 0), (1, 0)))[:, :-1]
+        starts = np.flatnonzero(first[answers])
+        row["answer_accuracy"] = mean_and_error(np.logical_and.reduceat(right[answers], starts))
+        row["answer_nll"] = mean_and_error(np.add.reduceat(nll[answers], starts))
     return {k: v for name, (mean, error) in row.items() for k, v in ((name, mean), (f"{name}_error", error))}
 
 
@@ -160,18 +170,20 @@ def print_table(rows):
 
 
 def text_to_measure(config, settings, tokenizer):
-    """Spans (W, T+1) of the text that the settings name, and the dataset's meta (of a text file: without answers)."""
+    """Spans (W, T+1) of the text that the settings name, where they have answers (W, T), and the dataset's meta (of a
+    text file: empty)."""
     span = config.span or (settings["train"]["span"] if settings else 256)
     if config.text:
         documents = [text for text, _ in read_documents(text_files(config.text), "")]
         tokens = np.concatenate([tokenizer.encode(text) for text in documents] or [[]])
-        return spread_spans(tokens, min(span, max(1, len(tokens) - 1)), config.texts), {}
+        spans = spread_spans(tokens, min(span, max(1, len(tokens) - 1)), config.texts)
+        return spans, np.zeros_like(spans[:, 1:], bool), {}
     if not settings:
         raise ValueError(f"{config.run} has no data of its own: name a text with --text")
     dataset = open_dataset(settings["train"]["data"], "val")
     if dataset.meta["tokenizer"] != settings["tokenizer"]:
         raise ValueError(f"{settings['train']['data']} was made with another tokenizer than {config.run}")
-    return spread_spans(dataset.tokens, span, config.texts), dataset.meta
+    return *held_out_spans(dataset, span, config.texts), dataset.meta
 
 
 def gains(config):
@@ -181,8 +193,7 @@ def gains(config):
     model, tokenizer, settings, step = load_model(run, device)
     if not isinstance(model, QuietSTaR):
         raise ValueError(f"{run} is a plain language model: name a thinking one with --run")
-    spans, meta = text_to_measure(config, settings, tokenizer)
-    answers = answer_places(spans, meta)
+    spans, answers, meta = text_to_measure(config, settings, tokenizer)
     out = Path(config.out or (run / f"eval_step{step:06d}" if settings else f"out/eval_{run.resolve().name}"))
     if config.text and not config.out:
         out = out / Path(config.text).name

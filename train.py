@@ -15,7 +15,7 @@ import math
 import subprocess
 import sys
 import time
-from contextlib import ExitStack, nullcontext
+from contextlib import ExitStack, nullcontext, suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -51,6 +51,7 @@ class TrainConfig:
     init_from: str = "out/arithmetic_base"  # run folder whose model training starts from; empty: random weights
     base_preset: str = "config/arithmetic_base.toml"  # preset that makes init_from, if it is that preset's `out`
     start_text: str = "—"  # start/end of thought begin as this text's mean embedding, where the tokenizer knows it
+    end_text: str = ""  # the end as this one's, if it is to be another
     span: int = 64  # tokens of text a training example reads (the paper: 256)
     separate_documents: bool = False  # predict no token across the end of a document
     batch_size: int = 8  # texts per step, over all processes
@@ -114,7 +115,7 @@ def build_model(train, model_config, quiet_config, given, tokenizer):
     if train.gain_head:
         attach_gain_head(model)
     if start is transformer:
-        start_thoughts(model, tokenizer, train.start_text)
+        start_thoughts(model, tokenizer, train.start_text, train.end_text)
     else:
         model.mixing_head.load_state_dict(start.mixing_head.state_dict())
         model.thought_tokens.init_from(*start.thought_tokens())
@@ -123,14 +124,12 @@ def build_model(train, model_config, quiet_config, given, tokenizer):
     return model
 
 
-def start_thoughts(quiet, tokenizer, text):
-    """Let start and end of thought begin as a text's mean embedding, if the tokenizer knows it."""
-    try:
-        ids = tokenizer.encode(text)
-    except ValueError:
-        ids = []
-    if ids:
-        quiet.thought_tokens.init_from(quiet.model.tok_embeddings.weight[ids].mean(0))
+def start_thoughts(quiet, tokenizer, *texts):
+    """Let start and end of thought begin as the mean embeddings of two texts, if the tokenizer knows them."""
+    with suppress(ValueError):
+        found = [tokenizer.encode(text) for text in texts if text]
+        if found:
+            quiet.thought_tokens.init_from(*(quiet.model.tok_embeddings.weight[ids].mean(0) for ids in found))
 
 
 def build_optimizer(model, train):

@@ -2,6 +2,7 @@
 The project's one data format. A folder holds
 
   train.bin, val.bin   token ids, one after the other, as uint16 (uint32 if the vocabulary needs it)
+  val_answers.bin      which tokens of val.bin are answers, a byte each, where no rule tells (see write_dataset)
   meta.json            the tokenizer, vocab_size, dtype, the id that ends a document (or null), the size of each split
                        and its checksum
 
@@ -27,20 +28,24 @@ class Dataset:
     meta: dict
     path: Path
     checksum: int  # CRC-32 of the file
+    answers: np.ndarray  # bool: which tokens answer a question; one answer's tokens follow one another
 
 
-def write_dataset(folder, splits, tokenizer, document_end=None, answers=None):
-    """Write splits {"train": ids, "val": ids} and meta.json, and return its content.
+def write_dataset(folder, splits, tokenizer, document_end=None, answers=None, marks=None):
+    """Write splits {"train": ids, "val": ids} (and others, if wanted) and meta.json, and return its content.
 
     tokenizer     see lib/tokenizer.py
     document_end  the id that ends a document, or None
     answers       {"after": id, "among": [ids]}: where the text answers a question, for eval.py to count; or None
+    marks         the same where no rule tells: {split: bool array, which of its tokens are answers}; answers is then
+                  {"among": [ids]}, of all that an answer can hold
 
     Each file appears whole or not at all; meta.json comes last, so a folder that has it is complete.
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     content = {name: np.asarray(ids, id_type(tokenizer)).tobytes() for name, ids in splits.items()}
+    content |= {f"{name}_answers": np.asarray(mark, bool).tobytes() for name, mark in (marks or {}).items()}
     with lock(folder):
         (folder / "meta.json").unlink(missing_ok=True)
         for name, bytes_of in content.items():
@@ -98,7 +103,7 @@ def read_meta(folder):
     meta = read_json(path, shape, "is not a dataset's description, prepare it anew")
     with reading(path, "is not a dataset's description, prepare it anew"):
         check(meta.get("checksums", {"train": 0, "val": 0}), counts, "checksums")  # once they were not there
-        answers = meta.get("answers") or {"after": 0, "among": [0]}
+        answers = {"after": 0, "among": [0]} | (meta.get("answers") or {})
         check(answers, {"after": int, "among": [int]}, "answers")
         for i in (meta["document_end"] or 0, answers["after"], *answers["among"]):
             if not 0 <= i < meta["vocab_size"]:
@@ -126,7 +131,27 @@ def open_dataset(folder, split):
                 raise ValueError(f"it holds the token id {largest}, outside of its vocabulary of {meta['vocab_size']}")
         if meta.get("checksums", {}).get(split, checksum) != checksum:
             raise ValueError("its checksum is wrong: it is not what was prepared")
-    return Dataset(tokens, meta, path, checksum)
+    return Dataset(tokens, meta, path, checksum, find_answers(folder, split, tokens, meta))
+
+
+def find_answers(folder, split, tokens, meta):
+    """Which tokens of a split are answers, bool: by the file of marks, or by the rule of meta.json."""
+    marked = f"{split}_answers"
+    if marked in meta.get("checksums", {}):
+        path = Path(folder) / f"{marked}.bin"
+        with reading(path, "cannot be used, prepare it anew"):
+            marks = path.read_bytes()
+            if len(marks) != len(tokens) or zlib.crc32(marks) != meta["checksums"][marked]:
+                raise ValueError("its size or checksum is wrong: it is not what was prepared")
+        return np.frombuffer(marks, bool)
+    return answers_by_rule(tokens, meta.get("answers"))
+
+
+def answers_by_rule(tokens, rule):
+    answers = np.zeros(len(tokens), bool)
+    if rule and "after" in rule:
+        answers[1:] = (tokens[:-1] == rule["after"]) & np.isin(tokens[1:], rule["among"])
+    return answers
 
 
 def checksum(file, size):

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Literal
 
 from data.dataset import open_dataset
-from eval import answer_places, measure, predicted, print_table, spread_spans, summarize
+from eval import held_out_spans, measure, predicted, print_table, summarize
 from lib.checkpoint import checkpoints
 from lib.config import run_script
 from lib.files import write_json
@@ -38,8 +38,7 @@ def demo(config):
     out, start, device = Path(config.out), time.perf_counter(), pick_device(config.device)
     train = read_config(out / "base")["train"]
     dataset = open_dataset(train["data"], "val")
-    spans = spread_spans(dataset.tokens, train["span"], config.texts)
-    answers = answer_places(spans, dataset.meta)
+    spans, answers = held_out_spans(dataset, train["span"], config.texts)
     names, rows, seconds, sweep = ["base", "lm_control", "quiet_star"], {}, {}, {}
     lengths = [path.name for path in out.glob("thought_len_*") if checkpoints(path)]
     for name in names + sorted(lengths, key=lambda name: int(name.rsplit("_", 1)[1])):

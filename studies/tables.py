@@ -9,7 +9,7 @@ from functools import partial
 from tqdm import tqdm
 
 from data.dataset import open_dataset
-from eval import answer_places, measure, predicted, spread_spans, summarize
+from eval import held_out_spans, measure, predicted, summarize
 from lib.checkpoint import read_checkpoint
 from lib.files import kept, read_json, write_json
 from lib.pictures import draw_bars
@@ -24,8 +24,7 @@ def remembered(folder, name, make, **about):
 def held_out(config, data="data/arithmetic"):
     """Held-out spans (W, T+1), where they have answers (W, T), the dataset's meta."""
     dataset = open_dataset(data, "val")
-    spans = spread_spans(dataset.tokens, 64, config.texts)
-    return spans, answer_places(spans, dataset.meta), dataset.meta
+    return *held_out_spans(dataset, 64, config.texts), dataset.meta
 
 
 SCORES = ("answer_accuracy", "answer_nll", "other_nll")

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 import eval as evaluation
-from data.dataset import open_dataset
+from data.dataset import answers_by_rule, open_dataset
 from lib.runs import load_run
 
 
@@ -29,8 +29,7 @@ class Oracle(torch.nn.Module):
 def test_a_model_that_knows_the_answers_scores_one_and_its_opposite_nothing(demo_runs):
     """Counting the wrong place (the token read instead of the token predicted) would give neither."""
     data = open_dataset(demo_runs / "data", "val")
-    spans = evaluation.spread_spans(data.tokens, 32, 10)
-    answers = evaluation.answer_places(spans, data.meta)
+    spans, answers = evaluation.held_out_spans(data, 32, 10)
     assert answers.sum() >= 5
     for knows, score in ((True, 1.0), (False, 0.0)):
         measured = evaluation.measure(Oracle(spans, data.meta["vocab_size"], knows), spans, data.meta, batch_size=3)
@@ -48,9 +47,24 @@ def test_answers_are_digits_right_after_the_equals_sign_of_whole_documents(demo_
     tokenizer = load_run(demo_runs / "base")[1]
     text = "7*2=4\n1+2=3\n4+5=—9—9\n8-3=5"
     spans = np.array([tokenizer.encode(text)])
-    places = evaluation.answer_places(spans, data.meta)[0]
+    answers = answers_by_rule(spans[0], data.meta["answers"])[None]
+    places = evaluation.answer_places(spans, answers, data.meta["document_end"])[0]
     assert [text[i + 1] for i in np.flatnonzero(places)] == ["3", "5"]
-    assert not evaluation.answer_places(spans, {"answers": None}).any()
+    assert not answers_by_rule(spans[0], None).any()
+
+
+def test_an_answer_of_several_tokens_is_right_as_a_whole_and_its_nll_is_their_sum():
+    """Two answers of two tokens and one of one; a third of two is cut by the span's end and does not count."""
+    spans = np.array([[9, 9, 5, 6, 1, 7, 8, 2, 4, 3, 5, 6]])  # 9 ends a document
+    answers = np.isin(spans, (5, 6, 7, 8, 4))
+    places = evaluation.answer_places(spans, answers, 9)
+    assert places[0].tolist() == [False, True, True, False, True, True, False, True, False, False, False]
+    nll, right = np.arange(11.0)[None], np.ones((1, 11), bool)
+    right[0, 5] = False
+    row = evaluation.summarize(nll, right, places)
+    assert row["answer_accuracy"] == pytest.approx(2 / 3)
+    assert row["answer_nll"] == pytest.approx((1 + 2 + 4 + 5 + 7) / 3)
+    assert row["other_nll"] == pytest.approx((0 + 3 + 6 + 8 + 9 + 10) / 6)
 
 
 def test_measured_losses_are_those_of_one_position_at_a_time(demo_runs):

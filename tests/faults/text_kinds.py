@@ -27,7 +27,7 @@ from data.download import prepare_questions
 from data.gsm8k import prepare as gsm8k
 from data.text import TokenizeConfig, read_documents, report
 from data.textfile import prepare as textfile
-from eval import answer_places, spread_spans
+from eval import held_out_spans
 from lib import questions
 from lib.config import from_cli
 from lib.files import refuse_another, write_json
@@ -115,11 +115,11 @@ def begins_to_train():
     with trainer.ExitStack() as held:
         job = trainer.set_up(train, shape, quiet, given, held)
         loss = trainer.one_step(train, job, 0)["loss"]
-    spans = spread_spans(job.held_out.tokens, 8, 4)
+    _, places = held_out_spans(job.held_out, 8, 4)
     keys = ("tokenizer", "vocab_size", "document_end", "answers")
     about = {key: job.data.meta.get(key) for key in keys}
     return {"loss": loss, "tokens": torch.tensor(job.data.tokens.tolist()), "about": about,
-            "places": answer_places(spans, job.held_out.meta)}  # fmt: skip
+            "places": places}  # fmt: skip
 
 
 def prepared():

@@ -1,0 +1,151 @@
+"""
+GSM8K's solutions (Cobbe et al. 2021, arXiv 2110.14168; MIT licence), their calculations sometimes written out and
+sometimes left out: what data/arithmetic is, as text that people wrote.
+
+In the source each calculation stands twice: "Natalia sold 48/2 = <<48/2=24>>24 clips in May." Of each it becomes
+
+  written    Natalia sold <<48/2=24>>24 clips in May.
+  left out   Natalia sold 24 clips in May.
+
+The training text has every solution several times (--copies); whether a calculation is written is drawn each time. In
+the held-out text all are left out, and their results are the answers that eval.py counts: val_answers.bin marks their
+tokens, steps.json holds the calculations. Held out are the test set, `val`, and some of the training set, `dev`, for
+choosing settings.
+
+    python data/gsm8k_steps/prepare.py                                      downloads it
+    python data/gsm8k_steps/prepare.py --train=FILE.jsonl --test=FILE.jsonl     takes files of yours
+"""
+
+import random
+import re
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+from data.dataset import write_dataset  # noqa: E402
+from data.download import json_lines, read_source  # noqa: E402
+from lib.config import run_script  # noqa: E402
+from lib.files import write_json  # noqa: E402
+from lib.tokenizer import load_tokenizer  # noqa: E402
+
+URL = "https://raw.githubusercontent.com/openai/grade-school-math/master/grade_school_math/data/"
+SHA256 = {
+    "train": "17f347dc51477c50d4efb83959dbb7c56297aba886e5544ee2aaed3024813465",
+    "test": "3730d312f6e3440559ace48831e51066acaca737f6eabec99bccb9e4b3c39d14",
+}
+ANNOTATION = re.compile(r"<<([^<>]*)>>")
+NUMBER = re.compile(r"\d[\d,]*\d(?:\.\d+)?|\d(?:\.\d+)?|\.\d+")  # as it is written behind an annotation: 130,000 or .5
+# The same calculation in the text before the annotation, "48/2 = ": without letters, so that no word is lost. A sign of
+# money behind the "=" stays.
+EXPRESSION = re.compile(r"(?:(?<=\s)|^)[\d.,$%€£()+\-–*/x×÷ ]*\d[\d.,$%€£()+\-–*/x×÷ ]*=\s*([$€£]?)$")
+
+
+@dataclass
+class GSM8KStepsConfig:
+    out: str = str(Path(__file__).parent)  # folder to write
+    train: str = ""  # the training set, if you have it; empty: download it
+    test: str = ""  # the test set, likewise
+    any_hash: bool = False  # take files that are not the official ones
+    tokenizer: str = "weights/smollm2"  # a tokenizer file, or a folder of weights that has one
+    written: float = 0.5  # share of the calculations that are written out in the training text
+    copies: int = 4  # times that the training text has each solution
+    dev_documents: int = 400  # solutions of the training set that are held out
+    seed: int = 1337  # of everything random
+
+    def __post_init__(self):
+        if not 0 <= self.written <= 1 or min(self.copies, self.dev_documents) < 1:
+            raise ValueError("written is a share, from 0 to 1; copies and dev_documents must be at least 1")
+
+
+def pieces(answer):
+    """A solution, cut at its calculations: [(text before, annotation, number)], and the text behind the last. Where the
+    calculation stands in the text too, it is gone. annotation: "48/2=24", or None if the text cannot do without it."""
+    found, at = [], 0
+    for match in ANNOTATION.finditer(answer):
+        number, before = NUMBER.match(answer, match.end()), answer[at : match.start()]
+        if not number:  # no result follows: nothing to predict
+            found.append((before, None, ""))
+            at = match.end()
+            continue
+        without = EXPRESSION.sub(r"\1", before)
+        still_there = without.rstrip().endswith("=")  # in words, say: "5 apples + 3 pears ="
+        found.append((without, None if still_there else match[1], number[0]))
+        at = number.end()
+    return found, answer[at:]
+
+
+def document(line, written, tokenizer):
+    """Ids of one solution and which of them are results of calculations that were left out: int64 and bool (n,).
+    written: function without arguments: is the next calculation written?
+
+    Text, annotation and number are encoded one by one, so that "<<" is the same token everywhere, and stands just where
+    a thought would: where the number could be. The ids of a calculation that is left out are those of the whole text.
+    """
+    found, rest = pieces(line["answer"])
+    parts, text = [], f"Q: {line['question']}\nA: "
+    for before, annotation, number in found:
+        text += before
+        if annotation is None:
+            text += number
+            continue
+        keep = written()
+        parts += [(text, False)] + [(f"<<{annotation}>>", False)] * keep + [(number, not keep)]
+        text = ""
+    ids = [(tokenizer.encode(part), marked) for part, marked in [*parts, (text + rest, False)]]
+    ids.append(([tokenizer.eos_id], False))
+    return np.concatenate([np.asarray(i, np.int64) for i, _ in ids]), np.repeat(
+        [marked for _, marked in ids], [len(i) for i, _ in ids]
+    )
+
+
+def solution(line):
+    """One line of the source. Raises ValueError."""
+    if not line["question"].strip() or not re.search(r"####\s*\S", line["answer"]):
+        raise ValueError("a question and an answer that ends in '#### number' are wanted")
+    return line
+
+
+def left_out():
+    return False
+
+
+def prepare(config):
+    lines = {}
+    for name in ("train", "test"):
+        source, path = getattr(config, name), Path(config.out) / f"{name}.jsonl"
+        sha256 = None if source and config.any_hash else SHA256[name]
+        lines[name] = json_lines(read_source(source, f"{URL}{name}.jsonl", path, sha256), source or path, solution)
+    tokenizer, rng = load_tokenizer(config.tokenizer), random.Random(config.seed)
+    if tokenizer.eos_id is None:
+        raise ValueError(f"{config.tokenizer} has no token that ends a text")
+    rng.shuffle(lines["train"])
+    dev, train = lines["train"][: config.dev_documents], lines["train"][config.dev_documents :]
+    if not train:
+        raise ValueError(f"--dev_documents={config.dev_documents} leaves nothing to train on")
+    texts = []
+    for _ in range(config.copies):
+        rng.shuffle(train)
+        texts += [document(line, lambda: rng.random() < config.written, tokenizer) for line in train]
+    splits = {"train": texts}
+    splits |= {
+        name: [document(x, left_out, tokenizer) for x in some] for name, some in (("val", lines["test"]), ("dev", dev))
+    }
+    ids, marks = ({name: np.concatenate([text[k] for text in texts]) for name, texts in splits.items()} for k in (0, 1))
+    del marks["train"]
+    steps = {"val": lines["test"], "dev": dev}
+    steps = {name: [a for line in some for _, a, _ in pieces(line["answer"])[0] if a] for name, some in steps.items()}
+    write_json(Path(config.out) / "steps.json", steps)
+    among = sorted({i for text in "0123456789,." for i in tokenizer.encode(f"1{text}")[1:]})
+    write_dataset(config.out, ids, tokenizer, tokenizer.eos_id, {"among": among}, marks)
+    counts = {name: f"{len(ids[name]):,} tokens" for name in ids}
+    for name, found in steps.items():
+        counts[name] += f", {len(found):,} calculations left out"
+    print(f"{config.out}: " + "; ".join(f"{name} {count}" for name, count in counts.items()))
+
+
+if __name__ == "__main__":
+    run_script("prepare.py", __doc__, prepare, GSM8KStepsConfig)
