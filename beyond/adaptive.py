@@ -2,6 +2,7 @@
 Where to think. The paper leaves it open whether a model can tell beforehand where a thought will help.
 
   hard_positions      training: think only where the text alone leaves the model uncertain
+  start_positions     training: think only where the model itself is likely to begin an aside of the text
   GainHead            learns, beside the rest, what a thought would bring
   expects_more_than   generation: think only where the gain head expects more than so many nats
 
@@ -9,9 +10,12 @@ Attached from outside: attach_gain_head(quiet) adds to what a step learns (Quiet
 where to think (`where` of QuietSTaR.backward and generate_with_thoughts).
 """
 
+import math
+
+import torch
 import torch.nn as nn
 
-from lean.log_prob import entropy
+from lean.log_prob import entropy, token_log_prob
 from lean.tensors import mean_by
 from quiet_star import thought_reward
 
@@ -68,6 +72,30 @@ def hard_positions(quiet, h_text, share, noise=None):
     if noise is not None:
         hardness = hardness.clamp(min=1e-9).log() - (-noise.to(hardness).clamp(min=1e-9).log()).log()
     return hardness.topk(share_of(share, hardness.shape[1])).indices.sort().values
+
+
+def start_positions(quiet, h_text, share, token):
+    """A share of the positions that may think, (B, S) in ascending order: where the model, after the text h_text
+    (B, L, C), is likeliest to say `token`. A text that sometimes writes its steps, behind a mark such as "<<", shows
+    where they could stand: there the model is as likely to say the mark as the text is to go on without."""
+    h = h_text[:, : h_text.shape[1] - quiet.config.n_true].detach()
+    log_p = token_log_prob(quiet.model.output, h, h.new_full(h.shape[:2], token, dtype=torch.long))
+    return log_p.topk(share_of(share, log_p.shape[1])).indices.sort().values
+
+
+def start_token(tokenizer, text):
+    """The id for `start_positions`. Raises ValueError if the text is not one token."""
+    ids = tokenizer.encode(text)
+    if len(ids) != 1:
+        raise ValueError(f"think_at=start wants a start_text of one token, and {text!r} is {len(ids)}")
+    return ids[0]
+
+
+def says_start(quiet, token, p):
+    """`where` of generate_with_thoughts: rows where the model would say `token` with a probability of more than p."""
+    return lambda h: (
+        token_log_prob(quiet.model.output, h, h.new_full(h.shape[:1], token, dtype=torch.long)) > math.log(p)
+    )
 
 
 def random_positions(share, noise):

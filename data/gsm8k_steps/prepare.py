@@ -138,6 +138,7 @@ def prepare(config):
     del marks["train"]
     steps = {"val": lines["test"], "dev": dev}
     steps = {name: [a for line in some for _, a, _ in pieces(line["answer"])[0] if a] for name, some in steps.items()}
+    Path(config.out).mkdir(parents=True, exist_ok=True)
     write_json(Path(config.out) / "steps.json", steps)
     among = sorted({i for text in "0123456789,." for i in tokenizer.encode(f"1{text}")[1:]})
     write_dataset(config.out, ids, tokenizer, tokenizer.eos_id, {"among": among}, marks)

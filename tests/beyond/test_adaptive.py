@@ -7,7 +7,15 @@ import torch
 from naive import CLOSE, count_forwards, gradients, ids, learn, naive_gain, tiny, uniform
 from torch.testing import assert_close
 
-from beyond.adaptive import GainHead, expects_more_than, hard_positions
+from beyond.adaptive import (
+    GainHead,
+    expects_more_than,
+    hard_positions,
+    says_start,
+    start_positions,
+    start_token,
+)
+from lib.tokenizer import CharTokenizer
 from quiet_star import generate_with_thoughts
 
 
@@ -123,3 +131,24 @@ def test_thinking_where_it_pays_stops_when_all_rows_have_ended():
     assert read.shape == (2, 7) and thoughts.shape == (2, 3, 2) and gates.shape == (2, 3)
     whole = generate_with_thoughts(quiet, tokens, 8, 0, where=expects_more_than(quiet, 0.1))[0]
     assert torch.equal(read, whole[:, :7])
+
+
+def test_start_positions_are_those_where_the_model_is_likeliest_to_say_the_start():
+    """One position at a time; and in generation, where it would say it with more than a probability."""
+    quiet, token = tiny(n_true=2), 3
+    tokens = ids(2, 11, seed=5)
+    found = start_positions(quiet, quiet.read_text(tokens).hidden, 0.35, token)
+    assert found.shape == (2, 3) and (found.diff() > 0).all()
+    for b in range(2):
+        states = [quiet.model(tokens[b : b + 1, : i + 1])[0, -1] for i in range(9)]
+        p = [quiet.model.logits(h).softmax(-1)[token].item() for h in states]
+        assert sorted(sorted(range(9), key=p.__getitem__)[-3:]) == found[b].tolist()
+        middle = sorted(p)[4]
+        assert says_start(quiet, token, middle * (1 + 1e-9))(torch.stack(states)).tolist() == [x > middle for x in p]
+
+
+def test_a_start_of_several_tokens_is_refused():
+    tokenizer = CharTokenizer("ab")
+    assert start_token(tokenizer, "b") == 1
+    with pytest.raises(ValueError, match="one token, and 'ab' is 2"):
+        start_token(tokenizer, "ab")
