@@ -20,8 +20,9 @@ class Candidate:
     generate: callable  # tokens (B, T), lengths (B,), new, temperature, generator, stop -> tokens, thoughts (or None)
 
 
-def candidate(model, thinking):
-    """A Transformer, or a QuietSTaR with or without its thoughts: one greedy thought per position (section 5)."""
+def candidate(model, thinking, where=None):
+    """A Transformer, or a QuietSTaR with or without its thoughts: one greedy thought per position (section 5). where:
+    function of hidden states (n, C), at which of them does it think, bool (n,)? None: at all."""
     plain = model.model if isinstance(model, QuietSTaR) else model
 
     @torch.no_grad()
@@ -29,7 +30,9 @@ def candidate(model, thinking):
         if thinking:  # only where an answer is read off: no other position's thought can matter to it
             quiet = model.with_settings(n_thoughts=1, n_true=1, thought_temperature=0.0)
             thoughts = quiet.think(tokens, positions=positions)
-            hidden = quiet.talk(thoughts.h_base, thoughts.h_thought)[0][:, 0, :, 0]
+            hidden, h_base = quiet.talk(thoughts.h_base, thoughts.h_thought)[0][:, 0, :, 0], thoughts.h_base[:, 0, :, 0]
+            if where is not None:
+                hidden = torch.where(where(h_base.flatten(0, 1)).view(*h_base.shape[:2], 1), hidden, h_base)
         else:
             hidden = take(plain(tokens), positions)
         return plain.logits(hidden)
@@ -37,7 +40,7 @@ def candidate(model, thinking):
     def generate(tokens, lengths, new, temperature, generator, stop):
         more = dict(temperature=temperature, generator=generator, lengths=lengths, stop=stop)
         if thinking:
-            return generate_with_thoughts(model, tokens, new, **more)[:2]
+            return generate_with_thoughts(model, tokens, new, **more, where=where)[:2]
         return plain.generate(tokens, new, **more), None
 
     return Candidate(predict, generate)

@@ -26,6 +26,11 @@ from quiet_star import QuietSTaR
 THINK_ABOVE = 0.1  # the model thinks where it would say "<<" with a higher probability
 
 
+def half_precision(device):
+    """Models read in bfloat16, as they were trained; what they predict is computed in float32."""
+    return torch.autocast(device.type, torch.bfloat16)
+
+
 @dataclass
 class Text:
     """One solution: ids (n,), and its numbers, (where it begins, how many tokens) each."""
@@ -55,6 +60,7 @@ def read_numbers(model, texts, among, mark, thoughts=None, n_thoughts=1, tempera
     temperature   of thoughts;  tau: of the prediction
     """
     device, plain = next(model.parameters()).device, model.model if isinstance(model, QuietSTaR) else model
+    dtype = next(model.parameters()).dtype
     a = 1 + max(n for text in texts for _, n in text.numbers)  # the number, and what stands behind it
     number_of = np.cumsum([0, *(len(text.numbers) for text in texts)])
     longest_first = sorted((i for i, text in enumerate(texts) if text.numbers), key=lambda i: -len(texts[i].ids))
@@ -80,14 +86,17 @@ def read_numbers(model, texts, among, mark, thoughts=None, n_thoughts=1, tempera
             quiet = model.with_settings(n_thoughts=n_thoughts, n_true=a, thought_temperature=temperature)
             noise = torch.rand(B, n_thoughts, S, quiet.config.thought_len, device=device, generator=generator)
             given = None if thoughts is None else torch.from_numpy(thoughts[index]).transpose(1, 2).to(device)
-            thought = quiet.think(tokens, given, positions, None if thoughts is not None else noise)
-            h, gate = quiet.talk(thought.h_base, thought.h_thought)  # (B, N, S, a, C), (B, N, S, a)
-            thinks = says_start(quiet, mark, THINK_ABOVE)(thought.h_base[:, 0, :, 0].flatten(0, 1)).view(B, S)
-            h = torch.where(thinks[:, None, :, None, None], h, thought.h_base)
+            with half_precision(device):
+                thought = quiet.think(tokens, given, positions, None if thoughts is not None else noise)
+            h_base, h_thought = thought.h_base.to(dtype), thought.h_thought.to(dtype)
+            h, gate = quiet.talk(h_base, h_thought)  # (B, N, S, a, C), (B, N, S, a)
+            thinks = says_start(quiet, mark, THINK_ABOVE)(h_base[:, 0, :, 0].flatten(0, 1)).view(B, S)
+            h = torch.where(thinks[:, None, :, None, None], h, h_base)
             new = {"gate": gate[..., 0].mean(1), "thoughts": thought.tokens.transpose(1, 2), "thinks": thinks}
             new = {name: x[real] for name, x in new.items()}
         else:
-            h = take(plain(tokens), ahead - 1)[:, None]
+            with half_precision(device):
+                h = take(plain(tokens), ahead - 1)[:, None].to(dtype)
         log_p = []
         for states in h.transpose(1, 2)[real].split(32):  # (R, N, a, C)
             logits = plain.logits(states).float() / tau
@@ -116,12 +125,14 @@ def other_tokens(model, dataset, mark, count, span=256, batch=8):
     plain, device = quiet.model if quiet else model, next(model.parameters()).device
     for i in tqdm(range(0, len(spans), batch), desc="other tokens", leave=False, disable=None):
         tokens = torch.from_numpy(spans[i : i + batch]).to(device)
-        h = plain(tokens[:, :-1])
+        with half_precision(device):
+            h = plain(tokens[:, :-1]).float()
         if quiet:
             thinks = says_start(quiet, mark, THINK_ABOVE)(h.flatten(0, 1)).view(h.shape[:2])
             positions = thinks.float().topk(max(1, int(thinks.sum(1).max()))).indices  # some too many, in some texts
-            thought = quiet.think(tokens, positions=positions)
-            mixed = quiet.talk(thought.h_base, thought.h_thought)[0][:, 0, :, 0]
+            with half_precision(device):
+                thought = quiet.think(tokens, positions=positions)
+            mixed = quiet.talk(thought.h_base.float(), thought.h_thought.float())[0][:, 0, :, 0]
             h = torch.where(thinks[..., None], h.scatter(1, positions[..., None].expand_as(mixed), mixed), h)
         nll = -token_log_prob(plain.output, h, tokens[:, 1:]).cpu().numpy()
         sums.append(nll[~answers[i : i + batch]])
