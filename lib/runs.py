@@ -30,6 +30,7 @@ from lib.checkpoint import (
 from lib.config import settings
 from lib.files import brief, check, finite, parse_json, read_json, reading, replace_file, write_json
 from lib.parallel import average_metrics, barrier, slice_like, to_whole
+from lib.published import THINKS, VOCABULARY, is_published, read_published
 from lib.tokenizer import from_json, load_tokenizer
 from lib.weights import load_mistral
 from model import ModelConfig, Transformer
@@ -112,26 +113,44 @@ def load_run(folder, device="cpu"):
     return model.to(device).eval(), tokenizer, config, state["step"]
 
 
-def load_model(folder, device="cpu"):
+def load_model(folder, device="cpu", dtype=torch.float32):
     """The model of a run, or of a folder of weights (see lib/weights.py): (model, tokenizer, config, step), as
-    load_run; weights from elsewhere have neither config nor steps, (model, tokenizer, None, 0), and become float32.
-    Beside weights that `export` wrote is what makes them think: a QuietSTaR, then."""
+    load_run; weights from elsewhere have neither config nor steps: (model, tokenizer, None, 0). A QuietSTaR, if what
+    makes them think is there: beside weights that `export` wrote, among those that the authors published.
+
+    dtype: of the weights. No copy of them in another one is made."""
     folder = Path(folder)
+    if not folder.is_dir():
+        raise ValueError(what_is_missing(folder))
     if not any(any(folder.glob(name)) for name in ("params.json", "*.safetensors", "pytorch_model*.bin")):
-        return load_run(folder, device)
-    tokenizer = load_tokenizer(folder)
-    model = load_mistral(folder, torch.float32)
-    if model.config.vocab_size < tokenizer.vocab_size:
-        sizes = f"{tokenizer.vocab_size} tokens, the model {model.config.vocab_size}"
-        raise ValueError(f"the tokenizer in {folder} has {sizes}")
+        model, *rest = load_run(folder)
+        return model.to(device, dtype), *rest
+    tokenizer, published = load_tokenizer(folder), is_published(folder)
+    size = min(tokenizer.vocab_size, VOCABULARY) if published else tokenizer.vocab_size
+    model = load_mistral(folder, dtype, size, THINKS if published else ())
+    if model.config.vocab_size < size:
+        raise ValueError(f"the tokenizer in {folder} has {size} tokens, the model {model.config.vocab_size}")
     path = folder / "quiet_star.pt"
-    if path.exists() or path.with_suffix(".json").exists():
+    if published:
+        weights, config = read_published(folder, dtype)
+        model = thinking(model, config, weights).to(dtype)
+        load_weights(model, weights, folder, but="model.")
+    elif path.exists() or path.with_suffix(".json").exists():
         weights, config = load_tensors(path), read_json(path.with_suffix(".json"))
         with reading(path, "or quiet_star.json beside it is damaged"):
             check(weights, {str: torch.Tensor})
-            model = thinking(model, config, weights)
+            model = thinking(model, config, weights).to(dtype)
         load_weights(model, weights, path, but="model.")
     return model.to(device).eval(), tokenizer, None, 0
+
+
+def what_is_missing(name):
+    """One line about a folder that is not there: a name on a hub, perhaps."""
+    if len(Path(name).parts) == 2 and not Path(name).parent.exists():
+        return (
+            f"there is no folder {name}; if that is a name on a hub: hf download {name} --local-dir=weights/{name.name}"
+        )
+    return f"there is no folder {name}: a run, or weights with their tokenizer, is wanted"
 
 
 def last_run():

@@ -17,12 +17,15 @@ from model import ModelConfig, Transformer
 IGNORED = {"max_seq_len", "max_position_embeddings", "max_batch_size", "model_type", "causal"}  # no part of the shape
 
 
-def load_mistral(folder, dtype=None):
+def load_mistral(folder, dtype=None, rows=None, but=()):
     """A Transformer with the weights of a folder, on the CPU. Raises ValueError, in one line, if they do not fit.
 
     folder   Mistral's official layout: params.json and consolidated.00.pth or consolidated*.safetensors
              or Hugging Face's, of a Mistral or Llama: config.json and model*.safetensors or pytorch_model*.bin
     dtype    of the model's weights; None: as they are stored
+    rows     of the vocabulary to take, from the first; None: all. What is cut off (padding, tokens that the tokenizer
+             does not know) can be neither read nor said
+    but      how the names begin of tensors that belong to something else
 
     Each tensor is memory-mapped, copied to its place and let go, so that no more is in memory than the model and one
     tensor. A head that is tied to the embeddings stays tied.
@@ -36,12 +39,18 @@ def load_mistral(folder, dtype=None):
     if config.n_layers > len(found):
         raise ValueError(f"{folder} does not fit: it holds {len(found)} tensors, too few for {config.n_layers} layers")
 
+    if rows is not None and rows < config.vocab_size:
+        config = dataclasses.replace(config, vocab_size=rows)
     with reading(folder, "asks for a model that cannot be"), torch.device("meta"):  # shapes alone; memory comes with
         model = Transformer(config)  # the first tensor's dtype
     names, missing = {name: p.shape for name, p in model.named_parameters()}, set(dict(model.named_parameters()))
     empty = True
     for path, name, tensor in tensors_of(found):
+        if name.startswith(but):
+            continue
         name = name if official else from_hugging_face(name)
+        if rows is not None and name in ("tok_embeddings.weight", "output.weight"):
+            tensor = tensor[:rows]
         if name is None or name == "output.weight" and config.tied_embeddings:
             continue
         if names.get(name) != tensor.shape:

@@ -50,6 +50,7 @@ class BenchConfig:
     new_tokens: int = 32  # tokens generated
     threads: int = 0  # CPU threads; 0: as torch chooses
     device: Literal["auto", "cpu", "cuda"] = "auto"  # auto: cuda where there is one
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto"  # bfloat16: autocast; auto: on cuda (see train.py)
     json: bool = False  # print one JSON object instead of the table
     gate: float = 0.02  # standard deviation of the mixing head's last weights
     seed: int = 1337  # of weights and tokens
@@ -121,7 +122,8 @@ class Work:
             p.grad = torch.zeros_like(p)
 
     def autocast(self):
-        return torch.autocast(self.device, torch.bfloat16, enabled=self.device == "cuda")
+        half = self.bench.dtype == "bfloat16" or self.bench.dtype == "auto" and self.device == "cuda"
+        return torch.autocast(self.device, torch.bfloat16, enabled=half)
 
     def think(self, where=None):
         with self.autocast():

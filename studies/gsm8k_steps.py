@@ -49,9 +49,9 @@ class StepsConfig(StudyConfig):
 
 
 ROWS = {
+    "quiet_star": [],
     "lm": ["--objective=lm"],
     "pause": ["--thought_len=0"],
-    "quiet_star": [],
     "without REINFORCE": ["--reinforce_weight=0"],
     "random thoughts": [f"--thought_temperature={RANDOM}", "--reinforce_weight=0"],
 }
