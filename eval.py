@@ -15,7 +15,7 @@ token tells its thought.
 import sys
 import time
 import zlib
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from typing import Literal
@@ -33,7 +33,7 @@ from lib.page import write_page
 from lib.parallel import pick_device
 from lib.pictures import draw_curves, draw_difficulty, draw_text, mean_and_error
 from lib.questions import QuestionsConfig, ask_all, must_exist
-from lib.runs import last_run, load_model, read_log
+from lib.runs import LoadConfig, last_run, load_to_think, read_log
 from quiet_star import QuietSTaR
 
 
@@ -97,17 +97,20 @@ def answer_places(spans, answers, document_end):
 
 
 @torch.no_grad()
-def measure(model, spans, meta, device="cpu", batch_size=32, title="measuring", thoughts=None, gate=None, words=()):
-    """Predict every token of spans (W, T+1): Measured. Thoughts are greedy; to ask what it is that helps, let the model
-    read thoughts (W, T, m) that are given instead, or force its gate to a number. words: numbers of the spans whose
-    likeliest tokens are wanted, too."""
+def measure(
+    model, spans, meta, device="cpu", batch_size=32, title="measuring",
+    thoughts=None, gate=None, words=(), temperature=0.0,
+):  # fmt: skip
+    """Predict every token of spans (W, T+1): Measured. Thoughts are greedy, or drawn at a temperature. To ask what it
+    is that helps, let the model read thoughts (W, T, m) that are given instead, or force its gate to a number. words:
+    numbers of the spans whose likeliest tokens are wanted, too."""
     start, parts = time.perf_counter(), []
     among = (meta.get("answers") or {}).get("among")  # None: an answer may be any token
     thinking = isinstance(model, QuietSTaR)
     if thinking:
-        model = model.with_settings(n_thoughts=1, n_true=1, thought_temperature=0.0)
+        model = model.with_settings(n_thoughts=1, n_true=1, thought_temperature=temperature)
     transformer = model.model if thinking else model
-    head = transformer.output
+    head, generator = transformer.output, torch.Generator().manual_seed(1337)
     for i in tqdm(range(0, len(spans), batch_size), desc=title, leave=False, disable=None):
         tokens = torch.from_numpy(spans[i : i + batch_size]).to(device)
         target, asked = tokens[:, 1:], not set(words).isdisjoint(range(i, min(i + batch_size, len(spans))))
@@ -122,7 +125,8 @@ def measure(model, spans, meta, device="cpu", batch_size=32, title="measuring", 
         part = {}
         if thinking:
             given = None if thoughts is None else torch.from_numpy(thoughts[i : i + batch_size, None]).to(device)
-            thought = model.think(tokens, given)
+            noise = torch.rand(len(target), 1, target.shape[1], model.config.thought_len, generator=generator)
+            thought = model.think(tokens, given, noise=noise.to(device))
             h_base, h_thought = thought.h_base[:, 0, :, 0], thought.h_thought[:, 0, :, 0]  # (B, T, C)
             h_mixed, w = model.talk(h_base, h_thought)
             if gate is not None:
@@ -186,11 +190,11 @@ def text_to_measure(config, settings, tokenizer):
     return *held_out_spans(dataset, span, config.texts), dataset.meta
 
 
-def gains(config):
+def gains(config, load=None):
     """Measure one run against its base, print the table, draw the pictures, write results.json and gains.html."""
-    device = pick_device(config.device)
+    device, load = pick_device(config.device), load or LoadConfig()
     run = Path(config.run) if config.run else last_run()
-    model, tokenizer, settings, step = load_model(run, device)
+    model, tokenizer, settings, step = load_to_think(run, device, load)
     if not isinstance(model, QuietSTaR):
         raise ValueError(f"{run} is a plain language model: name a thinking one with --run")
     spans, answers, meta = text_to_measure(config, settings, tokenizer)
@@ -200,6 +204,7 @@ def gains(config):
     base_folder = config.base or (settings["train"]["init_from"] if settings else "")
     must_exist(base_folder)
     asked = {"run": str(run), "base_run": base_folder, "text": config.text, "texts": config.texts, "span": config.span}
+    asked |= asdict(load)
     asked["tokens' checksum"] = zlib.crc32(spans.tobytes())
     refuse_another(out / "results.json", asked)
     out.mkdir(parents=True, exist_ok=True)
@@ -207,10 +212,12 @@ def gains(config):
 
     first = next((w for w in range(len(spans)) if answers[w].any()), 0)
     on_page = range(first, min(len(spans), first + -(-config.page_tokens // spans.shape[1])))
-    trained = measure(model, spans, meta, device, config.batch_size, "thinking", words=on_page)
+    trained = measure(
+        model, spans, meta, device, config.batch_size, "thinking", words=on_page, temperature=load.thought_temperature
+    )
     rows, difficulty = {}, trained.nll_base
     if base_folder:
-        base_model, its_tokenizer, *_ = load_model(base_folder, device)
+        base_model, its_tokenizer, *_ = load_to_think(base_folder, device, load)
         if its_tokenizer.to_json() != tokenizer.to_json():
             raise ValueError(f"the model in {base_folder} has another tokenizer than {run}")
         base_model = base_model.model if isinstance(base_model, QuietSTaR) else base_model
@@ -259,7 +266,7 @@ def main():
     if command not in COMMANDS:
         sys.exit(f"eval.py: error: there is no command {command!r}: it is one of {', '.join(COMMANDS)}")
     function = gains if command == "gains" else partial(ask_all, command)
-    run_script("eval.py", __doc__, function, COMMANDS[command], argv=arguments)
+    run_script("eval.py", __doc__, function, COMMANDS[command], LoadConfig, argv=arguments)
 
 
 if __name__ == "__main__":

@@ -17,7 +17,7 @@ import torch
 from beyond.adaptive import expects_more_than
 from lib.config import run_script
 from lib.parallel import pick_device
-from lib.runs import last_run, load_model
+from lib.runs import LoadConfig, last_run, load_to_think
 from lib.tokenizer import before_end, has_ended
 from quiet_star import QuietSTaR, generate_with_thoughts
 
@@ -28,7 +28,6 @@ class SampleConfig:
     prompt: str = "\n"  # text to continue
     max_new_tokens: int = 20  # tokens to add
     temperature: float = 0.0  # of the tokens that are emitted; 0: always the likeliest
-    thought_temperature: float = 0.0  # of the thoughts; 0: always the likeliest
     show_thoughts: bool = False  # print the thought before each token
     without_thoughts: bool = False  # let the same model continue without thinking
     think_above: float = float("-inf")  # think only where it is expected to gain more nats than this; -inf: everywhere
@@ -37,16 +36,16 @@ class SampleConfig:
     ANY_NUMBER = ("think_above",)
 
     def __post_init__(self):
-        if self.max_new_tokens < 1 or self.temperature < 0 or self.thought_temperature < 0:
-            raise ValueError("max_new_tokens must be at least 1, temperatures at least 0")
+        if self.max_new_tokens < 1 or self.temperature < 0:
+            raise ValueError("max_new_tokens must be at least 1, the temperature at least 0")
         if not self.prompt:
             raise ValueError("the prompt must not be empty: a model continues something")
 
 
-def say(config):
+def say(config, load=None):
     """Print the prompt and what the model makes of it."""
-    device = pick_device(config.device)
-    model, tokenizer, _, _ = load_model(config.run or last_run(), device)
+    device, load = pick_device(config.device), load or LoadConfig()
+    model, tokenizer, _, _ = load_to_think(config.run or last_run(), device, load)
     tokens = torch.tensor([tokenizer.encode(config.prompt)], dtype=torch.long, device=device)
     if not tokens.numel():
         raise ValueError(f"to this model's tokenizer, the prompt {config.prompt!r} is nothing")
@@ -65,7 +64,7 @@ def say(config):
         plain = model.model if isinstance(model, QuietSTaR) else model
         return show(plain.generate(tokens, config.max_new_tokens, config.temperature, generator, stop=stop))
 
-    options = config.max_new_tokens, config.temperature, config.thought_temperature, generator
+    options = config.max_new_tokens, config.temperature, load.thought_temperature, generator
     tokens, thoughts, gates = generate_with_thoughts(model, tokens, *options, where=where, stop=stop)
     show(tokens)
     if config.show_thoughts:
@@ -83,4 +82,4 @@ def printable(text):
 
 
 if __name__ == "__main__":
-    run_script("sample.py", __doc__, say, SampleConfig)
+    run_script("sample.py", __doc__, say, SampleConfig, LoadConfig)

@@ -35,7 +35,7 @@ from lean.log_prob import text_loss
 from lib.config import from_cli, one_line_errors
 from lib.files import lock, reason
 from lib.parallel import average_gradients, average_metrics, barrier, hold, release, shard, start_processes, whole
-from lib.runs import load_model, log_line, open_run, save_run, steps_done, stop_on_signals, what_is_kept
+from lib.runs import load_model, log_line, open_run, save_run, start_thoughts, steps_done, stop_on_signals, what_is_kept
 from lib.tokenizer import from_json
 from model import ModelConfig, Transformer
 from quiet_star import QuietSTaR, QuietSTaRConfig
@@ -114,22 +114,15 @@ def build_model(train, model_config, quiet_config, given, tokenizer):
     model = QuietSTaR(transformer, quiet_config)
     if train.gain_head:
         attach_gain_head(model)
-    if start is transformer:
-        start_thoughts(model, tokenizer, train.start_text, train.end_text)
+    if start is transformer and train.start_text:
+        with suppress(ValueError):  # characters that the miniature's alphabet lacks
+            start_thoughts(model, tokenizer, train.start_text, train.end_text)
     else:
         model.mixing_head.load_state_dict(start.mixing_head.state_dict())
         model.thought_tokens.init_from(*start.thought_tokens())
         if train.gain_head and hasattr(start, "gain_head"):
             model.gain_head.load_state_dict(start.gain_head.state_dict())
     return model
-
-
-def start_thoughts(quiet, tokenizer, *texts):
-    """Let start and end of thought begin as the mean embeddings of two texts, if the tokenizer knows them."""
-    with suppress(ValueError):
-        found = [tokenizer.encode(text) for text in texts if text]
-        if found:
-            quiet.thought_tokens.init_from(*(quiet.model.tok_embeddings.weight[ids].mean(0) for ids in found))
 
 
 def build_optimizer(model, train):

@@ -20,16 +20,21 @@ class Candidate:
     generate: callable  # tokens (B, T), lengths (B,), new, temperature, generator, stop -> tokens, thoughts (or None)
 
 
-def candidate(model, thinking, where=None):
-    """A Transformer, or a QuietSTaR with or without its thoughts: one greedy thought per position (section 5). where:
-    function of hidden states (n, C), at which of them does it think, bool (n,)? None: at all."""
+def candidate(model, thinking, where=None, temperature=0.0, seed=1337):
+    """A Transformer, or a QuietSTaR with or without its thoughts: one per position (section 5).
+
+    where         function of hidden states (n, C), at which of them does it think, bool (n,)? None: at all
+    temperature   of the thoughts: 0, as the paper evaluates, takes the likeliest; else they are drawn by the seed
+    """
+    noise = torch.Generator().manual_seed(seed)
     plain = model.model if isinstance(model, QuietSTaR) else model
 
     @torch.no_grad()
     def predict(tokens, positions):
         if thinking:  # only where an answer is read off: no other position's thought can matter to it
-            quiet = model.with_settings(n_thoughts=1, n_true=1, thought_temperature=0.0)
-            thoughts = quiet.think(tokens, positions=positions)
+            quiet = model.with_settings(n_thoughts=1, n_true=1, thought_temperature=temperature)
+            drawn = torch.rand(len(tokens), 1, positions.shape[1], quiet.config.thought_len, generator=noise)
+            thoughts = quiet.think(tokens, positions=positions, noise=drawn.to(tokens.device))
             hidden, h_base = quiet.talk(thoughts.h_base, thoughts.h_thought)[0][:, 0, :, 0], thoughts.h_base[:, 0, :, 0]
             if where is not None:
                 hidden = torch.where(where(h_base.flatten(0, 1)).view(*h_base.shape[:2], 1), hidden, h_base)
@@ -37,10 +42,11 @@ def candidate(model, thinking, where=None):
             hidden = take(plain(tokens), positions)
         return plain.logits(hidden)
 
-    def generate(tokens, lengths, new, temperature, generator, stop):
-        more = dict(temperature=temperature, generator=generator, lengths=lengths, stop=stop)
+    def generate(tokens, lengths, new, of_text, generator, stop):
+        more = dict(temperature=of_text, generator=generator, lengths=lengths, stop=stop)
         if thinking:
-            return generate_with_thoughts(model, tokens, new, **more, where=where)[:2]
+            more |= dict(thought_temperature=temperature, where=where)
+            return generate_with_thoughts(model, tokens, new, **more)[:2]
         return plain.generate(tokens, new, **more), None
 
     return Candidate(predict, generate)

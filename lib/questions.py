@@ -31,7 +31,7 @@ from lib.asking import candidate, continuation, predict_ends, write_answers
 from lib.files import check, kept, lock, parse_json, reading, refuse_another, replace_file, write_json
 from lib.parallel import pick_device
 from lib.pictures import draw_scores, mean_and_error
-from lib.runs import last_run, load_model
+from lib.runs import LoadConfig, last_run, load_to_think
 from quiet_star import QuietSTaR
 
 DIRECT, CHAIN = "Q: {question}\nA:", "Q: {question}\nA: Let's think step by step."
@@ -199,9 +199,9 @@ def compare(x, y):
     return {"mean": mean, "low": mean - 1.96 * error, "high": mean + 1.96 * error}
 
 
-def ask_all(kind, config):
+def ask_all(kind, config, load=None):
     """Put all questions to all models; write the table, each question's record and a picture. Raises ValueError."""
-    run, device = config.run or last_run(), pick_device(config.device)
+    run, device, load = config.run or last_run(), pick_device(config.device), load or LoadConfig()
     if config.cot and kind != "gsm8k":
         raise ValueError("--cot is for gsm8k")
     start, folder = time.perf_counter(), Path(config.data or f"data/{kind}")
@@ -209,13 +209,21 @@ def ask_all(kind, config):
     ask = {"gsm8k": ask_gsm8k, "commonsense_qa": ask_commonsense_qa}[kind]
     title = f"{kind}{f' --cot --votes={config.votes}' if config.cot else ''}"
 
-    model, tokenizer, settings, step = load_model(run, device)
+    model, tokenizer, settings, step = load_to_think(run, device, load)
     base = config.base or (settings or {}).get("train", {}).get("init_from", "")
     default = Path(run) / f"eval_step{step:06d}" if settings else Path("out") / f"eval_{Path(run).resolve().name}"
     out = Path(config.out or default)
     name = re.sub(r"[ =]+", "_", title.replace("--", "")) + (f"_n{config.n}" if config.n else "")
     sha256 = hashlib.sha256((folder / "questions.jsonl").read_bytes()).hexdigest()
-    asked = {**asdict(config), "run": str(run), "base": base, "step": step, "questions": str(folder), "sha256": sha256}
+    asked = {
+        **asdict(config),
+        **asdict(load),
+        "run": str(run),
+        "base": base,
+        "step": step,
+        "questions": str(folder),
+        "sha256": sha256,
+    }
     asked = {key: value for key, value in asked.items() if key not in ("out", "device", "batch_size")}
     refuse_another(out / f"{name}.json", asked)
     must_exist(base, config.control)
@@ -228,12 +236,15 @@ def ask_all(kind, config):
         return kept(out / f"{name}_{row}.part.json", asked, make)
 
     modes = (("not_thinking", False), ("quiet_star", True)) if isinstance(model, QuietSTaR) else (("model", False),)
-    own = {row: answers(row, candidate(model, thinking)) for row, thinking in modes}
+    own = {
+        row: answers(row, candidate(model, thinking, None, load.thought_temperature, config.seed))
+        for row, thinking in modes
+    }
     del model  # one model at a time is in memory
     scores = {}  # by model: [dict of scores] by question
     for row, other in (("base", base), ("control", config.control)):
         if other and other != str(run):
-            model, its_tokenizer, _, _ = load_model(other, device)
+            model, its_tokenizer, _, _ = load_to_think(other, device, load)
             if its_tokenizer.to_json() != tokenizer.to_json():
                 raise ValueError(f"the model in {other} has another tokenizer than the run")
             scores[row] = answers(row, candidate(model, False))

@@ -13,6 +13,7 @@ import json
 import signal
 import sys
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
@@ -142,6 +143,32 @@ def load_model(folder, device="cpu", dtype=torch.float32):
             model = thinking(model, config, weights).to(dtype)
         load_weights(model, weights, path, but="model.")
     return model.to(device).eval(), tokenizer, None, 0
+
+
+@dataclass
+class LoadConfig:
+    dtype: Literal["float32", "bfloat16"] = "float32"  # of the weights; bfloat16 takes half the memory
+    thought_len: int | None = None  # sampled tokens of a thought; none: as many as in training
+    thought_temperature: float = 0.0  # of the thoughts; 0: always the likeliest token; 1: as in training
+    start_text: str = ""  # let start and end of thought be this text's mean embedding; empty: as they were learned
+
+
+def load_to_think(folder, device, load):
+    """load_model with the settings of a LoadConfig: (model, tokenizer, config, step)."""
+    model, tokenizer, config, step = load_model(folder, device, getattr(torch, load.dtype))
+    if isinstance(model, QuietSTaR):
+        length = model.config.thought_len if load.thought_len is None else load.thought_len
+        model = model.with_settings(thought_len=length, thought_temperature=load.thought_temperature)
+        if load.start_text:
+            start_thoughts(model, tokenizer, load.start_text)
+    return model, tokenizer, config, step
+
+
+def start_thoughts(quiet, tokenizer, *texts):
+    """Let start and end of thought be the mean embeddings of two texts (or both of one). Raises ValueError if the
+    tokenizer does not know them."""
+    found = [tokenizer.encode(text) for text in texts if text]
+    quiet.thought_tokens.init_from(*(quiet.model.tok_embeddings.weight[ids].mean(0) for ids in found))
 
 
 def what_is_missing(name):
