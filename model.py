@@ -16,6 +16,7 @@ Dimension key
   H query heads   K key/value heads   hd width of a head   V vocabulary
 """
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -34,7 +35,12 @@ class ModelConfig:
     norm_eps: float = 1e-5  # epsilon inside RMSNorm
     vocab_size: int = 32000  # number of token ids (V)
     rope_theta: float = 10000.0  # base of the rotary frequencies (Mistral-7B v0.1: 10000)
+    rope_factor: float = 1.0  # Llama 3.1 and later: low frequencies are divided by this (see rope_tables)
+    rope_low: float = 1.0  # low: less than so many turns in rope_context positions
+    rope_high: float = 4.0  # high, and left as they are: more turns than so many
+    rope_context: int = 8192  # positions that the model was first trained on
     sliding_window: int | None = None  # a token sees itself and the sliding_window - 1 before it; none: all
+    attention_bias: bool = False  # wq, wk and wv add a bias, as Qwen2's do
     tied_embeddings: bool = False  # the head that predicts a token is the table that embeds it
 
     def __post_init__(self):
@@ -45,6 +51,8 @@ class ModelConfig:
             raise ValueError(f"n_heads ({self.n_heads}) must be a multiple of n_kv_heads ({self.n_kv_heads})")
         if self.head_dim % 2:
             raise ValueError(f"head_dim must be even (rotary embedding turns pairs), not {self.head_dim}")
+        if min(self.rope_factor, self.rope_context) < 1 or self.rope_low >= self.rope_high:
+            raise ValueError("rope_factor and rope_context must be at least 1, rope_low below rope_high")
         if self.sliding_window is not None and self.sliding_window < 1:
             raise ValueError(f"sliding_window must be at least 1, not {self.sliding_window}")
 
@@ -63,13 +71,17 @@ class RMSNorm(nn.Module):
 # positions and masks
 
 
-def rope_tables(positions, head_dim, theta, dtype):
+def rope_tables(positions, head_dim, theta, dtype, factor=1.0, low=1.0, high=4.0, context=8192):
     """Cosines and sines by which rotary embedding turns a head, for positions (B or 1, T): two of (B or 1, 1, T, hd).
 
     Angles are computed in float32 at least: a position of some thousands times a frequency has no digits to spare.
     """
     precise = torch.float64 if dtype == torch.float64 else torch.float32
     frequencies = theta ** -(torch.arange(0, head_dim, 2, device=positions.device, dtype=precise) / head_dim)  # (hd/2,)
+    if factor != 1:  # Llama 3.1: slow turns slower still, so that far positions look like those of training
+        turns = frequencies * context / (2 * math.pi)
+        keep = ((turns - low) / (high - low)).clamp(0, 1)
+        frequencies = frequencies * (keep + (1 - keep) / factor)
     angles = positions[:, None, :, None].to(precise) * frequencies  # (B, 1, T, hd/2)
     # Mistral's checkpoints turn neighbouring pairs (0,1), (2,3), ...: each angle serves two neighbours. The sign of
     # the sine is stored here once, so that turning a head is two products and a swap.
@@ -155,9 +167,9 @@ class Attention(nn.Module):
     def __init__(self, config, layer):
         super().__init__()
         self.layer, self.head_dim = layer, config.head_dim
-        self.wq = nn.Linear(config.dim, config.n_heads * config.head_dim, bias=False)
-        self.wk = nn.Linear(config.dim, config.n_kv_heads * config.head_dim, bias=False)
-        self.wv = nn.Linear(config.dim, config.n_kv_heads * config.head_dim, bias=False)
+        self.wq = nn.Linear(config.dim, config.n_heads * config.head_dim, bias=config.attention_bias)
+        self.wk = nn.Linear(config.dim, config.n_kv_heads * config.head_dim, bias=config.attention_bias)
+        self.wv = nn.Linear(config.dim, config.n_kv_heads * config.head_dim, bias=config.attention_bias)
         self.wo = nn.Linear(config.n_heads * config.head_dim, config.dim, bias=False)
 
     def forward(self, x, rope, mask, cache):
@@ -228,6 +240,8 @@ class Transformer(nn.Module):
                 elif weight is self.output.weight:
                     std *= 0.3  # near-uniform first predictions
                 nn.init.normal_(weight, std=std)
+            elif name.endswith("bias"):
+                nn.init.zeros_(weight)
 
     def forward(self, tokens, positions=None, mask=None, cache=None):
         """Read tokens and return the last hidden states, after the final norm, (B, T, C).
@@ -249,7 +263,9 @@ class Transformer(nn.Module):
         elif mask is None and cache is None:
             raise ValueError("positions of your own need a mask of your own: what may each token see?")
         positions = positions if positions.dim() == 2 else positions[None]
-        rope = rope_tables(positions, self.config.head_dim, self.config.rope_theta, x.dtype)
+        c = self.config
+        scaling = c.rope_factor, c.rope_low, c.rope_high, c.rope_context
+        rope = rope_tables(positions, c.head_dim, c.rope_theta, x.dtype, *scaling)
         for layer in self.layers:
             x = layer(x, rope, mask, cache)
         return self.norm(x)

@@ -98,7 +98,7 @@ class BPETokenizer:
         if not covers_all(words.pattern):
             raise ValueError(f"its way of splitting text, {words.pattern[:60]!r}, loses some")
         self.kind, self.content, self.pieces, self.whole = kind, content, words.pieces, words.whole
-        self.ready, self.trim = words.ready, words.trim
+        self.ready, self.normal, self.trim = words.ready, words.normal, words.trim
         self.bos_id, self.eos_id, self.vocab_size = words.bos_id, words.eos_id, len(words.pieces)
         self.ends = {*words.ends, words.eos_id} - {None}
         ranks = dict(pat_str=words.pattern, mergeable_ranks=words.ranks, special_tokens={})
@@ -118,7 +118,7 @@ class BPETokenizer:
         """The same, without bos, as an int64 array: less work on a long text."""
         ids = [np.zeros(0, np.int64)]
         for part in self.cut(self.ready(text)):
-            ids += [[self.whole[part]]] if part in self.whole else [self.merge(x) for x in stretches(part)]
+            ids += [[self.whole[part]]] if part in self.whole else [self.merge(x) for x in stretches(self.normal(part))]
         return np.concatenate(ids)
 
     def merge(self, text):

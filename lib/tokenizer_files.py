@@ -8,7 +8,9 @@ import math
 import re
 import string
 import struct
+import unicodedata
 from dataclasses import dataclass, field
+from functools import partial
 
 import tiktoken
 
@@ -25,8 +27,9 @@ class Vocabulary:
     eos_id: int | None
     ends: set  # ids of special tokens: none of them is ever text, and where a model writes one, its text has ended
     spelled: dict = field(default_factory=dict)  # {rank: [ids]} for ranks that stand for several ids
-    whole: dict = field(default_factory=dict)  # {text: id} of what is cut out before all else
     ready: callable = str  # what is done to a text beforehand
+    whole: dict = field(default_factory=dict)  # {text: id} of what is then cut out
+    normal: callable = str  # what is done to each part between
     trim: callable = str  # what is done to a decoded text
 
 
@@ -85,7 +88,9 @@ def read_sentencepiece(content):
         "normalization": made_ready.get(2),
         "spaces that are not escaped": not made_ready.get(5, 1),
         "white space as a suffix": trained.get(24),
-        "pieces of the user's": any(kind == USER_DEFINED for _, _, kind in pieces),
+        "pieces of the user's with a space": any(
+            k == USER_DEFINED and re.search("[ ▁]", text) for text, _, k in pieces
+        ),
         "scores that are no numbers": not all(math.isfinite(score) for _, score, _ in pieces),
     }
     for what, asked in refused.items():
@@ -105,7 +110,9 @@ def read_sentencepiece(content):
     # none): cutting there changes nothing, and short stretches are merged much faster.
     merging = re.escape("".join(sorted({c for text, _, _ in normal if len(text) > 1 for c in text} - {" "})))
 
-    content_of = {i: text.encode("utf-8") for text, _, i in normal} | {i: bytes([b]) for b, i in byte_id.items()}
+    whole = {text: i for i, (text, _, kind) in enumerate(pieces) if kind == USER_DEFINED}
+    content_of = {i: text.encode("utf-8") for text, i in [*((t, i) for t, _, i in normal), *whole.items()]}
+    content_of |= {i: bytes([b]) for b, i in byte_id.items()}
     special = {text: i for i, (text, _, kind) in enumerate(pieces) if kind == CONTROL}
     begin, end = (trained.get(n, name).decode("utf-8") for n, name in ((46, b"<s>"), (47, b"</s>")))
     prefix, squeeze = (" " if made_ready.get(3, 1) else ""), made_ready.get(4, 1)
@@ -124,6 +131,7 @@ def read_sentencepiece(content):
         eos_id=special.get(end),
         ends={*special.values()},
         spelled={256 + n: [byte_id[b] for b in beginning] for n, beginning in enumerate(beginnings)},
+        whole=whole,
         ready=ready,
         trim=lambda text: text.lstrip(" ") if squeeze else text.removeprefix(prefix),
     )
@@ -170,14 +178,15 @@ def read_byte_bpe(file):
     for name in ("byte_fallback", "dropout", "end_of_word_suffix", "continuing_subword_prefix"):
         if model.get(name):
             raise ValueError(f"{name} is not implemented")
-    if model["type"] != "BPE" or file.get("normalizer"):
-        raise ValueError("only byte-level BPE without a normalizer is implemented")
+    normalizers = flat(file.get("normalizer"), "normalizers")
+    if model["type"] != "BPE" or any(kind != {"type": "NFC"} for kind in normalizers):
+        raise ValueError("only byte-level BPE, without a normalizer but NFC, is implemented")
     check(model, {"vocab": dict, "merges": list}, "the model")
     check(added, [{"content": str, "id": int}], "added_tokens")
     names = {**model["vocab"], **{token["content"]: token["id"] for token in added}}
     as_text = {token["content"]: token["id"] for token in added if not token.get("special", True)}
     for token in added:
-        for flag in ("lstrip", "rstrip", "single_word"):
+        for flag in ("lstrip", "rstrip", "single_word", *["normalized"] * bool(normalizers)):
             if token["content"] in as_text and token.get(flag):
                 raise ValueError(f"{flag} of the added token {token['content']!r} is not implemented")
     size = 1 + max((i for i in names.values() if type(i) is int), default=-1)
@@ -210,15 +219,21 @@ def read_byte_bpe(file):
         ends={*special.values()},
         spelled=lacking,
         whole=as_text,
+        normal=partial(unicodedata.normalize, "NFC") if normalizers else str,
     )
 
 
 NO_UTF8 = {0xC0, 0xC1, *range(0xF5, 0x100)}  # bytes that are in no text
 
 
+def flat(section, name):
+    """The steps of a section of a tokenizer.json, which may be one, a Sequence of them, or none."""
+    return section.get(name, [section]) if section else []
+
+
 def split_pattern(pre_tokenizer):
     """The regular expression that does what a tokenizer.json's pre_tokenizer section says. Raises ValueError."""
-    steps = (pre_tokenizer or {}).get("pretokenizers") or [pre_tokenizer or {}]
+    steps = flat(pre_tokenizer, "pretokenizers") or [{}]
     kinds = [step.get("type") for step in steps]
     last = steps[-1]
     if kinds[-1] == "ByteLevel" and not last.get("add_prefix_space"):

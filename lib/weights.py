@@ -1,8 +1,9 @@
 """
-Weights from elsewhere, and for elsewhere: Mistral's official layout, and Hugging Face's of a Mistral or a Llama.
+Weights from elsewhere, and for elsewhere: Mistral's official layout, and Hugging Face's of a Mistral, Llama or Qwen2.
 """
 
 import dataclasses
+import importlib
 import math
 from dataclasses import asdict
 from pathlib import Path
@@ -21,7 +22,7 @@ def load_mistral(folder, dtype=None, rows=None, but=()):
     """A Transformer with the weights of a folder, on the CPU. Raises ValueError, in one line, if they do not fit.
 
     folder   Mistral's official layout: params.json and consolidated.00.pth or consolidated*.safetensors
-             or Hugging Face's, of a Mistral or Llama: config.json and model*.safetensors or pytorch_model*.bin
+             or Hugging Face's, of a Mistral, Llama or Qwen2: config.json and model*.safetensors or pytorch_model*.bin
     dtype    of the model's weights; None: as they are stored
     rows     of the vocabulary to take, from the first; None: all. What is cut off (padding, tokens that the tokenizer
              does not know) can be neither read nor said
@@ -81,6 +82,45 @@ def save_mistral(model, folder):
     write_json(folder / "params.json", params)
 
 
+def save_hugging_face(model, folder, tokenizer):
+    """Write a Transformer as a folder that transformers loads: config.json and model.safetensors. Raises ValueError."""
+    folder, c = Path(folder), model.config
+    save_file = safetensors_function("torch", "save_file")
+    if c.attention_bias and c.sliding_window:
+        raise ValueError("transformers has no model with both attention_bias and a sliding window, as this one has")
+    kind = "qwen2" if c.attention_bias else "mistral" if c.sliding_window else "llama"
+    rope = {"rope_type": "default", "rope_theta": c.rope_theta}
+    if c.rope_factor != 1:
+        rope |= {"rope_type": "llama3", **{theirs: getattr(c, ours) for ours, theirs in LLAMA3.items()}}
+    names = {ours: getattr(c, ours) for ours in ("head_dim", "rope_theta", "sliding_window", "vocab_size")}
+    names |= {theirs: getattr(c, ours) for ours, theirs in SHAPE.items()}
+    config = {
+        "architectures": [{"qwen2": "Qwen2", "mistral": "Mistral", "llama": "Llama"}[kind] + "ForCausalLM"],
+        "model_type": kind,
+        **names,
+        "num_key_value_heads": c.n_kv_heads,
+        "rope_parameters": rope,
+        "rope_scaling": rope if c.rope_factor != 1 else None,  # where older transformers look for it
+        "hidden_act": "silu",
+        "max_position_embeddings": 32768,
+        "tie_word_embeddings": c.tied_embeddings,
+        "bos_token_id": tokenizer.bos_id,
+        "eos_token_id": tokenizer.eos_id,
+    }
+    weights = {}
+    for name, tensor in model.state_dict().items():
+        heads = heads_of(name, c)
+        if heads:
+            tensor = tensor.unflatten(0, (heads, -1, 2)).transpose(1, 2).flatten(0, 2)
+        if name != "output.weight" or not c.tied_embeddings:
+            weights[to_hugging_face(name)] = tensor.contiguous()
+    folder.mkdir(parents=True, exist_ok=True)
+    temporary = folder / "model.safetensors.tmp"
+    save_file(weights, temporary, metadata={"format": "pt"})
+    temporary.replace(folder / "model.safetensors")
+    write_json(folder / "config.json", config)
+
+
 OFFICIAL_FILES = ("consolidated*.safetensors", "consolidated.*.pth")
 
 HUGGING_FACE_FILES = ("model*.safetensors", "pytorch_model*.bin")
@@ -123,7 +163,7 @@ def tensors_of(found):
     for _, path, name in sorted(found, reverse=True):
         with reading(path):
             if path.suffix == ".safetensors":
-                with safe_open()(path, framework="pt") as file:
+                with safetensors_function("", "safe_open")(path, framework="pt") as file:
                     tensor = file.get_tensor(name)
             else:
                 tensor = torch.load(path, mmap=True, weights_only=True)[name]
@@ -136,18 +176,17 @@ def sizes_in(path):
         check_zip(path)
         with reading(path):
             return {str(name): x.numel() for name, x in torch.load(path, mmap=True, weights_only=True).items()}
-    open_file = safe_open()
+    open_file = safetensors_function("", "safe_open")
     with reading(path), open_file(path, framework="pt") as file:
         return {name: math.prod(file.get_slice(name).get_shape()) for name in file.keys()}
 
 
-def safe_open():
-    """The optional package's function that opens a .safetensors file."""
+def safetensors_function(module, name):
+    """A function of the optional package."""
     try:
-        from safetensors import safe_open
+        return getattr(importlib.import_module(f"safetensors.{module}" if module else "safetensors"), name)
     except ImportError:
-        raise ValueError("reading .safetensors needs a package: pip install safetensors") from None
-    return safe_open
+        raise ValueError("reading and writing .safetensors needs a package: pip install safetensors") from None
 
 
 def copy_weight(name, source, target, config, halves):
@@ -156,12 +195,23 @@ def copy_weight(name, source, target, config, halves):
     Rotary embedding turns pairs of numbers. Mistral's checkpoints keep a pair together, (0,1), (2,3), ...; Hugging
     Face's keep all first numbers of a head's pairs and then all second ones: (0, hd/2), (1, hd/2 + 1), ...
     """
-    heads = {"wq.weight": config.n_heads, "wk.weight": config.n_kv_heads}.get(name.split("attention.")[-1])
+    heads = heads_of(name, config)
     with torch.no_grad():
         if halves and heads:
             source = source.unflatten(0, (heads, 2, -1)).transpose(1, 2)
             target = target.unflatten(0, (heads, -1, 2))
         target.copy_(source)
+
+
+def heads_of(name, config):
+    """How many heads a tensor has, if it is one whose rows rotary embedding turns."""
+    return {"wq": config.n_heads, "wk": config.n_kv_heads}.get(name.split(".")[-2])
+
+
+def to_hugging_face(name):
+    for theirs, ours in HUGGING_FACE_NAMES.items():
+        name = name.replace(ours, theirs) if ours else name
+    return name if name.startswith("lm_head.") else f"model.{name}"
 
 
 def from_hugging_face(name):
@@ -190,6 +240,12 @@ HUGGING_FACE_NAMES = {
 }
 
 
+SHAPE = dict(dim="hidden_size", n_layers="num_hidden_layers", hidden_dim="intermediate_size")
+SHAPE |= dict(n_heads="num_attention_heads", norm_eps="rms_norm_eps")
+LLAMA3 = dict(rope_factor="factor", rope_low="low_freq_factor", rope_high="high_freq_factor")
+LLAMA3 |= dict(rope_context="original_max_position_embeddings")
+
+
 def official_config(path):
     """ModelConfig of a params.json. What it asks for and this model does not have is refused (ValueError)."""
     params = read_json(path)
@@ -203,14 +259,16 @@ def official_config(path):
 def hugging_face_config(path):
     """ModelConfig of a config.json, likewise. What it does not say is as transformers has it for this type of model."""
     c = read_json(path)
-    mistral, rope = c.get("model_type") == "mistral", c.get("rope_parameters") or c.get("rope_scaling") or {}
-    rope = rope if isinstance(rope, dict) else {"rope_type": rope}
+    kind, rope = c.get("model_type"), c.get("rope_parameters") or c.get("rope_scaling") or {}
+    rope, mistral = rope if isinstance(rope, dict) else {"rope_type": rope}, kind == "mistral"
+    scaled = rope.get("rope_type", rope.get("type", "default"))
     asks = {
-        "model_type": c.get("model_type") not in ("mistral", "llama"),
+        "model_type": kind not in ("mistral", "llama", "qwen2"),
+        "use_sliding_window": kind == "qwen2" and c.get("use_sliding_window", False),
         "hidden_act": c.get("hidden_act", "silu") != "silu",
         "attention_bias": c.get("attention_bias", False),
         "mlp_bias": c.get("mlp_bias", False),
-        "rope_scaling": rope.get("rope_type", rope.get("type", "default")) != "default" and rope,
+        "rope_scaling": scaled not in ("default", "llama3") and rope,
         "rope_interleaved": c.get("rope_interleaved", False),
         "partial_rotary_factor": c.get("partial_rotary_factor", rope.get("partial_rotary_factor", 1)) != 1,
         "quantization_config": c.get("quantization_config", False),
@@ -218,8 +276,7 @@ def hugging_face_config(path):
     for name, refused in asks.items():
         if refused:
             raise ValueError(f"{path} asks for {name}={brief(repr(c.get(name, rope)))}, which is not implemented")
-    names = dict(dim="hidden_size", n_layers="num_hidden_layers", hidden_dim="intermediate_size")
-    names |= dict(n_heads="num_attention_heads", norm_eps="rms_norm_eps", vocab_size="vocab_size")
+    names = {**SHAPE, "vocab_size": "vocab_size"}
     params = {ours: c[theirs] for ours, theirs in names.items() if theirs in c}
     if len(params) == len(names):
         with reading(path, "does not say what shape the model has"):
@@ -228,6 +285,11 @@ def hugging_face_config(path):
     params["rope_theta"] = next(x for x in (rope.get("rope_theta"), c.get("rope_theta"), 10000.0) if x is not None)
     # a Llama has no window, and in Mistral's own configurations null means none
     params["sliding_window"] = c.get("sliding_window", 4096) if mistral else None
+    params["attention_bias"] = kind == "qwen2"
+    if scaled == "llama3":
+        if missing := [name for name in LLAMA3.values() if name not in rope]:
+            raise ValueError(f"{path} asks for rope_scaling llama3 without {missing[0]}")
+        params |= {ours: rope[theirs] for ours, theirs in LLAMA3.items()}
     params["tied_embeddings"] = c.get("tie_word_embeddings", False)
     return checked_config(path, params)
 

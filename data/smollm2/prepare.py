@@ -108,14 +108,18 @@ def tokenizer_json(reader):
     )
     if split != "smollm":
         raise ValueError(f"the tokenizer splits text in the way {split!r}; only 'smollm' is known")
-    special = [{"id": i, "content": word} for i, word in enumerate(words) if kinds[i] == CONTROL]
+    no = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False)
+    special = [{"id": i, "content": word, "special": True, **no} for i, word in enumerate(words) if kinds[i] == CONTROL]
     steps = [
         {"type": "Digits", "individual_digits": True},
-        {"type": "ByteLevel", "add_prefix_space": False, "use_regex": True},
+        {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": True},
     ]
     return {
+        "version": "1.0",
         "added_tokens": special,
         "normalizer": None,
+        "post_processor": None,
+        "decoder": {"type": "ByteLevel", "add_prefix_space": True, "trim_offsets": True, "use_regex": True},
         "pre_tokenizer": {"type": "Sequence", "pretokenizers": steps},
         "model": {"type": "BPE", "vocab": {word: i for i, word in enumerate(words)}, "merges": merges},
     }

@@ -217,7 +217,7 @@ def test_bad_files_are_refused_in_one_line(tmp_path):
         "json": (b'{"model": ', "tokenizer"),
         "keys": (b'{"model": {"type": "BPE"}}', "tokenizer.json"),
         "wordpiece": (b'{"model": {"type": "WordPiece"}}', "only byte-level BPE"),
-        "normalizer": (json.dumps(good | {"normalizer": {"type": "NFC"}}), "without a normalizer"),
+        "normalizer": (json.dumps(good | {"normalizer": {"type": "NFKC"}}), "without a normalizer"),
         "split": (json.dumps(good | {"pre_tokenizer": {"type": "Whitespace"}}), "Whitespace"),
         "prefix": (json.dumps(good | {"pre_tokenizer": {"type": "ByteLevel", "add_prefix_space": True}}), "ByteLevel"),
         "merge": (json.dumps(good | {"model": good["model"] | {"merges": [["zz", "qq"]]}}), "tokenizer.json"),

@@ -116,6 +116,7 @@ def test_ignore_merges_with_words_that_merges_make_is_obeyed(tmp_path):
         dict(remove_extra_whitespaces=False, bos_piece="<begin>", eos_piece="<end>", bos_id=2, eos_id=1),
         dict(remove_extra_whitespaces=False, bos_id=-1, eos_id=-1),
         dict(remove_extra_whitespaces=False, control_symbols=["<|im_end|>"]),
+        dict(remove_extra_whitespaces=False, user_defined_symbols=["<x>", "<x>s", "é漢", "don"]),
     ],
     ids=lambda how: " ".join(f"{name}={value}" for name, value in how.items()),
 )
@@ -142,7 +143,7 @@ def test_sentencepiece_fields_are_obeyed(tmp_path, how):
     [
         (dict(treat_whitespace_as_suffix=True, normalization_rule_name="identity"), "suffix"),
         (dict(normalization_rule_name="nmt_nfkc"), "normalization"),
-        (dict(user_defined_symbols=["<x>"], normalization_rule_name="identity"), "pieces of the user's"),
+        (dict(user_defined_symbols=["de f"], normalization_rule_name="identity"), "pieces of the user's with a space"),
     ],
 )
 def test_sentencepiece_fields_that_are_not_obeyed_are_refused(tmp_path, how, message):
