@@ -164,7 +164,7 @@ def thinking_step(model, tokens, documents, scale, before_last, train, start, no
         "random": lambda h_text: random_positions(train.think_share, chance),
         "hard": partial(hard_positions, model, share=train.think_share, noise=chance),
         "hardest": partial(hard_positions, model, share=train.think_share),
-        "start": partial(start_positions, model, share=train.think_share, token=start),
+        "start": partial(start_positions, model, tokens, share=train.think_share, token=start),
     }[train.think_at]
     how = dict(scale=scale, at_once=train.think_at_once, recompute=train.recompute, before_last=before_last)
     return model.backward(tokens, documents=documents, noise=noise, where=where, **how)

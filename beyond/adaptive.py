@@ -2,7 +2,7 @@
 Where to think. The paper leaves it open whether a model can tell beforehand where a thought will help.
 
   hard_positions      training: think only where the text alone leaves the model uncertain
-  start_positions     training: think only where the model itself is likely to begin an aside of the text
+  start_positions     training: think only where the text could have written its steps out, and does not
   GainHead            learns, beside the rest, what a thought would bring
   expects_more_than   generation: think only where the gain head expects more than so many nats
 
@@ -74,12 +74,14 @@ def hard_positions(quiet, h_text, share, noise=None):
     return hardness.topk(share_of(share, hardness.shape[1])).indices.sort().values
 
 
-def start_positions(quiet, h_text, share, token):
+def start_positions(quiet, tokens, h_text, share, token):
     """A share of the positions that may think, (B, S) in ascending order: where the model, after the text h_text
-    (B, L, C), is likeliest to say `token`. A text that sometimes writes its steps, behind a mark such as "<<", shows
-    where they could stand: there the model is as likely to say the mark as the text is to go on without."""
+    (B, L, C), is likeliest to say `token`, and the text tokens (B, L) does not. A text that sometimes writes its steps,
+    behind a mark such as "<<", shows where they could stand. Where it writes them, there is nothing to think: a thought
+    would only have to foresee the mark."""
     h = h_text[:, : h_text.shape[1] - quiet.config.n_true].detach()
     log_p = token_log_prob(quiet.model.output, h, h.new_full(h.shape[:2], token, dtype=torch.long))
+    log_p = log_p.masked_fill(tokens[:, 1 : h.shape[1] + 1] == token, -math.inf)
     return log_p.topk(share_of(share, log_p.shape[1])).indices.sort().values
 
 

@@ -11,7 +11,7 @@ thought once, before the number, and all tokens of the number are read after it.
 calculation here is left out of all predictions: at the first token, "<<" is no choice.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Literal
@@ -52,6 +52,8 @@ ROWS = {
     "quiet_star": [],
     "lm": ["--objective=lm"],
     "pause": ["--thought_len=0"],
+}
+ONE_SEED = {  # the same, of the first seed alone
     "without REINFORCE": ["--reinforce_weight=0"],
     "random thoughts": [f"--thought_temperature={RANDOM}", "--reinforce_weight=0"],
 }
@@ -118,7 +120,9 @@ def gsm8k_steps(config):
     steps = [f"--max_steps={config.steps}"] if config.steps else []
     presets = [f"--config={HERE / 'config' / name}.toml" for name in ("gsm8k_steps_base", "gsm8k_steps")]
     train_all({base: [presets[0], device, *steps]}, 1)
-    runs = train_rows(config, out, ROWS, [presets[1], f"--init_from={base}", "--base_preset=", device, *steps])
+    flags = [presets[1], f"--init_from={base}", "--base_preset=", device, *steps]
+    runs = train_rows(config, out, ROWS, flags)
+    runs |= train_rows(replace(config, seeds=config.seeds.split(",")[0]), out, ONE_SEED, flags)
 
     about = {"split": config.split, "documents": config.documents}
     tau = kept(out / "temperature.json", about, partial(best_temperature, config, base))
