@@ -136,9 +136,10 @@ def test_thinking_where_it_pays_stops_when_all_rows_have_ended():
 def test_start_positions_are_those_where_the_model_is_likeliest_to_say_the_start():
     """One position at a time; and in generation, where it would say it with more than a probability."""
     quiet, token = tiny(n_true=2), 3
-    tokens = ids(2, 11, seed=6)
+    tokens = ids(2, 11, seed=5)
+    likeliest = start_positions(quiet, ids(2, 11, seed=5), quiet.read_text(tokens).hidden, 0.1, token)
+    tokens[:, int(likeliest.max()) + 1] = token  # here the text says it
     found = start_positions(quiet, tokens, quiet.read_text(tokens).hidden, 0.35, token)
-    assert (tokens[:, 1:10] == token).any()
     assert found.shape == (2, 3) and (found.diff() > 0).all()
     for b in range(2):
         states = [quiet.model(tokens[b : b + 1, : i + 1])[0, -1] for i in range(9)]
