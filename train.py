@@ -28,6 +28,7 @@ from torch.nn.utils import clip_grad_norm_
 from tqdm import tqdm
 
 from beyond.adaptive import attach_gain_head, hard_positions, random_positions, start_positions, start_token
+from beyond.lora import add_lora
 from data.batches import batch_offsets, check_sizes, read_batch, thought_noise
 from data.dataset import open_dataset
 from lean.in_parts import go_back
@@ -59,6 +60,7 @@ class TrainConfig:
     think_at: Literal["all", "hard", "hardest", "random", "start"] = "all"  # hard: by base entropy; start: by p(start)
     think_share: float = 0.25  # share of a text's positions that think, where not all do
     think_at_once: int = 0  # positions of a text that think together, fewer: less memory; 0: as many as is good
+    lora_rank: int = 0  # freeze the model and learn additions of this rank to it (beyond/lora.py); 0: learn all of it
     gain_head: bool = True  # also learn what a thought would bring (beyond/adaptive.py); the model learns the same
     recompute: bool = False  # sample thoughts, then read them again to learn, fewer at once: slower, less memory
     max_steps: int = 150  # optimizer steps
@@ -85,6 +87,8 @@ class TrainConfig:
         for name, number in least.items():
             if getattr(self, name) < number:
                 raise ValueError(f"{name} must be at least {number}, not {getattr(self, name)}")
+        if self.lora_rank and self.parallel == "fsdp":
+            raise ValueError("lora_rank is for models that fit into each process: parallel=data")
         if not (0 < self.think_share <= 1 and self.grad_clip > 0 and max(self.beta1, self.beta2) < 1):
             raise ValueError("think_share must be above 0 and at most 1, grad_clip above 0, beta1 and beta2 below 1")
 
@@ -93,7 +97,7 @@ class TrainConfig:
 # model and optimizer
 
 
-def build_model(train, model_config, quiet_config, given, tokenizer):
+def build_model(train, model_config, quiet_config, given, tokenizer, bfloat16=False):
     """The model to train, on the CPU: new, or the one in init_from. Raises ValueError if that does not fit."""
     torch.manual_seed(train.seed)
     if not train.init_from:
@@ -108,6 +112,8 @@ def build_model(train, model_config, quiet_config, given, tokenizer):
     for name, value in dataclasses.asdict(transformer.config).items():
         if train.init_from and given.get(name, value) != value:
             raise ValueError(f"--{name}={given[name]}, but the model in {train.init_from} has {value}")
+    if train.lora_rank:
+        add_lora(transformer, train.lora_rank, torch.bfloat16 if bfloat16 else None)
     if train.objective == "lm":
         return transformer  # of a thinking model, what speaks without a thought
 
@@ -128,7 +134,7 @@ def build_model(train, model_config, quiet_config, given, tokenizer):
 def build_optimizer(model, train):
     """AdamW in float32: weight decay on matrices only, and a learning rate of its own for the two small heads."""
     groups = {}
-    for name, p in model.named_parameters():
+    for name, p in ((name, p) for name, p in model.named_parameters() if p.requires_grad):
         decay = train.weight_decay if p.dim() == 2 else 0.0
         scale = train.mixing_head_lr if name.startswith(("mixing_head.", "gain_head.")) else 1.0
         groups.setdefault((decay, scale), []).append(p)
@@ -210,10 +216,10 @@ def set_up(train, model_config, quiet_config, given, held):
     check_sizes(train, data, held_out, length, processes)
 
     tokenizer = from_json(data.meta["tokenizer"], train.data)
-    model = build_model(train, model_config, quiet_config, given, tokenizer)
+    bfloat16 = train.dtype == "bfloat16" or train.dtype == "auto" and processes.device.type == "cuda"
+    model = build_model(train, model_config, quiet_config, given, tokenizer, bfloat16)
     transformer = model if train.objective == "lm" else model.model
     size = sum(p.numel() for p in model.parameters())
-    bfloat16 = train.dtype == "bfloat16" or train.dtype == "auto" and processes.device.type == "cuda"
     if train.parallel == "fsdp":
         shard(model, transformer, processes, bfloat16)
     else:
@@ -229,7 +235,9 @@ def set_up(train, model_config, quiet_config, given, held):
     if processes.first:
         Path(train.out).mkdir(parents=True, exist_ok=True)
         held.enter_context(lock(train.out, "training"))
-    defaults = {f.name: f.default for cls in (TrainConfig, QuietSTaRConfig) for f in dataclasses.fields(cls)}
+    defaults = {
+        f.name: f.default for cls in (TrainConfig, ModelConfig, QuietSTaRConfig) for f in dataclasses.fields(cls)
+    }
     step, seconds = open_run(train.out, settings, defaults, model, optimizer, tokenizer, processes)
     if processes.first and step < train.max_steps:
         where = f"{processes.world} x {processes.device.type}" + (", sharded" if train.parallel == "fsdp" else "")

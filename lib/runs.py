@@ -20,6 +20,7 @@ from typing import Literal
 import torch
 
 from beyond.adaptive import attach_gain_head
+from beyond.lora import add_lora, merge_lora, rank_in
 from lib.checkpoint import (
     checked_weight,
     checkpoints,
@@ -107,10 +108,14 @@ def load_run(folder, device="cpu"):
         if not any(name.endswith(f"layers.{shape.n_layers - 1}.ffn_norm.weight") for name in state["model"]):
             raise ValueError(f"there are no {shape.n_layers} layers")
         model = transformer = Transformer(shape)
+        if rank := rank_in(state["model"]):
+            add_lora(transformer, rank)
         if config["train"]["objective"] == "quiet_star":
             model = thinking(transformer, config["quiet_star"], state["model"])
     load_weights(model, state["model"], Path(folder) / "checkpoint.pt", assign=True)
     transformer.tie()
+    if rank:
+        merge_lora(transformer)
     return model.to(device).eval(), tokenizer, config, state["step"]
 
 

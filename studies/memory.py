@@ -18,6 +18,7 @@ from torch.utils._pytree import tree_leaves
 from tqdm import tqdm
 
 from beyond.adaptive import attach_gain_head
+from beyond.lora import add_lora
 from lean.in_parts import good_part
 from lean.log_prob import CHUNK_NUMBERS
 from lib.config import from_cli, one_line_errors, settings
@@ -75,9 +76,11 @@ class Alive(TorchDispatchMode):
         weakref.finalize(storage, gone)
 
 
-def thinking(model_config, quiet_config, gain_head):
+def thinking(model_config, quiet_config, train):
     quiet = QuietSTaR(Transformer(model_config), quiet_config)
-    if gain_head:
+    if train.lora_rank:
+        add_lora(quiet.model, train.lora_rank)
+    if train.gain_head:
         attach_gain_head(quiet)
     return quiet
 
@@ -102,7 +105,7 @@ def peak(train, model_config, quiet_config, texts, dtype=torch.float32, weights=
         default, chunk = torch.get_default_dtype(), CHUNK_NUMBERS["cpu"]
         torch.set_default_dtype(weights)  # for tensors without numbers there is no .to(dtype)
         try:
-            quiet = thinking(model_config, quiet_config, train.gain_head)
+            quiet = thinking(model_config, quiet_config, train)
             torch.set_default_dtype(default)
             CHUNK_NUMBERS["cpu"] = CHUNK_NUMBERS["cuda"] if gpu else chunk
             return peak_of(quiet, train, texts, dtype, gpu)
@@ -112,7 +115,7 @@ def peak(train, model_config, quiet_config, texts, dtype=torch.float32, weights=
 
 
 def peak_of(quiet, train, texts, dtype, gpu):
-    for p in quiet.parameters():
+    for p in (p for p in quiet.parameters() if p.requires_grad):
         p.grad = torch.empty_like(p)
     tokens = torch.zeros(texts, train.span + quiet.config.n_true, dtype=torch.long)
     everywhere = quiet.default_positions(tokens)
@@ -124,14 +127,20 @@ def peak_of(quiet, train, texts, dtype, gpu):
     return alive.most
 
 
-def state(model_config, quiet_config, gpus, dtype, gain_head=True):
+def state(model_config, quiet_config, gpus, dtype, train):
     """{mode: {what: bytes on each GPU}} of all but activations, by the modes of lib/parallel.py. dtype: of what is
     gathered."""
     with torch.device("meta"):
-        quiet = thinking(model_config, quiet_config, gain_head)
+        quiet = thinking(model_config, quiet_config, train)
+    learn = sum(p.numel() for p in quiet.parameters() if p.requires_grad)
     everything = sum(p.numel() for p in quiet.parameters())
     block = sum(p.numel() for p in quiet.model.layers[0].parameters())
     root, width = everything - block * model_config.n_layers, dtype.itemsize
+
+    if train.lora_rank:  # what is frozen is kept in the dtype of the arithmetic
+        frozen = dtype.itemsize * (everything - learn)
+        memory = {"weights": frozen + FULL * learn, "gradients": FULL * learn, "optimizer": 2 * FULL * learn}
+        return everything, {"data": memory | {"gathered": 0}}
 
     def kept(numbers):
         return {"weights": FULL * numbers, "gradients": FULL * numbers, "optimizer": 2 * FULL * numbers}
@@ -149,7 +158,7 @@ def state(model_config, quiet_config, gpus, dtype, gain_head=True):
 def plan(memory, train, model_config, quiet_config):
     """What each GPU holds, by mode, thought length and recompute: a dict, bytes."""
     dtype = torch.float32 if train.dtype == "float32" else torch.bfloat16
-    parameters, states = state(model_config, quiet_config, memory.gpus, dtype, train.gain_head)
+    parameters, states = state(model_config, quiet_config, memory.gpus, dtype, train)
     texts = train.micro_batch or max(1, train.batch_size // memory.gpus)
     lengths = sorted({quiet_config.thought_len, *map(int, memory.thought_lens.split(","))})
     rows = []
@@ -159,7 +168,7 @@ def plan(memory, train, model_config, quiet_config):
         for weights in dict.fromkeys((torch.float32, dtype)):
             needs[weights] = activations(*settings, texts, dtype, weights)
             bar.update()
-        needs = {mode: needs[torch.float32 if mode == "data" else dtype] for mode in states}
+        needs = {m: needs[torch.float32 if m == "data" and not train.lora_rank else dtype] for m in states}
         totals = {mode: sum(parts.values()) + needs[mode] for mode, parts in states.items()}
         rows.append({"thought_len": m, "recompute": recompute, "activations": needs, "total": totals})
     bar.close()
