@@ -235,9 +235,8 @@ def set_up(train, model_config, quiet_config, given, held):
     if processes.first:
         Path(train.out).mkdir(parents=True, exist_ok=True)
         held.enter_context(lock(train.out, "training"))
-    defaults = {
-        f.name: f.default for cls in (TrainConfig, ModelConfig, QuietSTaRConfig) for f in dataclasses.fields(cls)
-    }
+    all_fields = (f for cls in (TrainConfig, ModelConfig, QuietSTaRConfig) for f in dataclasses.fields(cls))
+    defaults = {f.name: f.default for f in all_fields}
     step, seconds = open_run(train.out, settings, defaults, model, optimizer, tokenizer, processes)
     if processes.first and step < train.max_steps:
         where = f"{processes.world} x {processes.device.type}" + (", sharded" if train.parallel == "fsdp" else "")

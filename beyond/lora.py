@@ -29,7 +29,9 @@ def linear_maps(transformer):
 def add_lora(transformer, rank, frozen=None):
     """Freeze a Transformer, and let its blocks' linear maps learn an addition of a rank, in place. frozen: the dtype of
     what does not learn; None: as it is."""
-    transformer.to(frozen).requires_grad_(False)
+    transformer.requires_grad_(False)
+    if frozen:
+        transformer.to(frozen)
     for linear in linear_maps(transformer):
         rows, columns = linear.weight.shape
         linear.__class__ = LoRALinear

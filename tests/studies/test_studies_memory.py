@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch.profiler import ProfilerActivity, profile
 
-from model import ModelConfig
+from model import ModelConfig, Transformer
 from quiet_star import QuietSTaRConfig
 from studies import memory
 from studies.memory import MemoryConfig, activations, plan, state, thinking
@@ -47,7 +47,7 @@ def test_a_steps_peak_is_predicted(how, thought_len, bfloat16, n_layers):
     config = QuietSTaRConfig(thought_len=thought_len, n_true=2, n_thoughts=2)
     dtype = torch.bfloat16 if bfloat16 else torch.float32
     shape = replace(SHAPE, n_layers=n_layers)
-    quiet, tokens = thinking(shape, config, gain_head=True), torch.randint(500, (2, 18))
+    quiet, tokens = thinking(shape, config, train), torch.randint(500, (2, 18))
     for p in quiet.parameters():
         p.grad = torch.zeros_like(p)
 
@@ -61,8 +61,8 @@ def test_a_steps_peak_is_predicted(how, thought_len, bfloat16, n_layers):
 
 def test_weights_gradients_and_optimizer_are_predicted():
     config = QuietSTaRConfig(thought_len=2)
-    parameters, states = state(SMALL, config, 4, torch.float32)
-    quiet = thinking(SMALL, config, gain_head=True)
+    parameters, states = state(SMALL, config, 4, torch.float32, TrainConfig())
+    quiet = thinking(SMALL, config, TrainConfig())
     for p in quiet.parameters():
         p.grad = torch.zeros_like(p)
     optimizer = build_optimizer(quiet, TrainConfig())
@@ -80,7 +80,9 @@ def test_weights_gradients_and_optimizer_are_predicted():
 def test_the_plan_is_printed_and_wrong_settings_are_one_line(capsys):
     settings = ["--gpus=2", "--thought_lens=1", "--init_from=", "--thought_len=1", "--span=8", "--n_true=1"]
     shape = [
-        f"--{name}={value}" for name, value in vars(SMALL).items() if name not in ("sliding_window", "tied_embeddings")
+        f"--{name}={value}"
+        for name, value in vars(SMALL).items()
+        if name != "sliding_window" and type(value) is not bool
     ]
     memory.main([*settings, *shape])
     printed = capsys.readouterr().out
@@ -88,3 +90,16 @@ def test_the_plan_is_printed_and_wrong_settings_are_one_line(capsys):
     command = [sys.executable, "-m", "studies.bench", "memory", "--init_from=nowhere"]
     done = subprocess.run(command, cwd=HERE, capture_output=True, text=True)
     assert done.returncode == 1 and done.stderr.count("\n") == 1 and "there is no model in nowhere" in done.stderr
+
+
+def test_with_lora_what_is_frozen_has_no_gradient_and_no_moments():
+    config, train = QuietSTaRConfig(thought_len=2), TrainConfig(lora_rank=2, dtype="bfloat16", parallel="data")
+    parameters, states = state(SMALL, config, 1, torch.bfloat16, train)
+    quiet = thinking(SMALL, config, train)
+    learn = sum(p.numel() for p in quiet.parameters() if p.requires_grad)
+    frozen = sum(p.numel() for p in Transformer(SMALL).parameters())
+    assert parameters == learn + frozen and list(states) == ["data"]
+    wanted = {"weights": 2 * frozen + 4 * learn, "gradients": 4 * learn, "optimizer": 8 * learn, "gathered": 0}
+    assert states["data"] == wanted
+    rows = plan(MemoryConfig(gpus=1, thought_lens="2"), train, SMALL, config)["rows"]
+    assert rows[0]["total"]["data"] == sum(wanted.values()) + rows[0]["activations"]["data"]
