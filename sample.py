@@ -12,14 +12,12 @@ import re
 from dataclasses import dataclass
 from typing import Literal
 
-import torch
-
 from beyond.adaptive import expects_more_than
+from lib.asking import think_aloud
 from lib.config import run_script
 from lib.parallel import pick_device
 from lib.runs import LoadConfig, last_run, load_to_think
-from lib.tokenizer import before_end, has_ended
-from quiet_star import QuietSTaR, generate_with_thoughts
+from quiet_star import QuietSTaR
 
 
 @dataclass
@@ -46,33 +44,21 @@ def say(config, load=None):
     """Print the prompt and what the model makes of it."""
     device, load = pick_device(config.device), load or LoadConfig()
     model, tokenizer, _, _ = load_to_think(config.run or last_run(), device, load)
-    tokens = torch.tensor([tokenizer.encode(config.prompt)], dtype=torch.long, device=device)
-    if not tokens.numel():
-        raise ValueError(f"to this model's tokenizer, the prompt {config.prompt!r} is nothing")
-    prompted, stop = tokens.shape[1], lambda ids: has_ended(tokenizer, ids)
-
-    def show(tokens):
-        print(printable(tokenizer.decode(before_end(tokenizer, tokens[0].tolist()))))
-
     thinking, where = isinstance(model, QuietSTaR) and not config.without_thoughts, None
     if thinking and config.think_above > float("-inf"):
         where = expects_more_than(model, config.think_above)
-
-    # One generator draws tokens and thoughts: the same seed says the same.
-    generator = torch.Generator(device).manual_seed(config.seed)
-    if not thinking:
-        plain = model.model if isinstance(model, QuietSTaR) else model
-        return show(plain.generate(tokens, config.max_new_tokens, config.temperature, generator, stop=stop))
-
-    options = config.max_new_tokens, config.temperature, load.thought_temperature, generator
-    tokens, thoughts, gates = generate_with_thoughts(model, tokens, *options, where=where, stop=stop)
-    show(tokens)
-    if config.show_thoughts:
+    how = config.max_new_tokens, config.temperature, load.thought_temperature, config.seed, where, thinking
+    said = []
+    for token in think_aloud(model, tokenizer, config.prompt, *how):
+        if not said:
+            print(printable(config.prompt), end="")
+        print(printable(token.text), end="", flush=True)
+        said.append(token)
+    print()
+    if thinking and config.show_thoughts:
         print("\n gate  token           thought before it")
-        words = tokenizer.words(tokens[0, prompted:].tolist())
-        for word, thought, gate in zip(words, thoughts[0].tolist(), gates[0].tolist(), strict=True):
-            said = "" if -1 in thought else repr("".join(tokenizer.words(thought)))  # "": it did not think
-            print(f"{gate:5.2f}  {word!r:14}  {said}")
+        for token in said:  # "": it did not think
+            print(f"{token.gate:5.2f}  {token.text!r:14}  {'' if token.thought is None else repr(token.thought)}")
 
 
 def printable(text):

@@ -1,15 +1,22 @@
 """
-Asking a model many things at once: how likely is this end of a text, and what would it write?
+Asking a model: how likely is this end of a text, and what would it write?
+
+  who = candidate(model, thinking=True)                          or False: the same model without its thoughts
+  score(who, tokenizer, [("2+2=", "4"), ...])                    [(log p, is it what it would say?), ...]
+  complete(who, tokenizer, ["2+2=", ...], stop=["\\n"])          [(text, thought before its first token), ...]
+  for said in think_aloud(model, tokenizer, "2+2="): ...         one text, token by token: text, thought, gate
 """
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from tqdm import tqdm
 
 from lean.tensors import take
 from lib.tokenizer import before_end, has_ended
-from quiet_star import QuietSTaR, generate_with_thoughts
+from model import KVCache, sample
+from quiet_star import QuietSTaR, generate_with_thoughts, read_and_think
 
 
 @dataclass
@@ -18,6 +25,7 @@ class Candidate:
 
     predict: callable  # tokens (B, T), positions (B, S) -> logits (B, S, V) of the token after each position
     generate: callable  # tokens (B, T), lengths (B,), new, temperature, generator, stop -> tokens, thoughts (or None)
+    device: torch.device | str = "cpu"  # where its tokens are wanted
 
 
 def candidate(model, thinking, where=None, temperature=0.0, seed=1337):
@@ -49,7 +57,81 @@ def candidate(model, thinking, where=None, temperature=0.0, seed=1337):
             return generate_with_thoughts(model, tokens, new, **more)[:2]
         return plain.generate(tokens, new, **more), None
 
-    return Candidate(predict, generate)
+    return Candidate(predict, generate, next(model.parameters()).device)
+
+
+def likelihood(logits, true):
+    """(log p of the true ids (n,), is each of them the likeliest?) by logits (n, V)."""
+    log_p = logits.log_softmax(-1).gather(-1, true[:, None])
+    return float(log_p.sum()), bool((logits.argmax(-1) == true).all())
+
+
+def score(who, tokenizer, pairs, judge=likelihood, bos=False, batch_size=32, title="scoring"):
+    """[judge(logits, ids of the continuation)] of pairs (context, continuation) of texts, in their order. bos: begin
+    with the token that begins a text. Raises ValueError if a token would span context and continuation."""
+    rows = [continuation(tokenizer, context, text, bos) for context, text in pairs]
+    return predict_ends(who, rows, judge, batch_size, who.device, title)
+
+
+def complete(
+    who, tokenizer, prompts, stop=(), new=16, temperature=0.0, seed=1337, bos=False, batch_size=32, title="writing"
+):
+    """What a model writes after each prompt, in their order: [(text, the thought before its first token or None)].
+
+    stop   texts of which the first ends it (it is not part of what is returned), or a function of the text so far:
+           does it end here? White space at the beginning does not count
+    new    tokens at most;  temperature: 0 takes the likeliest
+    """
+
+    def ends_at(text):
+        return min((at for s in stop if (at := text.find(s, len(text) - len(text.lstrip()))) >= 0), default=None)
+
+    ended = stop if callable(stop) else lambda text: ends_at(text) is not None
+    rows = [tokenizer.encode(prompt, bos) for prompt in prompts]
+    options = new, temperature, seed, lambda ids: ended(tokenizer.decode(ids)), batch_size, who.device, title
+    written = write_answers(who, rows, tokenizer, *options)
+    return written if callable(stop) else [(text[: ends_at(text)], thought) for text, thought in written]
+
+
+class Said(NamedTuple):
+    """A token that a model said."""
+
+    text: str
+    thought: str | None  # before it; None: it did not think
+    gate: float  # how much the thought counted
+    id: int
+
+
+@torch.no_grad()
+def think_aloud(
+    model, tokenizer, prompt, max_new_tokens=20, temperature=0.0, thought_temperature=0.0, seed=1337, where=None,
+    thinking=True,
+):  # fmt: skip
+    """Continue a prompt until the model ends the text, token by token as it speaks: yields Said. See
+    quiet_star.generate_with_thoughts, which says the same for the same seed. Raises ValueError."""
+    thinking, plain = thinking and isinstance(model, QuietSTaR), model.model if isinstance(model, QuietSTaR) else model
+    device = plain.tok_embeddings.weight.device
+    new = torch.tensor([tokenizer.encode(prompt)], dtype=torch.long, device=device)
+    if not new.numel():
+        raise ValueError(f"to this model's tokenizer, the prompt {prompt!r} is nothing")
+    total = new.shape[1] + max_new_tokens
+    room = total + (model.config.thought_len + 2 if thinking else 0)
+    cache = KVCache(plain.config, 1, room, device, plain.tok_embeddings.weight.dtype)
+    generator, ids = torch.Generator(device).manual_seed(seed), []
+    for length in range(new.shape[1], total):
+        thought, gate = None, 0.0
+        if thinking:
+            h, thoughts, gates = read_and_think(model, new, cache, where, thought_temperature, generator)
+            cache.forget_after(length)  # the thought is over
+            thoughts, gate = thoughts[0].tolist(), float(gates[0])
+            thought = None if -1 in thoughts else "".join(tokenizer.words(thoughts))
+        else:
+            h = plain(new, cache=cache)[:, -1]
+        new = sample(plain.logits(h), temperature, generator=generator)[:, None]
+        ids.append(int(new))
+        if has_ended(tokenizer, ids[-1:]):
+            return
+        yield Said(tokenizer.words(ids)[-1], thought, gate, ids[-1])
 
 
 def batches(lengths, size, spread=0.9):

@@ -27,7 +27,7 @@ from typing import Literal
 import numpy as np
 
 from lib.answers import NEXT, first_line, letter_in, majority, number_in, own_answer, right
-from lib.asking import candidate, continuation, predict_ends, write_answers
+from lib.asking import candidate, complete, continuation, likelihood, score
 from lib.files import check, kept, lock, parse_json, reading, refuse_another, replace_file, write_json
 from lib.parallel import pick_device
 from lib.pictures import draw_scores, mean_and_error
@@ -36,6 +36,13 @@ from quiet_star import QuietSTaR
 
 DIRECT, CHAIN = "Q: {question}\nA:", "Q: {question}\nA: Let's think step by step."
 LETTERS = "ABCDE"
+
+
+def first_line_is_over(text):
+    """Is its first line, but for white space, complete?"""
+    return "\n" in text.lstrip()
+
+
 PAPER = {  # per cent, Mistral-7B; Quiet-STaR trained on OpenWebMath (section 5)
     "gsm8k": {"base": 5.9, "quiet_star": 10.9},
     "gsm8k --cot --votes=8": {"base": 40.6, "quiet_star": 47.7},
@@ -86,22 +93,21 @@ def soft_score(logits, true, among):
     return float(np.prod([float(share[row, place[i]]) for row, i in enumerate(true.tolist()) if i in place]))
 
 
-def ask_gsm8k(who, questions, tokenizer, config, device, name):
+def ask_gsm8k(who, questions, tokenizer, config, name):
     """GSM8K, direct: {"soft", "greedy", ...} by question; with a chain of thought: {"vote", "sample", ...}."""
     if config.cot:
-        prompts = [tokenizer.encode(CHAIN.format(**q), config.bos) for q in questions for _ in range(config.votes)]
+        prompts = [CHAIN.format(**q) for q in questions for _ in range(config.votes)]
         temperature = config.temperature if config.votes > 1 else 0.0
-        new, stop = config.max_new_tokens or 256, lambda ids: bool(NEXT.search(tokenizer.decode(ids)))
+        new, stop = config.max_new_tokens or 256, NEXT.search
     else:
         among = answer_ids(tokenizer, "digits", config.bos)
-        rows = [continuation(tokenizer, DIRECT.format(**q), f" {q['answer']}\n", config.bos) for q in questions]
+        pairs = [(DIRECT.format(**q), f" {q['answer']}\n") for q in questions]
         judge = partial(soft_score, among=among)
-        soft = predict_ends(who, rows, judge, config.batch_size, device, f"{name}: soft")
-        prompts, temperature = [tokenizer.encode(DIRECT.format(**q), config.bos) for q in questions], 0.0
-        new, stop = config.max_new_tokens or 16, lambda ids: "\n" in tokenizer.decode(ids).lstrip()
-    title = f"{name}: writing"
-    size = config.batch_size
-    written = write_answers(who, prompts, tokenizer, new, temperature, config.seed, stop, size, device, title)
+        soft = score(who, tokenizer, pairs, judge, config.bos, config.batch_size, f"{name}: soft")
+        prompts, temperature = [DIRECT.format(**q) for q in questions], 0.0
+        new, stop = config.max_new_tokens or 16, first_line_is_over
+    how = new, temperature, config.seed, config.bos, config.batch_size, f"{name}: writing"
+    written = complete(who, tokenizer, prompts, stop, *how)
     found = []
     for i, q in enumerate(questions):
         true = number_in(q["answer"])
@@ -120,7 +126,7 @@ def ask_gsm8k(who, questions, tokenizer, config, device, name):
     return found
 
 
-def ask_commonsense_qa(who, questions, tokenizer, config, device, name):
+def ask_commonsense_qa(who, questions, tokenizer, config, name):
     """CommonsenseQA: {"soft", "greedy", "letter", "text", ...}."""
     among = answer_ids(tokenizer, "letters", config.bos)
     size, letters = config.batch_size, among[:-1]
@@ -132,17 +138,12 @@ def ask_commonsense_qa(who, questions, tokenizer, config, device, name):
     def judge(logits, true):
         return soft_score(logits, true, among), LETTERS[int(logits[-2, letters].argmax())]
 
-    def log_prob(logits, true):
-        return float(logits.log_softmax(-1).gather(-1, true[:, None]).sum())
-
-    rows = [continuation(tokenizer, prompt(q), f" {q['answer']}\n", config.bos) for q in questions]
-    judged = predict_ends(who, rows, judge, size, device, f"{name}: soft")
+    pairs = [(prompt(q), f" {q['answer']}\n") for q in questions]
+    judged = score(who, tokenizer, pairs, judge, config.bos, size, f"{name}: soft")
     texts = [(DIRECT.format(**q), f" {choice}") for q in questions for choice in q["choices"]]
-    rows = [continuation(tokenizer, *text, config.bos) for text in texts]
-    log_probs = predict_ends(who, rows, log_prob, size, device, f"{name}: text")
-    rows = [tokenizer.encode(prompt(q), config.bos) for q in questions]
-    new, stop = config.max_new_tokens or 16, lambda ids: "\n" in tokenizer.decode(ids).lstrip()
-    written = write_answers(who, rows, tokenizer, new, 0.0, config.seed, stop, size, device, f"{name}: writing")
+    log_probs = [x for x, _ in score(who, tokenizer, texts, likelihood, config.bos, size, f"{name}: text")]
+    how = config.max_new_tokens or 16, 0.0, config.seed, config.bos, size, f"{name}: writing"
+    written = complete(who, tokenizer, [prompt(q) for q in questions], first_line_is_over, *how)
 
     found = []
     for i, q in enumerate(questions):
@@ -232,7 +233,7 @@ def ask_all(kind, config, load=None):
 
     def answers(row, who):
         """Of one model: kept as soon as they are there, so that nothing is asked twice if the rest is broken off."""
-        make = partial(ask, who, questions, tokenizer, config, device, row)
+        make = partial(ask, who, questions, tokenizer, config, row)
         return kept(out / f"{name}_{row}.part.json", asked, make)
 
     modes = (("not_thinking", False), ("quiet_star", True)) if isinstance(model, QuietSTaR) else (("model", False),)

@@ -98,7 +98,7 @@ def measured(config, folder, ways, tau):
         where = says_start(model, job[2], THINK_ABOVE) if thinks else None
         results[""]["other_nll"] = other_tokens(model, open_dataset(DATA, config.split), job[2], config.texts)
         questions = load_questions("gsm8k", "data/gsm8k", config.questions)
-        asked = QuestionsConfig(batch_size=50), device, folder.name
+        asked = QuestionsConfig(batch_size=50), folder.name
         scores = ask_gsm8k(candidate(model, thinks, where=where), questions, tokenizer, *asked)
         results[""] |= {name: mean_and_error([x[name] for x in scores])[0] for name in ("soft", "greedy")}
     return results

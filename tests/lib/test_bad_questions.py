@@ -41,12 +41,12 @@ def test_what_is_written_after_the_end_of_a_text_is_not_read(tokenizer):
     chain = "Q: How many?\nA: Let's think step by step. 18.␄5 apples cost $7\n"
     for text, config, metric in ((direct, {}, "greedy"), (chain, {"cot": True, "max_new_tokens": 30}, "vote")):
         who = rigged([text], ending, 50.0)
-        found = questions.ask_gsm8k(who, asked, ending, QuestionsConfig(**config), "cpu", "")
+        found = questions.ask_gsm8k(who, asked, ending, QuestionsConfig(**config), "")
         assert found[0][metric] == 1.0 and "7" not in str(found[0]["written"])
     q = {"question": "Where?", "choices": ["up", "bank", "down", "here", "there"], "answer": "B"}
     choices = "".join(f"\n({choice['label']}) {choice['text']}" for choice in listed(q))
     who = rigged([f"Q: Where?{choices}\nA: B␄ecause\n"], ending, 50.0)
-    found = questions.ask_commonsense_qa(who, [q], ending, QuestionsConfig(), "cpu", "")
+    found = questions.ask_commonsense_qa(who, [q], ending, QuestionsConfig(), "")
     assert found[0]["greedy"] == 1.0 and found[0]["written"] == " B"
 
 
@@ -99,7 +99,7 @@ def test_questions_without_an_answer_that_could_be_right_are_refused_before_any_
 def test_no_answer_stops_an_evaluation(tokenizer, written):
     who = rigged([f"Q: How many?\nA: {written}\n"], tokenizer, 50.0)
     asked = [{"question": "How many?", "answer": "18"}]
-    found = questions.ask_gsm8k(who, asked, tokenizer, QuestionsConfig(), "cpu", "")
+    found = questions.ask_gsm8k(who, asked, tokenizer, QuestionsConfig(), "")
     assert found[0]["greedy"] == 0.0
 
 
@@ -112,11 +112,11 @@ def test_each_models_answers_are_kept_as_soon_as_they_are_there(work, monkeypatc
     flags += ["--n=3", "--max_new_tokens=3", "--device=cpu"]
     ask, asked = questions.ask_gsm8k, []
 
-    def counted(who, some, tokenizer, config, device, name):
+    def counted(who, some, tokenizer, config, name):
         asked.append(name)
         if len(asked) == 3:
             raise MemoryError
-        return ask(who, some, tokenizer, config, device, name)
+        return ask(who, some, tokenizer, config, name)
 
     monkeypatch.setattr(questions, "ask_gsm8k", counted)
     with pytest.raises(SystemExit, match="memory"):

@@ -9,7 +9,7 @@ import torch
 from byte_tokenizer import write_byte_tokenizer
 from tiny_runs import as_typed
 
-from lib import questions
+from lib import asking, questions
 from lib.asking import Candidate, batches, candidate
 from lib.questions import QuestionsConfig, compare
 from lib.runs import load_model
@@ -77,11 +77,11 @@ def scores(found, metric):
 def test_who_knows_the_answers_of_gsm8k_scores_one_and_who_knows_nothing_chance(tokenizer):
     """A prompt, a shift or a set of digits that is off by one token would show in either."""
     knows = rigged([f"Q: {q['question']}\nA: {q['answer']}\n" for q in GSM8K], tokenizer, 50.0)
-    found = questions.ask_gsm8k(knows, GSM8K, tokenizer, QuestionsConfig(batch_size=4), "cpu", "")
+    found = questions.ask_gsm8k(knows, GSM8K, tokenizer, QuestionsConfig(batch_size=4), "")
     assert scores(found, "greedy") == [1.0] * len(GSM8K)
     np.testing.assert_allclose(scores(found, "soft"), 1.0)
     nothing = rigged([], tokenizer, 0.0)
-    found = questions.ask_gsm8k(nothing, GSM8K, tokenizer, QuestionsConfig(batch_size=4), "cpu", "")
+    found = questions.ask_gsm8k(nothing, GSM8K, tokenizer, QuestionsConfig(batch_size=4), "")
     digits = [sum(c.isdigit() for c in q["answer"]) for q in GSM8K]  # commas are left out
     np.testing.assert_allclose(scores(found, "soft"), [11.0 ** -(d + 1) for d in digits], rtol=1e-6)
     assert scores(found, "greedy") == [0.0] * len(GSM8K)
@@ -91,11 +91,11 @@ def test_who_knows_the_answers_of_commonsense_qa_scores_one_and_who_knows_nothin
     texts = [f"{with_choices(q)} {q['answer']}\n" for q in CSQA]
     texts += [f"Q: {q['question']}\nA: {q['choices']['ABCDE'.index(q['answer'])]}" for q in CSQA]
     config = QuestionsConfig(batch_size=7)
-    found = questions.ask_commonsense_qa(rigged(texts, tokenizer, 50.0), CSQA, tokenizer, config, "cpu", "")
+    found = questions.ask_commonsense_qa(rigged(texts, tokenizer, 50.0), CSQA, tokenizer, config, "")
     for metric in ("greedy", "letter", "text"):
         assert scores(found, metric) == [1.0] * len(CSQA), metric
     np.testing.assert_allclose(scores(found, "soft"), 1.0)
-    found = questions.ask_commonsense_qa(rigged([], tokenizer, 0.0), CSQA, tokenizer, config, "cpu", "")
+    found = questions.ask_commonsense_qa(rigged([], tokenizer, 0.0), CSQA, tokenizer, config, "")
     np.testing.assert_allclose(scores(found, "soft"), 1 / 36, rtol=1e-6)
     assert np.mean(scores(found, "letter")) == 0.2, "the answers are spread evenly, and it always takes the same"
     assert scores(found, "greedy") == [0.0] * len(CSQA)
@@ -109,7 +109,7 @@ def test_a_chain_of_thought_is_read_to_its_answer_and_put_to_the_vote(tokenizer)
     chains = {0: " 1 and 10 make 11. The answer is 11.", 1: " It is 2 + 300 = 302\n\nQ: What is 7 plus 7?\nA: 14"}
     texts = [f"Q: {GSM8K[i]['question']}\nA: Let's think step by step.{chain}\n" for i, chain in chains.items()]
     config = QuestionsConfig(cot=True, votes=3, batch_size=2, max_new_tokens=60)
-    found = questions.ask_gsm8k(rigged(texts, tokenizer, 50.0), GSM8K[:2], tokenizer, config, "cpu", "")
+    found = questions.ask_gsm8k(rigged(texts, tokenizer, 50.0), GSM8K[:2], tokenizer, config, "")
     assert scores(found, "vote") == [1.0, 1.0] and scores(found, "sample") == [1.0, 1.0]
     assert len(found[0]["written"]) == 3 and "plus 7" not in found[1]["written"][0]
 
@@ -146,7 +146,7 @@ def test_rows_of_unequal_length_get_what_each_gets_alone(tokenizer, thinking):
     quiet = tiny_thinker(tokenizer)
     who = candidate(quiet, thinking)
     rows = [(tokenizer.encode("a question of some length" + "!" * n), 1 + n % 3) for n in range(5)]
-    found = questions.predict_ends(who, rows, lambda logits, true: (logits, true.tolist()), 3, "cpu", "")
+    found = asking.predict_ends(who, rows, lambda logits, true: (logits, true.tolist()), 3, "cpu", "")
     greedy = quiet.with_settings(n_thoughts=1, n_true=1, thought_temperature=0.0)
     for (ids, n), (logits, true) in zip(rows, found, strict=True):
         assert true == ids[-n:]
@@ -159,7 +159,7 @@ def test_rows_of_unequal_length_get_what_each_gets_alone(tokenizer, thinking):
                 hidden = alone if thinking else quiet.model(prefix)[0, -1]
                 torch.testing.assert_close(logits[k], quiet.model.logits(hidden), atol=1e-4, rtol=1e-4)
     prompts = [ids for ids, _ in rows]
-    written = questions.write_answers(who, prompts, tokenizer, 4, 0.0, 0, lambda ids: False, 3, "cpu", "")
+    written = asking.write_answers(who, prompts, tokenizer, 4, 0.0, 0, lambda ids: False, 3, "cpu", "")
     for ids, (text, thought) in zip(prompts, written, strict=True):
         alone = who.generate(torch.tensor([ids]), torch.tensor([len(ids)]), 4, 0.0, None, None)
         assert text == tokenizer.decode(before_end(tokenizer, alone[0][0, len(ids) :].tolist()))
