@@ -38,6 +38,7 @@ from lib.files import lock, reason
 from lib.parallel import average_gradients, average_metrics, barrier, hold, release, shard, start_processes, whole
 from lib.runs import load_model, log_line, open_run, save_run, start_thoughts, steps_done, stop_on_signals, what_is_kept
 from lib.tokenizer import from_json
+from lib.watch import log_thoughts, most_memory, some_thoughts
 from model import ModelConfig, Transformer
 from quiet_star import QuietSTaR, QuietSTaRConfig
 
@@ -177,7 +178,7 @@ def thinking_step(model, tokens, documents, scale, before_last, train, start, no
 
 
 @torch.no_grad()
-def evaluate(train, job):
+def evaluate(train, job, step):
     """Metrics on the same held-out spans every time, each process its share; one greedy thought per position."""
     processes, model = job.processes, job.model
     offsets = batch_offsets(job.held_out, job.length, train.eval_texts, 0, 0)[processes.rank :: processes.world]
@@ -194,6 +195,9 @@ def evaluate(train, job):
                 _, metrics = model(tokens, documents=documents)
         for name in names:
             sums[name] += float(metrics[name]) * len(part) * processes.world / train.eval_texts
+    if train.objective == "quiet_star" and processes.first and train.parallel != "fsdp":
+        with job.autocast():
+            log_thoughts(train.out, step, some_thoughts(job.model, tokens[:1], job.tokenizer))
     return average_metrics({f"val_{name}": value for name, value in sums.items()}, processes)
 
 
@@ -235,8 +239,7 @@ def set_up(train, model_config, quiet_config, given, held):
     if processes.first:
         Path(train.out).mkdir(parents=True, exist_ok=True)
         held.enter_context(lock(train.out, "training"))
-    all_fields = (f for cls in (TrainConfig, ModelConfig, QuietSTaRConfig) for f in dataclasses.fields(cls))
-    defaults = {f.name: f.default for f in all_fields}
+    defaults = vars(TrainConfig()) | vars(ModelConfig()) | vars(QuietSTaRConfig())
     step, seconds = open_run(train.out, settings, defaults, model, optimizer, tokenizer, processes)
     if processes.first and step < train.max_steps:
         where = f"{processes.world} x {processes.device.type}" + (", sharded" if train.parallel == "fsdp" else "")
@@ -245,7 +248,7 @@ def set_up(train, model_config, quiet_config, given, held):
     autocast = partial(torch.autocast, processes.device.type, torch.bfloat16) if bfloat16 else nullcontext
     start = train.think_at == "start" and start_token(tokenizer, train.start_text)
     job = dict(processes=processes, data=data, held_out=held_out, length=length, model=model, optimizer=optimizer)
-    return SimpleNamespace(**job, start=start, autocast=autocast, step=step, seconds=seconds)
+    return SimpleNamespace(**job, tokenizer=tokenizer, start=start, autocast=autocast, step=step, seconds=seconds)
 
 
 def one_step(train, job, step):
@@ -281,7 +284,6 @@ def train_until_done(train, job, held):
     stop = held.enter_context(stop_on_signals())
     log = held.enter_context(open(out / "log.jsonl", "ab", buffering=0)) if processes.first else None
     bar = tqdm(total=train.max_steps, initial=step, disable=None if processes.first else True, dynamic_ncols=True)
-    model.train()
     # The gain head only looks on: however wrong it is, the model takes the same steps.
     named = list(model.named_parameters())
     clipped, looks_on = ([p for name, p in named if name.startswith("gain_head.") == on] for on in (False, True))
@@ -313,16 +315,14 @@ def train_until_done(train, job, held):
 
         # 4. look at held-out text
         if step == train.max_steps or (train.eval_every and step % train.eval_every == 0):
-            model.eval()
-            metrics |= evaluate(train, job)
+            metrics |= evaluate(train, job, step)
             release(model, processes)
-            model.train()
 
         # 5. log and save
         took = time.perf_counter() - start_time
         seconds += took
-        speed = train.batch_size * train.span / took
-        metrics |= {"grad_norm": norm, "lr": lr, "tokens_per_second": speed, "seconds": seconds}
+        metrics |= {"grad_norm": norm, "lr": lr, "tokens_per_second": train.batch_size * train.span / took}
+        metrics |= {"peak_memory_gb": most_memory(processes.device.type) / 1e9, "seconds": seconds}
         try:
             if processes.first:
                 log.write(log_line({"step": step, **metrics}))

@@ -20,13 +20,10 @@ What does thinking cost? All figures are ratios within one run, so that they mea
 import json
 import multiprocessing
 import platform
-import re
-import resource
 import sys
 import time
 from dataclasses import asdict, dataclass, replace
 from functools import partial
-from pathlib import Path
 from typing import Literal
 
 import torch
@@ -35,6 +32,7 @@ import torch.nn.functional as F
 from beyond.adaptive import expects_more_than, hard_positions
 from lib.config import run_script
 from lib.parallel import pick_device
+from lib.watch import most_memory
 from model import ModelConfig, Transformer
 from quiet_star import QuietSTaR, QuietSTaRConfig, generate_with_thoughts
 
@@ -75,20 +73,6 @@ def fastest(functions, repeats, device):
 
     times = [[seconds(f) for f in functions] for _ in range(repeats)]
     return [min(column) for column in zip(*times, strict=True)]
-
-
-def most_memory(device, forget=False):
-    """The most bytes this process ever had in use; forget: from now on."""
-    if device == "cuda":
-        if forget:
-            torch.cuda.reset_peak_memory_stats()
-        return torch.cuda.max_memory_allocated()
-    status = Path("/proc/self/status")
-    if not status.exists():  # no Linux: since the process began
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
-    if forget:
-        Path("/proc/self/clear_refs").write_text("5")
-    return int(re.search(r"VmHWM:\s*(\d+) kB", status.read_text())[1]) * 1024
 
 
 def seconds_per_token(quiet, text, think_above, repeats=3, device="cpu"):

@@ -1,5 +1,5 @@
-"""The adapter for lm-evaluation-harness: its three questions, answered one at a time. (The harness itself is not wanted:
-a stand-in for its base class, and its way of cutting windows written down.)"""
+"""The adapter for lm-evaluation-harness: its three questions, answered one at a time. The harness itself is not
+wanted (a stand-in for its base class, and its way of cutting windows written down)."""
 
 import subprocess
 import sys
