@@ -56,6 +56,14 @@ def reason(error):
     return text if type(error) is ValueError or isinstance(error, OSError) else f"{type(error).__name__}: {text}"
 
 
+def absent(path, wanted):
+    """One line about a file or folder that is not there: a name on a hub, perhaps."""
+    path = Path(path)
+    if len(path.parts) == 2 and not path.parent.exists():
+        wanted = f"if that is a name on a hub: hf download {path} --local-dir=weights/{path.name}"
+    return f"there is no {path}: {wanted}"
+
+
 def brief(text):
     return " ".join(str(text).split())[:80]
 

@@ -30,7 +30,7 @@ from lib.checkpoint import (
     save_checkpoint,
 )
 from lib.config import settings
-from lib.files import brief, check, finite, parse_json, read_json, reading, replace_file, write_json
+from lib.files import absent, brief, check, finite, parse_json, read_json, reading, replace_file, write_json
 from lib.parallel import average_metrics, barrier, slice_like, to_whole
 from lib.published import THINKS, VOCABULARY, is_published, read_published
 from lib.tokenizer import from_json, load_tokenizer
@@ -127,8 +127,11 @@ def load_model(folder, device="cpu", dtype=torch.float32):
     dtype: of the weights. No copy of them in another one is made."""
     folder = Path(folder)
     if not folder.is_dir():
-        raise ValueError(what_is_missing(folder))
+        raise ValueError(absent(folder, "a run, or weights with their tokenizer, is wanted"))
     if not any(any(folder.glob(name)) for name in ("params.json", "*.safetensors", "pytorch_model*.bin")):
+        if not (folder / "config.json").exists():
+            weights = "params.json with consolidated.*, or config.json with model*.safetensors"
+            raise ValueError(f"{folder} holds neither a run (config.json, checkpoint.pt) nor weights ({weights})")
         model, *rest = load_run(folder)
         return model.to(device, dtype), *rest
     tokenizer, published = load_tokenizer(folder), is_published(folder)
@@ -174,15 +177,6 @@ def start_thoughts(quiet, tokenizer, *texts):
     tokenizer does not know them."""
     found = [tokenizer.encode(text) for text in texts if text]
     quiet.thought_tokens.init_from(*(quiet.model.tok_embeddings.weight[ids].mean(0) for ids in found))
-
-
-def what_is_missing(name):
-    """One line about a folder that is not there: a name on a hub, perhaps."""
-    if len(Path(name).parts) == 2 and not Path(name).parent.exists():
-        return (
-            f"there is no folder {name}; if that is a name on a hub: hf download {name} --local-dir=weights/{name.name}"
-        )
-    return f"there is no folder {name}: a run, or weights with their tokenizer, is wanted"
 
 
 def last_run():

