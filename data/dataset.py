@@ -103,7 +103,7 @@ def read_meta(folder):
     meta = read_json(path, shape, "is not a dataset's description, prepare it anew")
     with reading(path, "is not a dataset's description, prepare it anew"):
         check(meta.get("checksums", {"train": 0, "val": 0}), counts, "checksums")  # once they were not there
-        answers = {"after": 0, "among": [0]} | (meta.get("answers") or {})
+        answers = {"after": 0} | (meta.get("answers") or {"among": [0]})
         check(answers, {"after": int, "among": [int]}, "answers")
         for i in (meta["document_end"] or 0, answers["after"], *answers["among"]):
             if not 0 <= i < meta["vocab_size"]:

@@ -11,7 +11,7 @@ thought once, before the number, and all tokens of the number are read after it.
 calculation here is left out of all predictions: at the first token, "<<" is no choice.
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Literal
@@ -41,19 +41,23 @@ RANDOM = 1e9  # a temperature of thoughts: any token is as likely as any other
 @dataclass
 class StepsConfig(StudyConfig):
     out: str = "out/gsm8k_steps_study"  # folder of all runs, tables and pictures
+    rows: str = "quiet_star,lm,pause,without REINFORCE,random thoughts"  # what is trained and measured
     split: Literal["val", "dev"] = "val"  # held-out solutions to measure on: the test set, or some of the training set
     documents: int = 500  # how many of them, from the first; 0: all
     texts: int = 64  # held-out spans on which other tokens are measured
     questions: int = 100  # questions of GSM8K that are asked; 0: all
     device: Literal["auto", "cpu", "cuda"] = "auto"  # auto: cuda where there is one
 
+    def __post_init__(self):
+        super().__post_init__()
+        if unknown := [row for row in self.rows.split(",") if row not in ROWS]:
+            raise ValueError(f"there is no row {unknown[0]!r}: they are {', '.join(ROWS)}")
+
 
 ROWS = {
     "quiet_star": [],
-    "lm": ["--objective=lm"],
+    "lm": ["--objective=lm", "--lr=5e-5", "--max_steps=50"],  # at the learning rate that suits it, and for longer
     "pause": ["--thought_len=0"],
-}
-ONE_SEED = {  # the same, of the first seed alone
     "without REINFORCE": ["--reinforce_weight=0"],
     "random thoughts": [f"--thought_temperature={RANDOM}", "--reinforce_weight=0"],
 }
@@ -121,8 +125,7 @@ def gsm8k_steps(config):
     presets = [f"--config={HERE / 'config' / name}.toml" for name in ("gsm8k_steps_base", "gsm8k_steps")]
     train_all({base: [presets[0], device, *steps]}, 1)
     flags = [presets[1], f"--init_from={base}", "--base_preset=", device, *steps]
-    runs = train_rows(config, out, ROWS, flags)
-    runs |= train_rows(replace(config, seeds=config.seeds.split(",")[0]), out, ONE_SEED, flags)
+    runs = train_rows(config, out, {row: ROWS[row] for row in config.rows.split(",")}, flags)
 
     about = {"split": config.split, "documents": config.documents}
     tau = kept(out / "temperature.json", about, partial(best_temperature, config, base))
@@ -162,5 +165,9 @@ def report(config, out, rows, tau):
     print(f"\ntable: {out / 'results.json'}   picture: {out / 'gsm8k_steps.png'}")
 
 
+def main(argv=None):
+    run_script("gsm8k_steps", __doc__, gsm8k_steps, StepsConfig, argv=argv)
+
+
 if __name__ == "__main__":
-    run_script("gsm8k_steps", __doc__, gsm8k_steps, StepsConfig)
+    main()

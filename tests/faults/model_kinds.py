@@ -91,7 +91,7 @@ def measured():
     tokenizer = from_json(config["tokenizer"], "my_run")
     if config["train"]["data"] != "my_data":
         return "another text"
-    spans, meta = text_to_measure(GainsConfig(run="my_run"), config, tokenizer)
+    spans, _, meta = text_to_measure(GainsConfig(run="my_run"), config, tokenizer)
     return {"spans": spans, "answers": meta.get("answers"), "train": used(config)}
 
 
