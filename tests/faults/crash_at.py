@@ -199,7 +199,7 @@ class Forks:
 # ----------------------------------------------------------------------------------------------------------------------
 # what a command has left
 
-TIMES = {"seconds", "tokens_per_second"}  # differ from run to run
+TIMES = {"seconds", "tokens_per_second", "peak_memory_gb"}  # differ from run to run
 
 
 def plain(value):
