@@ -105,7 +105,7 @@ def measure(
     is that helps, let the model read thoughts (W, T, m) that are given instead, or force its gate to a number. words:
     numbers of the spans whose likeliest tokens are wanted, too."""
     start, parts = time.perf_counter(), []
-    among = (meta.get("answers") or {}).get("among")  # None: an answer may be any token
+    among = (meta.get("answers") or {}).get("among") or [0]
     thinking = isinstance(model, QuietSTaR)
     if thinking:
         model = model.with_settings(n_thoughts=1, n_true=1, thought_temperature=temperature)
@@ -116,10 +116,7 @@ def measure(
         target, asked = tokens[:, 1:], not set(words).isdisjoint(range(i, min(i + batch_size, len(spans))))
 
         def judge(hidden, target=target):  # (B, T, C) -> NLL of the true token, and is it the likeliest answer?
-            if among is None:
-                said = likeliest(head, hidden)
-            else:
-                said = torch.as_tensor(among, device=device)[(hidden @ head.weight[among].T).argmax(-1)]
+            said = torch.as_tensor(among, device=device)[(hidden @ head.weight[among].T).argmax(-1)]
             return -token_log_prob(head, hidden, target), said == target
 
         part = {}

@@ -198,10 +198,7 @@ def write_answers(who, rows, tokenizer, new, temperature, seed, stop, batch_size
             for row, i in enumerate(batch):
                 n = len(rows[i])
                 text = tokenizer.decode(before_end(tokenizer, out[row, n : n + new].tolist()))
-                thought = None if thoughts is None else thoughts[row, n - shortest].tolist()
-                thought = (
-                    None if thought is None or -1 in thought else tokenizer.decode(thought)
-                )  # -1: it did not think
-                found[i] = text, thought
+                thought = [-1] if thoughts is None else thoughts[row, n - shortest].tolist()
+                found[i] = text, None if -1 in thought else tokenizer.decode(thought)  # -1: it did not think
             bar.update(len(batch))
     return found

@@ -12,12 +12,13 @@ import json
 import re
 import resource
 import sys
+from contextlib import suppress
 from pathlib import Path
 
 import torch
 
 from lean.log_prob import text_loss
-from lib.files import finite
+from lib.files import finite, parse_json, replace_file
 
 
 @torch.no_grad()
@@ -40,9 +41,14 @@ def some_thoughts(model, tokens, tokenizer, count=4):
 
 
 def log_thoughts(out, step, found):
-    """Append them to thoughts.jsonl of a run."""
-    with open(Path(out) / "thoughts.jsonl", "a", encoding="utf-8") as file:
-        file.writelines(json.dumps(finite({"step": step, **one})) + "\n" for one in found)
+    """Add them to thoughts.jsonl of a run; what is there of this step or a later one was before an interruption."""
+    path, lines = Path(out) / "thoughts.jsonl", []
+    for line in path.read_bytes().split(b"\n") if path.is_file() else []:
+        with suppress(ValueError):
+            if parse_json(line, {"step": int})["step"] < step:
+                lines.append(line)
+    lines += [json.dumps(finite({"step": step, **one})).encode() for one in found]
+    replace_file(path, b"".join(line + b"\n" for line in lines))
 
 
 def most_memory(device, forget=False):

@@ -11,7 +11,7 @@ from tiny_runs import go
 from lib.checkpoint import read_checkpoint
 from lib.runs import read_log
 from lib.tokenizer import CharTokenizer
-from lib.watch import most_memory, some_thoughts
+from lib.watch import log_thoughts, most_memory, some_thoughts
 
 
 @torch.no_grad()
@@ -41,6 +41,9 @@ def test_a_run_leaves_them_beside_its_log_and_learns_the_same(work):
     assert all(torch.equal(one[name], other[name]) for name in one)
     lines = [json.loads(line) for line in (work / "looks" / "thoughts.jsonl").read_text().splitlines()]
     assert [line["step"] for line in lines] == [2] * 4 + [4] * 4
+    log_thoughts(work / "looks", 4, [{"text": "again"}])  # gone on with from a checkpoint before step 4
+    again = [json.loads(line) for line in (work / "looks" / "thoughts.jsonl").read_text().splitlines()]
+    assert again == [*lines[:4], {"step": 4, "text": "again"}]
     assert lines[0].keys() == {"step", "text", "thought", "next", "reward", "gate"}
     assert all(0.01 < line["peak_memory_gb"] < 100 for line in read_log(work / "looks"))
 
