@@ -58,7 +58,7 @@ class TrainConfig:
     separate_documents: bool = False  # predict no token across the end of a document
     batch_size: int = 8  # texts per step, over all processes
     micro_batch: int = 0  # texts per forward and process; 0: all of the process's; less needs less memory
-    think_at: Literal["all", "hard", "hardest", "random", "start"] = "all"  # hard: by base entropy; start: by p(start)
+    think_at: Literal["all", "hard", "hardest", "random", "start"] = "all"  # where; hard: by entropy; start: p(start)
     think_share: float = 0.25  # share of a text's positions that think, where not all do
     think_at_once: int = 0  # positions of a text that think together, fewer: less memory; 0: as many as is good
     lora_rank: int = 0  # freeze the model and learn additions of this rank to it (beyond/lora.py); 0: learn all of it
