@@ -23,7 +23,7 @@ from beyond.adaptive import says_start
 from data.dataset import open_dataset
 from lib.asking import candidate
 from lib.config import run_script
-from lib.files import kept, read_json, write_json
+from lib.files import kept, read_json, refuse_another, write_json
 from lib.parallel import pick_device
 from lib.pictures import draw_bars, mean_and_error
 from lib.questions import QuestionsConfig, ask_gsm8k, load_questions
@@ -120,6 +120,8 @@ def gsm8k_steps(config):
     """Train what is missing, measure all, print the tables."""
     out = Path(config.out) / f"{config.steps}_steps" if config.steps else Path(config.out)
     out.mkdir(parents=True, exist_ok=True)
+    asked = {x: getattr(config, x) for x in ("seeds", "rows", "split", "documents", "texts", "questions")}
+    refuse_another(out / "results.json", asked)
     device, base = f"--device={config.device}", out / "base"
     steps = [f"--max_steps={config.steps}"] if config.steps else []
     presets = [f"--config={HERE / 'config' / name}.toml" for name in ("gsm8k_steps_base", "gsm8k_steps")]
@@ -137,10 +139,10 @@ def gsm8k_steps(config):
         make = partial(measured, config, folder, ways, its_tau)
         for way, found in remembered(folder, name, make, **about, tau=its_tau, ways=list(ways)).items():
             rows.setdefault(f"{row}, {way}" if way else row, []).append(found)
-    report(config, out, rows, tau)
+    report(config, out, rows, tau, asked)
 
 
-def report(config, out, rows, tau):
+def report(config, out, rows, tau, asked):
     """Tables, picture and results.json of rows {name: [what was found, by seed]}."""
     texts = texts_of(open_dataset(DATA, config.split))[: config.documents or None]
     documents = np.repeat(np.arange(len(texts)), [len(text.numbers) for text in texts])
@@ -159,8 +161,8 @@ def report(config, out, rows, tau):
             f"{c} {x['mean']:+.3f} [{x['low']:+.3f}, {x['high']:+.3f}] {x['p']:.0e}" for c, x in minus[row].items()
         ]
         print(f"{row:32}" + "   ".join(cells))
-    results = {"numbers": table, "quiet_star_minus": minus, "temperature": tau, "documents": len(texts)}
-    write_json(out / "results.json", {**results, "split": config.split, "seeds": config.seeds})
+    results = {"numbers": table, "quiet_star_minus": minus, "temperature": tau, "asked": asked}
+    write_json(out / "results.json", results)
     draw_bars(table, "exact", "share of numbers written exactly", out / "gsm8k_steps.png", title)
     print(f"\ntable: {out / 'results.json'}   picture: {out / 'gsm8k_steps.png'}")
 
