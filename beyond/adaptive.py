@@ -80,8 +80,7 @@ def start_positions(quiet, tokens, h_text, share, token):
     behind a mark such as "<<", shows where they could stand. Where it writes them, there is nothing to think: a thought
     would only have to foresee the mark."""
     h = h_text[:, : h_text.shape[1] - quiet.config.n_true].detach()
-    log_p = token_log_prob(quiet.model.output, h, h.new_full(h.shape[:2], token, dtype=torch.long))
-    log_p = log_p.masked_fill(tokens[:, 1 : h.shape[1] + 1] == token, -math.inf)
+    log_p = log_p_of(quiet, h, token).masked_fill(tokens[:, 1 : h.shape[1] + 1] == token, -math.inf)
     return log_p.topk(share_of(share, log_p.shape[1])).indices.sort().values
 
 
@@ -95,9 +94,12 @@ def start_token(tokenizer, text):
 
 def says_start(quiet, token, p):
     """`where` of generate_with_thoughts: rows where the model would say `token` with a probability of more than p."""
-    return lambda h: (
-        token_log_prob(quiet.model.output, h, h.new_full(h.shape[:1], token, dtype=torch.long)) > math.log(p)
-    )
+    return lambda h: log_p_of(quiet, h, token) > math.log(p)
+
+
+def log_p_of(quiet, h, token):
+    """log p of one and the same token after each hidden state: (..., C) -> (...)."""
+    return token_log_prob(quiet.model.output, h, h.new_full(h.shape[:-1], token, dtype=torch.long))
 
 
 def random_positions(share, noise):

@@ -12,6 +12,7 @@ so that opening it is a memory map, and whatever does not fit is found before tr
 import random
 import zlib
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Literal
 
@@ -28,7 +29,12 @@ class Dataset:
     meta: dict
     path: Path
     checksum: int  # CRC-32 of the file
-    answers: np.ndarray  # bool: which tokens answer a question; one answer's tokens follow one another
+    marks: np.ndarray | None  # bool: which tokens are answers, if the folder has a file that tells
+
+    @cached_property
+    def answers(self):
+        """Which tokens answer a question, bool; one answer's tokens follow one another. (Training never asks.)"""
+        return answers_by_rule(self.tokens, self.meta.get("answers")) if self.marks is None else self.marks
 
 
 def write_dataset(folder, splits, tokenizer, document_end=None, answers=None, marks=None):
@@ -131,23 +137,24 @@ def open_dataset(folder, split):
                 raise ValueError(f"it holds the token id {largest}, outside of its vocabulary of {meta['vocab_size']}")
         if meta.get("checksums", {}).get(split, checksum) != checksum:
             raise ValueError("its checksum is wrong: it is not what was prepared")
-    return Dataset(tokens, meta, path, checksum, find_answers(folder, split, tokens, meta))
+    return Dataset(tokens, meta, path, checksum, read_marks(folder, split, tokens, meta))
 
 
-def find_answers(folder, split, tokens, meta):
-    """Which tokens of a split are answers, bool: by the file of marks, or by the rule of meta.json."""
+def read_marks(folder, split, tokens, meta):
+    """Which tokens of a split are answers, bool, by the file that marks them; None if there is none."""
     marked = f"{split}_answers"
-    if marked in meta.get("checksums", {}):
-        path = Path(folder) / f"{marked}.bin"
-        with reading(path, "cannot be used, prepare it anew"):
-            marks = path.read_bytes()
-            if len(marks) != len(tokens) or zlib.crc32(marks) != meta["checksums"][marked]:
-                raise ValueError("its size or checksum is wrong: it is not what was prepared")
-        return np.frombuffer(marks, bool)
-    return answers_by_rule(tokens, meta.get("answers"))
+    if marked not in meta.get("checksums", {}):
+        return None
+    path = Path(folder) / f"{marked}.bin"
+    with reading(path, "cannot be used, prepare it anew"):
+        marks = path.read_bytes()
+        if len(marks) != len(tokens) or zlib.crc32(marks) != meta["checksums"][marked]:
+            raise ValueError("its size or checksum is wrong: it is not what was prepared")
+    return np.frombuffer(marks, bool)
 
 
 def answers_by_rule(tokens, rule):
+    """The same by the rule of meta.json."""
     answers = np.zeros(len(tokens), bool)
     if rule and "after" in rule:
         answers[1:] = (tokens[:-1] == rule["after"]) & np.isin(tokens[1:], rule["among"])
