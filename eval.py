@@ -66,7 +66,8 @@ class Measured:
     right_mixed: np.ndarray | None = None
     gate: np.ndarray | None = None  # how much of the thought went in
     thoughts: np.ndarray | None = None  # (W, T, m) the thoughts
-    expected_gain: np.ndarray | None = None  # nats the gain head expects of a thought, before it, if there is one
+    expected_gain: np.ndarray | None = None  # nats the gain head expects of a thought, before it, if there is one; or
+    # (W, T, m+1), of a thought of each length
     # where it was asked for, else -1:
     likeliest_base: np.ndarray | None = None  # the likeliest token, without a thought
     likeliest_mixed: np.ndarray | None = None
@@ -124,7 +125,7 @@ def measure(
             given = None if thoughts is None else torch.from_numpy(thoughts[i : i + batch_size, None]).to(device)
             noise = torch.rand(len(target), 1, target.shape[1], model.config.thought_len, generator=generator)
             thought = model.think(tokens, given, noise=noise.to(device))
-            h_base, h_thought = thought.h_base[:, 0, :, 0], thought.h_thought[:, 0, :, 0]  # (B, T, C)
+            h_base, h_thought = thought.h_base[:, 0, :, 0], thought.h_thought[:, 0, :, -1]  # (B, T, C)
             h_mixed, w = model.talk(h_base, h_thought)
             if gate is not None:
                 h_mixed, w = h_base + gate * (h_thought - h_base), torch.full_like(w, gate)

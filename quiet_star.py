@@ -72,6 +72,10 @@ class QuietSTaRConfig:
     log_prob_temperature: float = 1.0  # temperature of log p(thought) in the REINFORCE term (the release: 3)
     embedding_scale: float = 20.0  # start/end are stored divided by this, so that Adam moves them that much faster
     explicit_mask: bool = False  # attend under all of thought_mask: slow; what the fast form must equal
+    # beyond the paper (beyond/kinds.py):
+    thought_kind: Literal["sampled", "any_length", "soft", "latent"] = "sampled"  # read out at any length; no tokens
+    credit: Literal["advantage", "star", "posterior"] = "advantage"  # what makes a thought likelier
+    mixing: Literal["head", "none"] = "head"  # none: what is predicted after the thought stands alone
 
     def __post_init__(self):
         for name, least in (("thought_len", 0), ("n_thoughts", 1), ("n_true", 1)):
@@ -232,7 +236,7 @@ class Learned(NamedTuple):
     log_p_mixed: torch.Tensor  # (B, N, S, a) of the true tokens
     gate: torch.Tensor  # (B, N, S, a) w
     reward: torch.Tensor  # (B, N, S)
-    advantage: torch.Tensor  # (B, N, S)
+    advantage: torch.Tensor  # (B, N, S, 1) of the whole thought
     log_prob: torch.Tensor  # (B, N, S, m) of t_1 .. t_m
 
 
@@ -289,21 +293,25 @@ class QuietSTaR(nn.Module):
         positions = self.default_positions(tokens) if positions is None else positions
         (B, S), L, m, a = positions.shape, tokens.shape[1], self.config.thought_len, self.config.n_true
         start, end = (x.expand(B, 1, S, 1, -1) for x in self.thought_tokens())
-        # x_{i+j}, (B, S, a); past the text's end the last token stands in for what is not there: it is not `valid`
-        inside = (positions[:, :, None] + torch.arange(1, a + 1, device=tokens.device)).clamp(max=L - 1)
-        x_true = take(text.embedded, inside[:, :, : a - 1])[:, None]  # (B, 1, S, a-1, C)
+        # x_{i+1} .. x_{i+a-1}; past the text's end the last token stands in for what is not there: it is not `valid`
+        inside = (positions[:, :, None] + torch.arange(1, a, device=tokens.device)).clamp(max=L - 1)
+        known = self.read_out(end, take(text.embedded, inside)[:, None])  # (B, 1, S, a, C)
 
         if thought_ids is None:  # one step at a time; then all that is known, together
             thought_ids, log_prob, h_policy, unread, cache = self.sample_thoughts(text, positions, noise)
-            h = self.read_steps(join(unread, end, x_true), cache)  # (B, N, S, R, C)
+            h = self.read_steps(join(unread, known), cache)  # (B, N, S, R, C)
         else:  # everything is known
             embedded = F.embedding(thought_ids, self.model.tok_embeddings.weight)  # (B, N, S, m, C)
             cache = self.thought_cache(text, positions)
-            h = self.read_steps(join(start, embedded, end, x_true), cache)
+            h = self.read_steps(join(start, embedded, known), cache)
             h_policy, log_prob = h[:, :, :, :m], None
         h_base = take(text.hidden, (positions[:, :, None] + torch.arange(a, device=tokens.device)).clamp(max=L - 1))
-        h_thought = h[:, :, :, -a:].expand(-1, thought_ids.shape[1], -1, -1, -1)  # if m = 0, h is the same for all N
-        return Thoughts(thought_ids, positions, h_base[:, None], h_thought, h_policy, log_prob)
+        h = h.expand(-1, thought_ids.shape[1], -1, -1, -1)  # if m = 0, it is the same for all N
+        return Thoughts(thought_ids, positions, h_base[:, None], h[:, :, :, -known.shape[3] :], h_policy, log_prob)
+
+    def read_out(self, end, x_true):
+        """What is read when a thought is over: end (B, 1, S, 1, C), and the true tokens but the last."""
+        return join(end, x_true)
 
     def sample_thoughts(self, text, positions, noise=None):
         """t_1 .. t_m of N thoughts at positions (B, S), all thoughts together, one step after the other. Returns their
@@ -326,8 +334,12 @@ class QuietSTaR(nn.Module):
                 thought_ids[..., s] = sample(logits, config.thought_temperature, u)
                 log_prob.append(log_prob_of(logits, thought_ids[..., s], config.log_prob_temperature)[..., None])
             h_policy.append(h.expand(B, N, S, 1, -1))
-            unread = embed(s)
+            unread = self.next_input(h, embed(s))
         return thought_ids, torch.cat(log_prob, dim=3), torch.cat(h_policy, dim=3), unread, cache
+
+    def next_input(self, h, embedded):
+        """What a thought reads after the hidden state h: the embedding of the token that it sampled there."""
+        return embedded
 
     def read_steps(self, x, cache):
         """One forward pass: R more steps of every thought, x (B, N or 1, S, R, C), to their hidden states, likewise.
@@ -363,15 +375,19 @@ class QuietSTaR(nn.Module):
         log_p_mixed = token_log_prob(head, h_mixed, true)  # (B, N, S, a)
         with torch.no_grad():  # a reward is a fact, not something to differentiate
             scored = log_p_mixed if config.reward_on == "mixed" else token_log_prob(head, thoughts.h_thought, true)
-            reward = thought_reward(scored, targets.log_p_base, targets.valid)  # (B, N, S)
-            advantage = thought_advantage(reward, config.clamp_advantage, config.baseline)
+            reward, advantage = self.credit(scored, h_mixed, targets)  # (B, N, S), (B, N, S, 1)
         policy = head, thoughts.h_policy, thoughts.tokens, config.log_prob_temperature
         log_prob = token_log_prob(*policy, known=thoughts.log_prob)  # (B, N, S, m); known: the values, not the gradient
         # Only its gradient means something: not clamped, it is on average minus that of the expected reward.
-        reinforce = -mean_by(targets.position_share, advantage * log_prob.sum(-1))
+        reinforce = -mean_by(targets.position_share, (advantage * log_prob).sum(-1))
         nll_mixed = mean_by(targets.token_share, -log_p_mixed)
         loss = 0.5 * nll_mixed + config.reinforce_weight * reinforce
         return Learned(loss, reinforce, log_p_mixed, gate, reward, advantage, log_prob)
+
+    def credit(self, log_p, h_mixed, targets):
+        """The reward of each thought (B, N, S), by log p of the true tokens (B, N, S, a), and its advantage."""
+        reward = thought_reward(log_p, targets.log_p_base, targets.valid)
+        return reward, thought_advantage(reward, self.config.clamp_advantage, self.config.baseline)[..., None]
 
     def default_positions(self, tokens):
         """All positions with n_true tokens after them, (B, S)."""
@@ -392,7 +408,7 @@ class QuietSTaR(nn.Module):
 @torch.no_grad()
 def generate_with_thoughts(
     quiet, tokens, max_new_tokens, temperature=1.0, thought_temperature=0.0, generator=None,
-    lengths=None, stop=None, where=None, begin=None,
+    lengths=None, stop=None, begin=None, think=None,
 ):  # fmt: skip
     """Continue tokens (B, T), thinking before each new one: all tokens, the new ones' thoughts (B, new, m) and gates.
 
@@ -400,14 +416,14 @@ def generate_with_thoughts(
     stays, as text and in the cache, is the text alone.
 
     lengths, stop   see model.Transformer.generate; the first new token is the one after the shortest prompt
-    where           function of h_base (B, C): the rows that think, bool (B,). A row that does not takes the base
-                    prediction, its thought is all -1, its gate 0. None: all rows, always
     begin           where to think first, if before the shortest prompt's end: prompts are read as they would be written
+    think           what to do for each new token: read_and_think (None), or less than that (beyond/adaptive.py)
     """
     model, (B, T), m = quiet.model, tokens.shape, quiet.config.thought_len
     lengths = torch.full((B,), T, device=tokens.device) if lengths is None else lengths
     shortest, total = int(lengths.min()), T + max_new_tokens
     first = at = shortest if begin is None else begin
+    think = think or read_and_think
     if max_new_tokens < 1 or not 1 <= at <= shortest:
         raise ValueError(f"max_new_tokens must be at least 1, begin must be from 1 to the shortest prompt's {shortest}")
     cache = KVCache(model.config, B, total + m + 2, tokens.device, model.tok_embeddings.weight.dtype)
@@ -415,7 +431,7 @@ def generate_with_thoughts(
     thoughts, gates = tokens.new_empty(B, total, m), cache.k.new_empty(B, total)
 
     while at < total and not all_ended(out[:, :at], lengths, stop):
-        h, thoughts[:, at], gates[:, at] = read_and_think(quiet, new, cache, where, thought_temperature, generator)
+        h, thoughts[:, at], gates[:, at] = think(quiet, new, cache, thought_temperature, generator)
         cache.forget_after(at)  # the thought is over
         token = sample(model.logits(h), temperature, generator=generator)
         new = out[:, at : at + 1].copy_(own_token(token, tokens, at, lengths)[:, None])  # (B, 1)
@@ -423,28 +439,18 @@ def generate_with_thoughts(
     return out[:, :at], thoughts[:, first:at], gates[:, first:at]
 
 
-def read_and_think(quiet, new, cache, where, temperature, generator):
-    """Read new tokens (B, R), think after them in the rows that `where` picks, and mix: h (B, C), thoughts (B, m) and
-    gates (B,). A thought at the end of a text sees all before it: to a KVCache it is more text."""
+def read_and_think(quiet, new, cache, temperature, generator):
+    """Read new tokens (B, R), think after them, and mix: h (B, C), thoughts (B, m) and gates (B,). A thought at the end
+    of a text sees all before it: to a KVCache it is more text."""
     model, m, x = quiet.model, quiet.config.thought_len, quiet.model.tok_embeddings(new)
     start, end = (v.expand(len(x), 1, -1) for v in quiet.thought_tokens())  # (B, 1, C)
     opening = start if m else torch.cat((start, end), dim=1)  # what is known of a thought
-    if where is None:  # the opening goes in with the text: one forward pass less
-        hidden = model(torch.cat((x, opening), dim=1), cache=cache)
-        h_base, h, rows = hidden[:, x.shape[1] - 1], hidden[:, -1], slice(None)
-    else:
-        h_base = model(x, cache=cache)[:, -1]
-        rows = where(h_base).nonzero()[:, 0]
-        if not len(rows):
-            return h_base, new.new_full((len(x), m), -1), h_base.new_zeros(len(x))
-        cache = cache.of_rows(rows, room=m + 2)  # these rows alone, and nobody else sees what is read from now on
-        h = model(opening[rows], cache=cache)[:, -1]
-    thoughts = new.new_full((len(x), m), -1)
+    hidden = model(torch.cat((x, opening), dim=1), cache=cache)  # with the text: one forward pass less
+    h_base, h = hidden[:, x.shape[1] - 1], hidden[:, -1]
+    thoughts = new.new_empty(len(x), m)
     for s in range(m):
-        token = sample(model.logits(h), temperature, generator=generator)
-        thoughts[rows, s] = token
-        x = model.tok_embeddings(token[:, None])
-        h = model(x if s < m - 1 else torch.cat((x, end[rows]), dim=1), cache=cache)[:, -1]
-    h_mixed, gates = h_base.clone(), h_base.new_zeros(len(thoughts))
-    h_mixed[rows], gates[rows] = quiet.talk(h_base[rows], h)
+        thoughts[:, s] = sample(model.logits(h), temperature, generator=generator)
+        x = quiet.next_input(h[:, None], model.tok_embeddings(thoughts[:, s : s + 1]))
+        h = model(x if s < m - 1 else torch.cat((x, end), dim=1), cache=cache)[:, -1]
+    h_mixed, gates = quiet.talk(h_base, h)
     return h_mixed, thoughts, gates

@@ -3,7 +3,7 @@ Give a model a prompt and see it continue.
 
     python sample.py --prompt="3+7*4-2*9=" --show_thoughts          the last run in out/
     python sample.py --run=out/mine --prompt="ROMEO:" --max_new_tokens=200
-    python sample.py --prompt="3+7*4-2*9=" --show_thoughts --think_above=0.1     thinking only where it should pay
+    python sample.py --prompt="3+7*4-2*9=" --show_thoughts --price=0.02     thinking only where, and as long as, it pays
 
 With --show_thoughts, each new token comes with the hidden thought before it and the gate: how much the thought counted.
 """
@@ -12,7 +12,7 @@ import re
 from dataclasses import dataclass
 from typing import Literal
 
-from beyond.adaptive import expects_more_than
+from beyond.adaptive import worth_its_price
 from lib.asking import think_aloud
 from lib.config import run_script
 from lib.parallel import pick_device
@@ -28,10 +28,10 @@ class SampleConfig:
     temperature: float = 0.0  # of the tokens that are emitted; 0: always the likeliest
     show_thoughts: bool = False  # print the thought before each token
     without_thoughts: bool = False  # let the same model continue without thinking
-    think_above: float = float("-inf")  # think only where it is expected to gain more nats than this; -inf: everywhere
+    price: float = float("-inf")  # think where, and so long as, it should gain so many nats a token; -inf: always
     seed: int = 1337  # of the sampling
     device: Literal["auto", "cpu", "cuda"] = "auto"  # auto: cuda where there is one
-    ANY_NUMBER = ("think_above",)
+    ANY_NUMBER = ("price",)
 
     def __post_init__(self):
         if self.max_new_tokens < 1 or self.temperature < 0:
@@ -44,10 +44,10 @@ def say(config, load=None):
     """Print the prompt and what the model makes of it."""
     device, load = pick_device(config.device), load or LoadConfig()
     model, tokenizer, _, _ = load_to_think(config.run or last_run(), device, load)
-    thinking, where = isinstance(model, QuietSTaR) and not config.without_thoughts, None
-    if thinking and config.think_above > float("-inf"):
-        where = expects_more_than(model, config.think_above)
-    how = config.max_new_tokens, config.temperature, load.thought_temperature, config.seed, where, thinking
+    thinking, how_long = isinstance(model, QuietSTaR) and not config.without_thoughts, None
+    if thinking and config.price > float("-inf"):
+        how_long = worth_its_price(model, config.price)
+    how = config.max_new_tokens, config.temperature, load.thought_temperature, config.seed, how_long, thinking
     said = []
     for token in think_aloud(model, tokenizer, config.prompt, *how):
         if not said:

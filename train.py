@@ -27,8 +27,10 @@ import torch.distributed as dist
 from torch.nn.utils import clip_grad_norm_
 from tqdm import tqdm
 
-from beyond.adaptive import attach_gain_head, hard_positions, random_positions, start_positions, start_token
+from beyond.adaptive import attach_gain_head
+from beyond.kinds import thinking_model
 from beyond.lora import add_lora
+from beyond.positions import start_token, think_where
 from data.batches import batch_offsets, check_sizes, read_batch, thought_noise
 from data.dataset import open_dataset
 from lean.in_parts import go_back
@@ -58,7 +60,7 @@ class TrainConfig:
     separate_documents: bool = False  # predict no token across the end of a document
     batch_size: int = 8  # texts per step, over all processes
     micro_batch: int = 0  # texts per forward and process; 0: all of the process's; less needs less memory
-    think_at: Literal["all", "hard", "hardest", "random", "start"] = "all"  # where; hard: by entropy; start: p(start)
+    think_at: Literal["all", "hard", "hardest", "wrong", "aloud", "start", "random", "each_document"] = "all"  # where
     think_share: float = 0.25  # share of a text's positions that think, where not all do
     think_at_once: int = 0  # positions of a text that think together, fewer: less memory; 0: as many as is good
     lora_rank: int = 0  # freeze the model and learn additions of this rank to it (beyond/lora.py); 0: learn all of it
@@ -118,7 +120,7 @@ def build_model(train, model_config, quiet_config, given, tokenizer, bfloat16=Fa
     if train.objective == "lm":
         return transformer  # of a thinking model, what speaks without a thought
 
-    model = QuietSTaR(transformer, quiet_config)
+    model = thinking_model(transformer, quiet_config)
     if train.gain_head:
         attach_gain_head(model)
     if start is transformer and train.start_text:
@@ -164,15 +166,10 @@ def lm_step(model, tokens, documents, scale, before_last):
     return {"loss": loss.detach(), "nll_base": loss.detach()}
 
 
-def thinking_step(model, tokens, documents, scale, before_last, train, start, noise, chance):
-    """Quiet-STaR, likewise. noise (B, N, span, m): decides the thoughts; start, chance (B, span): where to think."""
-    where = {
-        "all": None,
-        "random": lambda h_text: random_positions(train.think_share, chance),
-        "hard": partial(hard_positions, model, share=train.think_share, noise=chance),
-        "hardest": partial(hard_positions, model, share=train.think_share),
-        "start": partial(start_positions, model, tokens, share=train.think_share, token=start),
-    }[train.think_at]
+def thinking_step(model, tokens, documents, scale, before_last, train, marks, noise, chance):
+    """Quiet-STaR, likewise. noise (B, N, span, m): decides the thoughts; marks, chance (B, span): where to think, see
+    beyond/positions.py."""
+    where = think_where(model, train.think_at, train.think_share, tokens, chance, *marks)
     how = dict(scale=scale, at_once=train.think_at_once, recompute=train.recompute, before_last=before_last)
     return model.backward(tokens, documents=documents, noise=noise, where=where, **how)
 
@@ -246,9 +243,10 @@ def set_up(train, model_config, quiet_config, given, held):
         what = f"{train.objective}, {size:,} parameters, steps {step} to {train.max_steps}, on {where}"
         tqdm.write(f"{train.out}: {what}")
     autocast = partial(torch.autocast, processes.device.type, torch.bfloat16) if bfloat16 else nullcontext
-    start = train.think_at == "start" and start_token(tokenizer, train.start_text)
+    start = train.think_at in ("aloud", "start") and start_token(tokenizer, train.start_text)
     job = dict(processes=processes, data=data, held_out=held_out, length=length, model=model, optimizer=optimizer)
-    return SimpleNamespace(**job, tokenizer=tokenizer, start=start, autocast=autocast, step=step, seconds=seconds)
+    job |= dict(tokenizer=tokenizer, marks=(start, data.meta["document_end"]), autocast=autocast)
+    return SimpleNamespace(**job, step=step, seconds=seconds)
 
 
 def one_step(train, job, step):
@@ -270,7 +268,7 @@ def one_step(train, job, step):
                 new = lm_step(model, tokens, documents, micro / local, before_last)
             else:
                 its = (x[mine][i : i + micro].to(processes.device) for x in noise)
-                new = thinking_step(model, tokens, documents, micro / local, before_last, train, job.start, *its)
+                new = thinking_step(model, tokens, documents, micro / local, before_last, train, job.marks, *its)
         metrics = {name: metrics.get(name, 0.0) + value * micro / local for name, value in new.items()}
     return metrics
 

@@ -1,27 +1,30 @@
 """
-Where to think. The paper leaves it open whether a model can tell beforehand where a thought will help.
+Whether to think, and how long. The paper leaves it open whether a model can tell beforehand what a thought will bring.
 
-  hard_positions      training: think only where the text alone leaves the model uncertain
-  start_positions     training: think only where the text could have written its steps out, and does not
-  GainHead            learns, beside the rest, what a thought would bring
-  expects_more_than   generation: think only where the gain head expects more than so many nats
+  GainHead          learns, beside the rest, what a thought would bring
+  worth_its_price   how long a thought pays here, at a price in nats a token
+  says_start        a whole thought where the model itself would be likely to begin one
+  some_think        generation that thinks so long
 
-Attached from outside: attach_gain_head(quiet) adds to what a step learns (QuietSTaR.further_losses); the other two say
-where to think (`where` of QuietSTaR.backward and generate_with_thoughts).
+Attached from outside: attach_gain_head(quiet) adds to what a step learns (QuietSTaR.further_losses), some_think is the
+`think` of generate_with_thoughts.
 """
 
 import math
+from functools import partial
 
 import torch
 import torch.nn as nn
 
-from lean.log_prob import entropy, token_log_prob
+from lean.log_prob import token_log_prob
 from lean.tensors import mean_by
-from quiet_star import thought_reward
+from model import sample
+from quiet_star import read_and_think
 
 
 class GainHead(nn.Module):
-    """What would a thought bring here? The expected gain in nats, from h_base alone: (..., C) -> (...).
+    """What would a thought bring here? The expected gain in nats, from h_base alone: (..., C) -> (...). Of thoughts
+    that can end anywhere (beyond/any_length.py), what would one of 0, 1, .. m tokens bring: (..., C) -> (..., m + 1).
 
     It learns, by least squares, from what training measures anyway: log p of the n_true tokens after a thought minus
     that without one, the mean over a position's thoughts. Of many gains at places that look alike to h_base, least
@@ -30,71 +33,56 @@ class GainHead(nn.Module):
     model does not learn to be predictable.
     """
 
-    def __init__(self, dim):
+    def __init__(self, dim, lengths=1):
         super().__init__()
         self.inner = nn.Linear(dim, dim)
-        self.last = nn.Linear(dim, 1)
+        self.last = nn.Linear(dim, lengths)
         nn.init.zeros_(self.last.weight)  # nothing gains at step 0, when thoughts count for nothing
         nn.init.zeros_(self.last.bias)
 
     def forward(self, h_base):
-        return self.last(self.inner(h_base.detach()).relu())[..., 0]
+        gain = self.last(self.inner(h_base.detach()).relu())
+        return gain[..., 0] if self.last.out_features == 1 else gain
 
     def error(self, thoughts, targets, learned):
         """Mean squared error of the expected gains: one of QuietSTaR.further_losses."""
-        gain = thought_reward(learned.log_p_mixed.detach(), targets.log_p_base, targets.valid).mean(1)  # (B, S)
-        return mean_by(targets.position_share, (self(thoughts.h_base[:, 0, :, 0]) - gain) ** 2)
+        gain = (learned.log_p_mixed.detach() - targets.log_p_base[:, None]) * targets.valid[:, None]  # (B, N, S, a)
+        gain = gain.mean(1) if self.last.out_features > 1 else gain.mean(1).sum(-1, keepdim=True)  # (B, S, lengths)
+        expected = self(thoughts.h_base[:, 0, :, 0]).view(gain.shape)
+        return mean_by(targets.position_share, ((expected - gain) ** 2).mean(-1))
 
 
 def attach_gain_head(quiet):
     """Give a QuietSTaR a gain head, in place: quiet.gain_head, learned by every step from now on."""
-    quiet.gain_head = GainHead(quiet.model.config.dim)
+    lengths = quiet.config.thought_len + 1 if quiet.config.thought_kind == "any_length" else 1
+    quiet.gain_head = GainHead(quiet.model.config.dim, lengths)
     quiet.further_losses["gain_error"] = quiet.gain_head.error
 
 
-def expects_more_than(quiet, nats):
-    """`where` of generate_with_thoughts: rows where the gain head expects a thought to gain more than so many nats over
-    the n_true tokens that it was trained on. Raises ValueError if there is no gain head."""
+def worth_its_price(quiet, price):
+    """A function of h_base (..., C): how many tokens of a thought pay there, (...), and -1 where none does.
+
+    A thought of s tokens, with start and end, pays if the gain head expects it to gain more nats than (s + 2) * price,
+    over the n_true tokens that it was trained on. The length that gains most beyond its price is chosen. Raises
+    ValueError if there is no gain head.
+    """
     if not hasattr(quiet, "gain_head"):
         raise ValueError("this model has no gain head to say where a thought pays: train it with --gain_head")
-    return lambda h_base: quiet.gain_head(h_base) > nats
+    m, any_length = quiet.config.thought_len, quiet.config.thought_kind == "any_length"
 
+    def length(h_base):
+        gain = quiet.gain_head(h_base)
+        gain = gain[..., : m + 1] if any_length else gain[..., None]  # (..., lengths)
+        lengths = torch.arange(m + 1, device=gain.device)[0 if any_length else m :]
+        best, at = (gain - price * (lengths + 2)).max(-1)
+        return torch.where(best > 0, lengths[at], -1)
 
-def hard_positions(quiet, h_text, share, noise=None):
-    """A share of the positions that may think, (B, S) in ascending order: where the model is least certain after the
-    text alone, h_text (B, L, C). Training there alone costs less nearly in proportion: the one way below a forward and
-    backward pass for each token of each thought.
-
-    noise: uniform numbers (B, all that may think), to draw positions in proportion to their entropy instead, each at
-    most once (Gumbel top-k): what no thought can foresee is uncertain too, and crowds out the rest.
-    """
-    hardness = entropy(quiet.model.output, h_text[:, : h_text.shape[1] - quiet.config.n_true])
-    if noise is not None:
-        hardness = hardness.clamp(min=1e-9).log() - (-noise.to(hardness).clamp(min=1e-9).log()).log()
-    return hardness.topk(share_of(share, hardness.shape[1])).indices.sort().values
-
-
-def start_positions(quiet, tokens, h_text, share, token):
-    """A share of the positions that may think, (B, S) in ascending order: where the model, after the text h_text
-    (B, L, C), is likeliest to say `token`, and the text tokens (B, L) does not. A text that sometimes writes its steps,
-    behind a mark such as "<<", shows where they could stand. Where it writes them, there is nothing to think: a thought
-    would only have to foresee the mark."""
-    h = h_text[:, : h_text.shape[1] - quiet.config.n_true].detach()
-    log_p = log_p_of(quiet, h, token).masked_fill(tokens[:, 1 : h.shape[1] + 1] == token, -math.inf)
-    return log_p.topk(share_of(share, log_p.shape[1])).indices.sort().values
-
-
-def start_token(tokenizer, text):
-    """The id for `start_positions`. Raises ValueError if the text is not one token."""
-    ids = tokenizer.encode(text)
-    if len(ids) != 1:
-        raise ValueError(f"think_at=start wants a start_text of one token, and {text!r} is {len(ids)}")
-    return ids[0]
+    return length
 
 
 def says_start(quiet, token, p):
-    """`where` of generate_with_thoughts: rows where the model would say `token` with a probability of more than p."""
-    return lambda h: log_p_of(quiet, h, token) > math.log(p)
+    """As `worth_its_price`: a whole thought where the model would say `token` with a probability of more than p."""
+    return lambda h: torch.where(log_p_of(quiet, h, token) > math.log(p), quiet.config.thought_len, -1)
 
 
 def log_p_of(quiet, h, token):
@@ -102,11 +90,42 @@ def log_p_of(quiet, h, token):
     return token_log_prob(quiet.model.output, h, h.new_full(h.shape[:-1], token, dtype=torch.long))
 
 
-def random_positions(share, noise):
-    """A share of the positions that may think, (B, S) in ascending order, drawn by noise (B, all that may think)."""
-    return noise.topk(share_of(share, noise.shape[1])).indices.sort().values
+def some_think(how_long):
+    """The `think` of generate_with_thoughts where rows think so long as how_long says, a function of h_base (B, C): how
+    many tokens, (B,), -1: not at all; None: all as long as they can. A row that does not think takes the base
+    prediction, its gate is 0. In thoughts (B, m), -1 stands for a thought that was not thought, -2 for what is behind
+    its end."""
+    return read_and_think if how_long is None else partial(read_and_think_some, how_long=how_long)
 
 
-def share_of(share, count):
-    """How many of count a share is: at least one."""
-    return max(1, round(share * count))
+@torch.no_grad()
+def read_and_think_some(quiet, new, cache, temperature, generator, how_long):
+    """As quiet_star.read_and_think. Each forward pass reads one token of each thought that goes on, and nothing else;
+    the last token and the end go together where all thoughts end at once."""
+    model, m, (start, end) = quiet.model, quiet.config.thought_len, quiet.thought_tokens()
+    h_base = model(model.tok_embeddings(new), cache=cache)[:, -1]
+    length, h_last = how_long(h_base), h_base.clone()
+    thoughts = new.new_full((len(new), m + 1), -1)  # the last column is written by nobody
+    thinks = rows = (length >= 0).nonzero()[:, 0]
+    thoughts[rows] = -2
+    cache = cache.of_rows(rows, room=m + 2)  # nobody else sees what is read from now on
+    x, step = start.expand(len(rows), 1, -1), 0
+    while len(rows):
+        left = length[rows] - step  # tokens of the thought, after the one that is read now; -1: that is its end
+        x = torch.cat((x, end.expand(len(rows), 1, -1)), dim=1) if (left == 0).all() else x
+        h = model(x, cache=cache)[:, -1]
+        over = left < x.shape[1] - 1
+        h_last[rows[over]] = h[over]
+        if over.any():
+            go_on = (~over).nonzero()[:, 0]
+            rows, left, h, cache = rows[go_on], left[go_on], h[go_on], cache.of_rows(go_on, room=m + 2)
+        if len(rows):
+            token = sample(model.logits(h), temperature, generator=generator)
+            said = left > 0
+            thoughts[rows[said], step] = token[said]
+            x = quiet.next_input(h[:, None], model.tok_embeddings(token[:, None]))
+            x = torch.where(said[:, None, None], x, end)
+        step += 1
+    h_mixed, gates = h_base.clone(), h_base.new_zeros(len(new))
+    h_mixed[thinks], gates[thinks] = quiet.talk(h_base[thinks], h_last[thinks])
+    return h_mixed, thoughts[:, :m], gates

@@ -13,8 +13,9 @@ def check_sizes(train, data, held_out, length, processes):
     for dataset in (data, held_out):
         if len(dataset.tokens) < length:
             raise ValueError(f"{dataset.path} has {len(dataset.tokens)} tokens, fewer than one span of {length}")
-    if train.separate_documents and data.meta["document_end"] is None:
-        raise ValueError(f"separate_documents: {train.data} names no token that ends a document")
+    by_documents = "separate_documents" if train.separate_documents else "think_at=each_document"
+    if (train.separate_documents or train.think_at == "each_document") and data.meta["document_end"] is None:
+        raise ValueError(f"{by_documents}: {train.data} names no token that ends a document")
     if train.batch_size % processes.world:
         raise ValueError(f"batch_size {train.batch_size} cannot be split among {processes.world} processes")
     local = train.batch_size // processes.world

@@ -83,7 +83,7 @@ def sum_up(further_losses, thoughts, targets, learned):
     up over parts. The arguments are those of QuietSTaR.learn and what it returned."""
     further = {name: loss(thoughts, targets, learned) for name, loss in further_losses.items()}
     of_tokens = {"nll_mixed": -learned.log_p_mixed, "gate": learned.gate}
-    of_positions = {"reward": learned.reward, "advantage_abs": learned.advantage.abs()}
+    of_positions = {"reward": learned.reward, "advantage_abs": learned.advantage.abs().mean(-1)}
     of_positions["thought_nll"] = -learned.log_prob.sum(-1) / max(1, learned.log_prob.shape[-1])
     metrics = {"loss": learned.loss, **further}
     metrics |= {name: mean_by(targets.token_share, x) for name, x in of_tokens.items()}

@@ -35,10 +35,11 @@ class ThoughtCache:
     text        by layer: k and v (B, K, T, hd)
     positions   (B, S) where each position's N thoughts are
     explicit    make the whole mask
+    depth       function of steps: how far behind start is each? Its position id is i + 1 + depth. As steps are counted
     """
 
-    def __init__(self, see, text, positions, explicit=False):
-        self.see, self.text, self.positions, self.explicit = see, text, positions, explicit
+    def __init__(self, see, text, positions, explicit=False, depth=lambda step: step):
+        self.see, self.text, self.positions, self.explicit, self.depth = see, text, positions, explicit, depth
         self.own = [None] * len(text)  # by layer: k and v (B, K, N, S, D, hd)
         self.n_steps = 0  # steps of each thought read (D)
 
@@ -57,7 +58,7 @@ class ThoughtCache:
             query, own = ([x[:, 0] for x in triple] for triple in (query, own))
         key = [torch.cat((x.expand(*y.shape[:-1], -1), y), dim=-1) for x, y in zip(text, own, strict=True)]
         self.mask = self.see(query, key)
-        ids = self.positions[:, None, :, None] + 1 + new
+        ids = self.positions[:, None, :, None] + 1 + self.depth(new)
         return ids.expand(-1, N, -1, -1).flatten(1)
 
     def triples(self, N, steps):

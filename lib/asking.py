@@ -13,10 +13,12 @@ from typing import NamedTuple
 import torch
 from tqdm import tqdm
 
+from beyond.adaptive import some_think
+from beyond.any_length import at_length
 from lean.tensors import take
 from lib.tokenizer import before_end, has_ended
 from model import KVCache, sample
-from quiet_star import QuietSTaR, generate_with_thoughts, read_and_think
+from quiet_star import QuietSTaR, generate_with_thoughts
 
 
 @dataclass
@@ -28,10 +30,10 @@ class Candidate:
     device: torch.device | str = "cpu"  # where its tokens are wanted
 
 
-def candidate(model, thinking, where=None, temperature=0.0, seed=1337):
+def candidate(model, thinking, how_long=None, temperature=0.0, seed=1337):
     """A Transformer, or a QuietSTaR with or without its thoughts: one per position (section 5).
 
-    where         function of hidden states (n, C), at which of them does it think, bool (n,)? None: at all
+    how_long      for how many tokens, see beyond/adaptive.py: a function of hidden states (..., C); None: as it can
     temperature   of the thoughts: 0, as the paper evaluates, takes the likeliest; else they are drawn by the seed
     """
     noise = torch.Generator().manual_seed(seed)
@@ -43,9 +45,8 @@ def candidate(model, thinking, where=None, temperature=0.0, seed=1337):
             quiet = model.with_settings(n_thoughts=1, n_true=1, thought_temperature=temperature)
             drawn = torch.rand(len(tokens), 1, positions.shape[1], quiet.config.thought_len, generator=noise)
             thoughts = quiet.think(tokens, positions=positions, noise=drawn.to(tokens.device))
-            hidden, h_base = quiet.talk(thoughts.h_base, thoughts.h_thought)[0][:, 0, :, 0], thoughts.h_base[:, 0, :, 0]
-            if where is not None:
-                hidden = torch.where(where(h_base.flatten(0, 1)).view(*h_base.shape[:2], 1), hidden, h_base)
+            hidden, h_base = quiet.talk(thoughts.h_base, thoughts.h_thought)[0][:, 0], thoughts.h_base[:, 0, :, 0]
+            hidden = hidden[:, :, -1] if how_long is None else at_length(hidden, h_base, how_long(h_base))
         else:
             hidden = take(plain(tokens), positions)
         return plain.logits(hidden)
@@ -53,7 +54,7 @@ def candidate(model, thinking, where=None, temperature=0.0, seed=1337):
     def generate(tokens, lengths, new, of_text, generator, stop):
         more = dict(temperature=of_text, generator=generator, lengths=lengths, stop=stop)
         if thinking:
-            more |= dict(thought_temperature=temperature, where=where)
+            more |= dict(thought_temperature=temperature, think=some_think(how_long))
             return generate_with_thoughts(model, tokens, new, **more)[:2]
         return plain.generate(tokens, new, **more), None
 
@@ -104,7 +105,7 @@ class Said(NamedTuple):
 
 @torch.no_grad()
 def think_aloud(
-    model, tokenizer, prompt, max_new_tokens=20, temperature=0.0, thought_temperature=0.0, seed=1337, where=None,
+    model, tokenizer, prompt, max_new_tokens=20, temperature=0.0, thought_temperature=0.0, seed=1337, how_long=None,
     thinking=True,
 ):  # fmt: skip
     """Continue a prompt until the model ends the text, token by token as it speaks: yields Said. See
@@ -121,10 +122,10 @@ def think_aloud(
     for length in range(new.shape[1], total):
         thought, gate = None, 0.0
         if thinking:
-            h, thoughts, gates = read_and_think(model, new, cache, where, thought_temperature, generator)
+            h, thoughts, gates = some_think(how_long)(model, new, cache, thought_temperature, generator)
             cache.forget_after(length)  # the thought is over
             thoughts, gate = thoughts[0].tolist(), float(gates[0])
-            thought = None if -1 in thoughts else "".join(tokenizer.words(thoughts))
+            thought = None if -1 in thoughts else "".join(tokenizer.words([x for x in thoughts if x >= 0]))
         else:
             h = plain(new, cache=cache)[:, -1]
         new = sample(plain.logits(h), temperature, generator=generator)[:, None]
@@ -199,6 +200,7 @@ def write_answers(who, rows, tokenizer, new, temperature, seed, stop, batch_size
                 n = len(rows[i])
                 text = tokenizer.decode(before_end(tokenizer, out[row, n : n + new].tolist()))
                 thought = [-1] if thoughts is None else thoughts[row, n - shortest].tolist()
-                found[i] = text, None if -1 in thought else tokenizer.decode(thought)  # -1: it did not think
+                said = [x for x in thought if x >= 0]  # -1: it did not think; -2: the thought was over
+                found[i] = text, None if -1 in thought else tokenizer.decode(said)
             bar.update(len(batch))
     return found

@@ -20,6 +20,7 @@ from typing import Literal
 import torch
 
 from beyond.adaptive import attach_gain_head
+from beyond.kinds import thinking_model
 from beyond.lora import add_lora, merge_lora, rank_in
 from lib.checkpoint import (
     checked_weight,
@@ -93,7 +94,7 @@ def load_weights(module, weights, path, assign=False, but=()):
 
 def thinking(model, config, weights):
     """A QuietSTaR of a Transformer, with what is not of the paper attached where `weights` hold it (see beyond/)."""
-    quiet = QuietSTaR(model, settings(QuietSTaRConfig, config))
+    quiet = thinking_model(model, settings(QuietSTaRConfig, config))
     if any(name.startswith("gain_head.") for name in weights):
         attach_gain_head(quiet)
     return quiet

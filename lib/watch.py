@@ -36,7 +36,13 @@ def some_thoughts(model, tokens, tokenizer, count=4):
     for s, i in enumerate(positions[0].tolist()):
         said = "".join(tokenizer.words(thoughts.tokens[0, 0, s].tolist()))
         about = {"text": "".join(words[max(0, i - 30) : i + 1]), "thought": said, "next": words[i + 1]}
-        found.append({**about, "reward": float(learned.reward[0, 0, s]), "gate": float(learned.gate[0, 0, s, 0])})
+        found.append(
+            {
+                **about,
+                "reward": float(learned.reward[0, 0, s]),
+                "gate": float(learned.gate[0, 0, s, -model.config.n_true]),
+            }
+        )
     return found
 
 

@@ -23,10 +23,13 @@ BUDGET = 0.07  # share of positions for which a threshold is chosen (on half of 
 
 
 @torch.no_grad()
-def base_entropy(model, spans, batch_size=32):
-    """Entropy of the prediction of each token of spans (W, T+1) without a thought: nats (W, T)."""
-    parts = torch.from_numpy(spans[:, :-1]).split(batch_size)
-    return np.concatenate([entropy(model.model.output, model.model(part)).numpy() for part in parts])
+def base_uncertainty(model, spans, batch_size=32):
+    """Of the prediction of each token of spans (W, T+1) without a thought, (W, T): its entropy in nats, and the
+    probability that its likeliest token is wrong."""
+    parts = [model.model(part) for part in torch.from_numpy(spans[:, :-1]).split(batch_size)]
+    entropies = [entropy(model.model.output, h).numpy() for h in parts]
+    wrong = [1 - model.model.logits(h).softmax(-1).amax(-1).numpy() for h in parts]
+    return {"base entropy": np.concatenate(entropies), "p(base is wrong)": np.concatenate(wrong)}
 
 
 def accuracy_where(think, found, answers, some=slice(None)):
@@ -58,16 +61,17 @@ def adaptive(config, out):
         found = measure(model, spans, meta)
         predictors = {
             "gain head": found.expected_gain,
-            "base entropy": base_entropy(model, spans),
+            **base_uncertainty(model, spans),
             "random": np.random.default_rng(seed).random(answers.shape),
         }
         curves.append({name: accuracy_by_share(score, found, answers) for name, score in predictors.items()})
         think_above = float(np.quantile(found.expected_gain[chosen_on], 1 - BUDGET))
         thinks, gain = found.expected_gain > think_above, found.nll_base - found.nll_mixed
-        seconds = seconds_per_token(model, text, think_above)
+        price = think_above / (model.config.thought_len + 2)
+        seconds = seconds_per_token(model, text, price)
         of_seeds.append(
             {
-                "think_above": think_above,
+                "price": price,
                 "share_thinking": float(thinks[judged_on].mean()),
                 "gain_kept": gain_kept(thinks, found, answers, judged_on),
                 "nats_kept": float((gain * thinks)[judged_on].sum() / gain[judged_on].sum()),

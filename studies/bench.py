@@ -29,7 +29,8 @@ from typing import Literal
 import torch
 import torch.nn.functional as F
 
-from beyond.adaptive import expects_more_than, hard_positions
+from beyond.adaptive import some_think, worth_its_price
+from beyond.positions import hard_positions
 from lib.config import run_script
 from lib.parallel import pick_device
 from lib.watch import most_memory
@@ -75,11 +76,11 @@ def fastest(functions, repeats, device):
     return [min(column) for column in zip(*times, strict=True)]
 
 
-def seconds_per_token(quiet, text, think_above, repeats=3, device="cpu"):
+def seconds_per_token(quiet, text, price, repeats=3, device="cpu"):
     """Seconds per token of a given text (B, T), read as it would be written: thinking before each token, nowhere, and
-    where the gain head expects more than think_above; and the share of tokens before which it thinks, then."""
+    where it is worth its price; and the share of tokens before which it thinks, then."""
     read = partial(generate_with_thoughts, quiet, text, 1, temperature=0, begin=1)
-    ways = [read, *(partial(read, where=expects_more_than(quiet, nats)) for nats in (float("inf"), think_above))]
+    ways = [read, *(partial(read, think=some_think(worth_its_price(quiet, x))) for x in (float("inf"), price))]
     _, _, gates = ways[2]()  # warm up
     times = [x / text.numel() for x in fastest(ways, repeats, device)]
     share = float((gates != 0).float().mean())

@@ -28,8 +28,8 @@ CHATTER = {
 }
 
 
-def chatter(config, out):
-    """Table and picture of the share of useful thoughts over training, for CHATTER's settings."""
+def train_chatter(config, out, rows):
+    """Rows of runs on a text half of whose asides are idle letters, all from one base model: as train_rows."""
     prepare("data/chatter", "data/arithmetic/prepare.py", out, "--chatter=0.5")
     train_bases(config, out)
     seeds, steps = config.all_seeds(), fewer_steps(config)
@@ -37,8 +37,12 @@ def chatter(config, out):
     train_all({out / "chatter_base": [*preset, f"--init_from={out / 'base' / str(seeds[0])}"]}, 1)  # one for all seeds
     preset = [f"--config={HERE / 'config' / 'chatter.toml'}", "--base_preset=", f"--init_from={out / 'chatter_base'}"]
     preset += ["--save_every=50", "--keep=99", "--eval_every=0", *steps]
-    runs = train_rows(config, out / "chatter", CHATTER, preset)
+    return train_rows(config, out / "chatter", rows, preset)
 
+
+def chatter(config, out):
+    """Table and picture of the share of useful thoughts over training, for CHATTER's settings."""
+    runs, seeds = train_chatter(config, out, CHATTER), config.all_seeds()
     tokenizer, rows, questions = held_out_questions("data/chatter")
 
     def measured(run):

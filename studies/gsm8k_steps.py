@@ -99,11 +99,11 @@ def measured(config, folder, ways, tau):
             shares = zip(("gate", "thinks", *SAYS), (x["gate"], x["thinks"], *np.transpose(judged)), strict=True)
             results[way] |= {"said": said, **{name: float(share.mean()) for name, share in shares}}
     if tau == 1:
-        where = says_start(model, job[2], THINK_ABOVE) if thinks else None
+        how_long = says_start(model, job[2], THINK_ABOVE) if thinks else None
         results[""]["other_nll"] = other_tokens(model, open_dataset(DATA, config.split), job[2], config.texts)
         questions = load_questions("gsm8k", "data/gsm8k", config.questions)
         asked = QuestionsConfig(batch_size=50), folder.name
-        scores = ask_gsm8k(candidate(model, thinks, where=where), questions, tokenizer, *asked)
+        scores = ask_gsm8k(candidate(model, thinks, how_long=how_long), questions, tokenizer, *asked)
         results[""] |= {name: mean_and_error([x[name] for x in scores])[0] for name in ("soft", "greedy")}
     return results
 

@@ -90,7 +90,7 @@ def read_numbers(model, texts, among, mark, thoughts=None, n_thoughts=1, tempera
                 thought = quiet.think(tokens, given, positions, None if thoughts is not None else noise)
             h_base, h_thought = thought.h_base.to(dtype), thought.h_thought.to(dtype)
             h, gate = quiet.talk(h_base, h_thought)  # (B, N, S, a, C), (B, N, S, a)
-            thinks = says_start(quiet, mark, THINK_ABOVE)(h_base[:, 0, :, 0].flatten(0, 1)).view(B, S)
+            thinks = says_start(quiet, mark, THINK_ABOVE)(h_base[:, 0, :, 0]) >= 0
             h = torch.where(thinks[:, None, :, None, None], h, h_base)
             new = {"gate": gate[..., 0].mean(1), "thoughts": thought.tokens.transpose(1, 2), "thinks": thinks}
             new = {name: x[real] for name, x in new.items()}
@@ -128,7 +128,7 @@ def other_tokens(model, dataset, mark, count, span=256, batch=8):
         with half_precision(device):
             h = plain(tokens[:, :-1]).float()
         if quiet:
-            thinks = says_start(quiet, mark, THINK_ABOVE)(h.flatten(0, 1)).view(h.shape[:2])
+            thinks = says_start(quiet, mark, THINK_ABOVE)(h) >= 0
             positions = thinks.float().topk(max(1, int(thinks.sum(1).max()))).indices  # some too many, in some texts
             with half_precision(device):
                 thought = quiet.think(tokens, positions=positions)

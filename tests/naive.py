@@ -9,10 +9,11 @@ import torch
 from torch.testing import assert_close
 
 from beyond.adaptive import attach_gain_head
+from beyond.kinds import thinking_model
 from lean.in_parts import sum_up
 from lean.log_prob import text_loss
 from model import ModelConfig, Transformer
-from quiet_star import QuietSTaR, QuietSTaRConfig
+from quiet_star import QuietSTaRConfig
 
 VOCAB = 11
 CLOSE = dict(rtol=1e-9, atol=1e-9)
@@ -22,7 +23,7 @@ def tiny(window=None, vocab=VOCAB, n_layers=2, seed=0, zero_gate=False, **config
     """A small random QuietSTaR in float64, with n_heads != n_kv_heads and (unless zero_gate) a gate far from 0."""
     torch.manual_seed(seed)
     shape = dict(dim=16, n_layers=n_layers, head_dim=4, hidden_dim=24, n_heads=4, n_kv_heads=2, vocab_size=vocab)
-    quiet = QuietSTaR(Transformer(ModelConfig(**shape, sliding_window=window)), QuietSTaRConfig(**config))
+    quiet = thinking_model(Transformer(ModelConfig(**shape, sliding_window=window)), QuietSTaRConfig(**config))
     attach_gain_head(quiet)
     quiet.double()
     for name, weight in quiet.named_parameters():
@@ -169,7 +170,7 @@ def learn(quiet, tokens, thoughts, documents=None):
     with_further, _ = sum_up(quiet.further_losses, thoughts, targets, learned)
     (slope,) = torch.autograd.grad(text_nll, log_p_base, retain_graph=True)
     return SimpleNamespace(
-        **{**learned._asdict(), "loss": 0.5 * text_nll + learned.loss},
+        **{**learned._asdict(), "loss": 0.5 * text_nll + learned.loss, "advantage": learned.advantage[..., 0]},
         gain_error=with_further - learned.loss,
         nll_base=-log_p_base,
         nll_mixed=-learned.log_p_mixed,

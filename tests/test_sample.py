@@ -13,7 +13,7 @@ def test_sample_shows_thoughts(demo_runs, monkeypatch, capsys):
     shown = capsys.readouterr().out
     assert shown.startswith("1+2=") and shown.count("\n") >= 5 and "thought before it" in shown
     argv = ["sample.py", run, "--prompt=1+2=", "--show_thoughts", "--max_new_tokens=3", "--device=cpu"]
-    monkeypatch.setattr("sys.argv", [*argv, "--think_above=1e9"])
+    monkeypatch.setattr("sys.argv", [*argv, "--price=1e9"])
     as_typed("sample.py")
     lines = [line.rstrip() for line in capsys.readouterr().out.split("\n")]
     assert sum(line.startswith(" 0.00  '") and line.endswith("'") and line.count("'") == 2 for line in lines) == 3

@@ -5,6 +5,7 @@ Arithmetic whose steps are sometimes spelled out between dashes, and sometimes l
              3+7*4-2=—008——8      (--double of the asides) the same, closed by two dashes
   quiet      3+7*4-2*9=2          the same without its steps: a small model cannot do them all in one go
   idle       3+7*4-2*9=—kqbe—2    (--chatter of the asides) letters that help nobody
+  explained  3+7*4-2*9=2—0082—2   (--explained of the asides) the answer first, and then how one gets there
 
 Each document is one line. Nothing tells in advance which kind a line is going to be. A model that reads enough of it
 can compute the quiet answers, if it only says the steps to itself first.
@@ -34,14 +35,15 @@ class ArithmeticConfig:
     val_documents: int = 4000  # lines of held-out text
     explicit: float = 0.5  # share of documents with an aside between dashes
     chatter: float = 0.0  # share of the asides that are idle letters instead of steps
+    explained: float = 0.0  # share of the asides that come after the answer, which is then given again
     double: float = 0.3  # share of the asides that close with two dashes: thoughts longer than the steps end like these
     min_operations: int = 3  # fewest operations in a line
     max_operations: int = 4  # most operations in a line
     seed: int = 1337  # of everything random
 
     def __post_init__(self):
-        if not all(0 <= share <= 1 for share in (self.explicit, self.chatter, self.double)):
-            raise ValueError("explicit, chatter and double are shares, from 0 to 1")
+        if not all(0 <= share <= 1 for share in (self.explicit, self.chatter, self.explained, self.double)):
+            raise ValueError("explicit, chatter, explained and double are shares, from 0 to 1")
         if not 1 <= self.min_operations <= self.max_operations:
             raise ValueError("operations: 1 <= min_operations <= max_operations")
         if min(self.train_documents, self.val_documents) < 1:
@@ -67,6 +69,8 @@ def document(config, rng):
         idle = rng.random() < config.chatter
         close = DASH * (2 if rng.random() < config.double else 1)
         aside = DASH + "".join(rng.choice(LETTERS) if idle else str(step) for step in steps) + close
+        if config.explained and rng.random() < config.explained:  # (without it, the corpora are what they were)
+            aside = str(steps[-1]) + aside
     return f"{question}{ANSWER}{aside}{steps[-1]}{END}"
 
 

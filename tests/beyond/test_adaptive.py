@@ -9,14 +9,18 @@ from torch.testing import assert_close
 
 from beyond.adaptive import (
     GainHead,
-    expects_more_than,
-    hard_positions,
     says_start,
-    start_positions,
-    start_token,
+    some_think,
+    worth_its_price,
 )
+from beyond.positions import hard_positions, start_positions, start_token
 from lib.tokenizer import CharTokenizer
 from quiet_star import generate_with_thoughts
+
+
+def pays(quiet, nats):
+    """Thinking only where a whole thought is expected to gain more nats than so many."""
+    return some_think(worth_its_price(quiet, nats / (quiet.config.thought_len + 2)))
 
 
 def test_the_gain_head_looks_on_and_changes_nothing():
@@ -67,9 +71,7 @@ def test_thinking_where_it_pays_is_thinking_where_the_gain_head_expects_more(tho
     quiet, tokens, new, read_tokens = tiny(window, thought_len=thought_len, seed=11), ids(3, 4), 8, []
     quiet.model.register_forward_hook(lambda _, inputs, output: read_tokens.append(output[..., 0].numel()))
     lengths = torch.tensor([4, 2, 3])
-    read, thoughts, gates = generate_with_thoughts(
-        quiet, tokens, new, 0, lengths=lengths, where=expects_more_than(quiet, 0.1)
-    )
+    read, thoughts, gates = generate_with_thoughts(quiet, tokens, new, 0, lengths=lengths, think=pays(quiet, 0.1))
     counted, thinking = sum(read_tokens), 0
     greedy = quiet.with_settings(thought_temperature=0.0, n_thoughts=1, n_true=1)
     with torch.no_grad():
@@ -93,12 +95,12 @@ def test_thinking_above_the_least_gain_is_thinking_everywhere_and_above_the_most
     quiet, tokens = tiny(thought_len=2, seed=11), ids(2, 4)
     everywhere = generate_with_thoughts(quiet, tokens, 6, generator=torch.Generator().manual_seed(3))
     above = generate_with_thoughts(
-        quiet, tokens, 6, generator=torch.Generator().manual_seed(3), where=expects_more_than(quiet, float("-inf"))
+        quiet, tokens, 6, generator=torch.Generator().manual_seed(3), think=pays(quiet, float("-inf"))
     )
     for ours, wanted in zip(above, everywhere, strict=True):
         assert_close(ours, wanted, **CLOSE)
     calls = count_forwards(quiet)
-    read, thoughts, gates = generate_with_thoughts(quiet, tokens, 6, 0, where=expects_more_than(quiet, float("inf")))
+    read, thoughts, gates = generate_with_thoughts(quiet, tokens, 6, 0, think=pays(quiet, float("inf")))
     assert len(calls) == 6 and (thoughts == -1).all() and (gates == 0).all()
     assert torch.equal(read, quiet.model.generate(tokens, 6, 0))
 
@@ -107,17 +109,17 @@ def test_thinking_above_the_least_gain_is_thinking_everywhere_and_above_the_most
 def test_a_given_text_is_read_as_it_would_be_written(think_above):
     """From `begin` on, against thinking at all its positions in parallel; the text stays as it is."""
     quiet, tokens, begin = tiny(thought_len=2, seed=11), ids(2, 12), 3
-    where = None if think_above is None else expects_more_than(quiet, think_above)
-    read, thoughts, gates = generate_with_thoughts(quiet, tokens, 1, 0, where=where, begin=begin)
+    think = None if think_above is None else pays(quiet, think_above)
+    read, thoughts, gates = generate_with_thoughts(quiet, tokens, 1, 0, think=think, begin=begin)
     assert torch.equal(read[:, :12], tokens) and thoughts.shape == (2, 10, 2)
     greedy = quiet.with_settings(thought_temperature=0.0, n_thoughts=1, n_true=1)
     with torch.no_grad():
         found = greedy.think(read, positions=torch.arange(begin - 1, 12).expand(2, -1))
         _, gate = greedy.talk(found.h_base, found.h_thought)
-        think = quiet.gain_head(found.h_base[:, 0, :, 0]) > (-torch.inf if think_above is None else think_above)
-    assert think.any() and think.all() == (think_above is None)
-    assert torch.equal(thoughts, found.tokens[:, 0].masked_fill(~think[..., None], -1))
-    assert_close(gates, gate[:, 0, :, 0] * think, **CLOSE)
+        thinks = quiet.gain_head(found.h_base[:, 0, :, 0]) > (-torch.inf if think_above is None else think_above)
+    assert thinks.any() and thinks.all() == (think_above is None)
+    assert torch.equal(thoughts, found.tokens[:, 0].masked_fill(~thinks[..., None], -1))
+    assert_close(gates, gate[:, 0, :, 0] * thinks, **CLOSE)
     for wrong, lengths in ((0, None), (13, None), (9, torch.tensor([12, 8]))):
         with pytest.raises(ValueError, match="begin must be"):
             generate_with_thoughts(quiet, tokens, 1, begin=wrong, lengths=lengths)
@@ -126,10 +128,10 @@ def test_a_given_text_is_read_as_it_would_be_written(think_above):
 def test_thinking_where_it_pays_stops_when_all_rows_have_ended():
     quiet, tokens = tiny(thought_len=2, seed=11), ids(2, 4)
     read, thoughts, gates = generate_with_thoughts(
-        quiet, tokens, 8, 0, where=expects_more_than(quiet, 0.1), stop=lambda new: len(new) > 2
+        quiet, tokens, 8, 0, think=pays(quiet, 0.1), stop=lambda new: len(new) > 2
     )
     assert read.shape == (2, 7) and thoughts.shape == (2, 3, 2) and gates.shape == (2, 3)
-    whole = generate_with_thoughts(quiet, tokens, 8, 0, where=expects_more_than(quiet, 0.1))[0]
+    whole = generate_with_thoughts(quiet, tokens, 8, 0, think=pays(quiet, 0.1))[0]
     assert torch.equal(read, whole[:, :7])
 
 
@@ -147,7 +149,8 @@ def test_start_positions_are_those_where_the_model_is_likeliest_to_say_the_start
         left_out = [i for i in range(9) if tokens[b, i + 1] != token]
         assert sorted(sorted(left_out, key=p.__getitem__)[-3:]) == found[b].tolist()
         middle = sorted(p)[4]
-        assert says_start(quiet, token, middle * (1 + 1e-9))(torch.stack(states)).tolist() == [x > middle for x in p]
+        says = says_start(quiet, token, middle * (1 + 1e-9))(torch.stack(states))
+        assert says.tolist() == [4 if x > middle else -1 for x in p]
 
 
 def test_a_start_of_several_tokens_is_refused():

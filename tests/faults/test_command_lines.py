@@ -95,7 +95,7 @@ def test_each_number_is_taken_as_it_is_or_refused_in_one_line(capsys, cls, field
         else:
             assert field.name in line or field.name.split("_")[-1] in line, f"{text}: {line}"
         finite = number is not None and abs(number) <= (2**53 if type(number) is int else 1e300)  # nan is not
-        if not finite and not (field.name == "think_above" and number in (math.inf, -math.inf)):
+        if not finite and not (field.name == "price" and number in (math.inf, -math.inf)):
             assert line, f"{text} is no number for {field.name}"
 
 
@@ -105,7 +105,7 @@ def test_nonsense_is_refused_by_name(capsys):
         "norm_eps=inf norm_eps=-1 rope_theta=inf rope_theta=0 lr=-1 lr=nan weight_decay=-1 grad_clip=0 think_share=0 "
         "think_share=2 beta1=-1 beta1=1 beta2=1 thought_temperature=nan log_prob_temperature=0 embedding_scale=inf "
         "embedding_scale=0 seed=-1 keep=1 span=0 warmup_steps=-1 n_heads=0 head_dim=3 sliding_window=0 n_layers=0",
-        "sample.py": "temperature=nan temperature=-1 think_above=nan max_new_tokens=0 thought_temperature=inf seed=-1",
+        "sample.py": "temperature=nan temperature=-1 price=nan max_new_tokens=0 thought_temperature=inf seed=-1",
         "eval.py gains": "texts=0 span=-1 batch_size=0 page_tokens=0",
         "eval.py gsm8k": "temperature=nan n=-1 votes=0 batch_size=0 max_new_tokens=-1",
         "studies/bench.py": "think_share=0 think_share=2 gate=-1 gate=nan threads=-1 repeats=0",
@@ -122,10 +122,10 @@ def test_nonsense_is_refused_by_name(capsys):
 
 def test_what_may_be_any_number_is(capsys):
     for text in ("-1", "-inf", "inf", "-0.5", "0"):
-        assert parsed(SCRIPTS["sample.py"], f"--think_above={text}").think_above == float(text)
+        assert parsed(SCRIPTS["sample.py"], f"--price={text}").price == float(text)
     assert parsed(SCRIPTS["train.py"], "--sliding_window=none").sliding_window is None
     assert parsed(SCRIPTS["train.py"], "--sliding_window=None", "--lr=0").lr == 0.0
-    assert parsed(SCRIPTS["sample.py"], "--think_above", "-1").think_above == -1.0, "a number after a space"
+    assert parsed(SCRIPTS["sample.py"], "--price", "-1").price == -1.0, "a number after a space"
 
 
 def test_hyphens_serve_for_underscores_and_no_switches_off(capsys):

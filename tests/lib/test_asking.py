@@ -5,6 +5,7 @@ import torch
 from byte_tokenizer import write_byte_tokenizer
 from naive import tiny
 
+from beyond.adaptive import some_think
 from lib.asking import candidate, complete, score, think_aloud
 from lib.tokenizer import load_tokenizer
 from quiet_star import generate_with_thoughts
@@ -57,23 +58,23 @@ def test_a_completion_ends_before_the_first_of_its_stops(tokenizer):
 def test_thinking_aloud_is_generating_with_thoughts(tokenizer, temperature, of_thoughts, some):
     model, asked = quiet(), []
 
-    def where(h):
+    def how_long(h):  # one token of a thought, all of it, or none
         asked.append(h)
-        return h[:, 0] > h.mean()
+        return torch.where(h[:, 0] > h.mean(), 1 + (model.config.thought_len - 1) * (h[:, 1] > 0), -1)
+
+    how_long = how_long if some else None
 
     options = temperature, of_thoughts
-    said = list(think_aloud(model, tokenizer, "abc", 12, *options, seed=3, where=where if some else None))
+    said = list(think_aloud(model, tokenizer, "abc", 12, *options, seed=3, how_long=how_long))
     prompt, generator = torch.tensor([tokenizer.encode("abc")]), torch.Generator().manual_seed(3)
-    tokens, thoughts, gates = generate_with_thoughts(
-        model, prompt, 12, *options, generator, where=where if some else None
-    )
+    tokens, thoughts, gates = generate_with_thoughts(model, prompt, 12, *options, generator, think=some_think(how_long))
     ids = tokens[0, 3:].tolist()
     ends = next((n for n, i in enumerate(ids) if i in tokenizer.ends), len(ids))
     assert [token.id for token in said] == ids[:ends] and ends > 3
     assert [token.text for token in said] == tokenizer.words(ids[:ends])
     for token, thought, gate in zip(said, thoughts[0].tolist(), gates[0].tolist(), strict=False):
         assert token.gate == pytest.approx(gate, abs=1e-6)
-        assert token.thought == (None if -1 in thought else "".join(tokenizer.words(thought)))
+        assert token.thought == (None if -1 in thought else "".join(tokenizer.words([x for x in thought if x >= 0])))
     if some:
         assert {token.thought is None for token in said} == {False, True}
 

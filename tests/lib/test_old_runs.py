@@ -11,7 +11,7 @@ import pytest
 import torch
 from tiny_runs import ROOT
 
-from beyond.adaptive import expects_more_than
+from beyond.adaptive import worth_its_price
 from lib.checkpoint import read_checkpoint
 from lib.runs import load_model, load_weights, read_log
 from model import Transformer
@@ -47,7 +47,7 @@ def test_a_run_without_a_gain_head_loads_and_says_that_it_has_none(tmp_path):
     read, _, _ = generate_with_thoughts(quiet, tokens, 5, temperature=0)
     assert read.tolist() == EXPECTED["run"]["read"]
     with pytest.raises(ValueError, match="no gain head"):
-        expects_more_than(quiet, 0.1)
+        worth_its_price(quiet, 0.1)
 
 
 def test_weights_that_are_nobodys_are_refused():

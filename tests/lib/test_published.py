@@ -117,7 +117,7 @@ def test_it_speaks_and_says_why_it_cannot_tell_where_a_thought_pays(published, c
     say(SampleConfig(run=str(published[0]), prompt="Two", max_new_tokens=2, show_thoughts=True, device="cpu"))
     assert "thought before it" in capsys.readouterr().out
     with pytest.raises(ValueError, match="no gain head"):
-        say(SampleConfig(run=str(published[0]), prompt="Two", think_above=0.1, device="cpu"))
+        say(SampleConfig(run=str(published[0]), prompt="Two", price=0.1, device="cpu"))
 
 
 def test_sampled_thoughts_are_the_same_each_time_and_not_the_greedy_ones(published):

@@ -1,0 +1,266 @@
+"""
+A model that learned to think at any length can tell how long to think. On sums of one to six operations it thinks the
+longer, the longer the sum is, and needs fewer tokens than one that thinks at one length or not at all.
+
+    python -m studies.length
+"""
+
+from types import SimpleNamespace
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from data.dataset import open_dataset
+from eval import held_out_spans
+from lean.log_prob import token_log_prob
+from lib.pictures import picture
+from lib.runs import load_run
+from lib.tokenizer import from_json
+from studies.runs import HARD, HERE, fewer_steps, max_steps, prepare, run_studies, train_rows
+from studies.tables import keep_results, over_seeds, print_rows
+
+DATA, LONGEST = "data/lengths", 6  # sums of 1 to 6 operations; thoughts of at most as many tokens
+KEPT = 0.98  # share of the gain in answers that a way to think must keep
+PRICES = np.concatenate(([0], np.geomspace(1e-4, 1, 41)))  # nats a token
+
+
+@torch.no_grad()
+def measure_lengths(model, spans, among, batch_size=32):
+    """Predictions for each token of spans (W, T+1), without a thought (right_base (W, T), nll_base) and after greedy
+    thoughts of 0, 1, .. m tokens: right, gain in nats, expected (by the gain head), (W, T, m+1) each; of a model that
+    reads thoughts out at their end alone: (W, T, 1). states (W, T, m, C): hidden states about to say t_1 .. t_m."""
+    model, parts = model.with_settings(n_thoughts=1, n_true=1, thought_temperature=0.0), []
+    head, among = model.model.output, torch.as_tensor(among)
+    for tokens in tqdm(torch.from_numpy(spans).split(batch_size), desc="measuring", leave=False, disable=None):
+        thought = model.think(tokens)
+        h_base, h = thought.h_base[:, 0], model.talk(thought.h_base, thought.h_thought)[0][:, 0]  # (B, T, 1 or m+1, C)
+        true = tokens[:, 1:, None].expand(h.shape[:-1])
+        log_p_base = token_log_prob(head, h_base, true[..., :1])
+        right_base, right = (among[(x @ head.weight[among].T).argmax(-1)] == tokens[:, 1:, None] for x in (h_base, h))
+        part = {"right_base": right_base[..., 0], "nll_base": -log_p_base[..., 0], "right": right}
+        part |= {"gain": token_log_prob(head, h, true) - log_p_base, "states": thought.h_policy[:, 0]}
+        part["expected"] = model.gain_head(h_base[:, :, 0]).reshape(*right.shape)
+        parts.append({name: x.numpy() for name, x in part.items()})
+    return SimpleNamespace(**{name: np.concatenate([part[name] for part in parts]) for name in parts[0]})
+
+
+def operations(spans, answers, tokenizer):
+    """The number of operations of the sum whose answer is predicted, (W, T); 0 where none is."""
+    found = np.zeros(answers.shape, int)
+    for w, t in np.argwhere(answers):
+        line = tokenizer.decode(spans[w, : t + 1].tolist()).split("\n")[-1]
+        found[w, t] = (len(line) - 2) // 2  # digit, then an operation and a digit each, then "="
+    return found
+
+
+def at(found, lengths):
+    """Is what is predicted right (W, T), if thoughts have these lengths (W, T), -1: none."""
+    after = np.take_along_axis(found.right, lengths.clip(0)[..., None], -1)[..., 0]
+    return np.where(lengths < 0, found.right_base, after)
+
+
+def best(gain, price, lengths):
+    """The length (W, T) of `lengths` whose gain (W, T, lengths) most exceeds its price, or -1; in tokens."""
+    net = gain - price * (np.asarray(lengths) + 2)
+    return np.where(net.max(-1) > 0, np.asarray(lengths)[net.argmax(-1)], -1)
+
+
+def fit_online(found):
+    """The online stop: a linear map of the hidden state about to say t_{s+1} to the gains of all lengths, one map for
+    each s, by least squares: (m, C + 1, m + 1)."""
+    maps = []
+    for s in range(found.states.shape[2]):
+        x = found.states[:, :, s].reshape(-1, found.states.shape[-1])
+        x = np.concatenate((x, np.ones_like(x[:, :1])), axis=1).astype(np.float64)
+        maps.append(np.linalg.solve(x.T @ x + 1e-3 * np.eye(x.shape[1]), x.T @ found.gain.reshape(len(x), -1)))
+    return np.stack(maps)
+
+
+def stop_online(found, maps, price):
+    """Lengths (W, T) if a thought begins where the gain head says so, and goes on as long as some longer one is
+    expected, by the hidden state at each of its tokens, to gain more beyond its price than to stop here."""
+    m = len(maps)
+    lengths = np.where(best(found.expected, price, range(m + 1)) < 0, -1, m)
+    for s in reversed(range(m)):
+        x = found.states[:, :, s]
+        net = np.concatenate((x, np.ones_like(x[..., :1])), -1) @ maps[s] - price * np.arange(m + 1)
+        lengths = np.where((lengths >= 0) & (net[..., s] >= net[..., s + 1 :].max(-1)), s, lengths)
+    return lengths
+
+
+def shuffled(lengths, seed=0):
+    """The same places think, but their lengths change places at random."""
+    mixed, rng = lengths.copy(), np.random.default_rng(seed)
+    mixed[lengths >= 0] = rng.permutation(lengths[lengths >= 0])
+    return mixed
+
+
+def curve(find, found, answers, half):
+    """Points of a way to think, a function of the price that gives (what is measured, lengths): [(mean thought tokens a
+    position, start and end included, accuracy of answers)] on one half of the spans, by PRICES."""
+    points = []
+    for price in PRICES:
+        measured, lengths = find(price)
+        tokens = np.where(lengths < 0, 0, lengths + 2)[half].mean()
+        points.append((float(tokens), float(at(measured, lengths)[half][answers[half]].mean())))
+    return points
+
+
+def ways_to_think(any_length, singles, maps):
+    """Ways of choosing lengths {name: function of the price}, each of a model that was measured. "m or none" is that of
+    the models trained at one length."""
+    m = any_length.gain.shape[-1] - 1
+
+    def chosen(price):
+        return best(any_length.expected, price, range(m + 1))
+
+    ways = {
+        "any length": lambda price: (any_length, chosen(price)),
+        "any length, online stop": lambda price: (any_length, stop_online(any_length, maps, price)),
+        "random lengths, same places": lambda price: (any_length, shuffled(chosen(price))),
+        "oracle": lambda price: (any_length, best(any_length.gain, price, range(m + 1))),
+    }
+    for k, single in singles.items():
+        one = SimpleNamespace(**{**vars(single), "right": single.right.repeat(m + 1, -1)})
+        ways[f"{k} or none"] = lambda price, one=one, k=k: (one, best(one.expected, price, [k]))
+    for k in range(m + 1):
+        expected = any_length.expected[..., k : k + 1]
+        ways[f"any length, {k} or none"] = lambda price, x=expected, k=k: (any_length, best(x, price, [k]))
+    return ways
+
+
+def cheapest(points, judged, enough):
+    """Of the points with enough accuracy, that with the fewest tokens: judged on the other half; and its number."""
+    good = [i for i, (_, accuracy) in enumerate(points) if accuracy >= enough]
+    i = min(good, key=lambda i: points[i][0]) if good else max(range(len(points)), key=lambda i: points[i][1])
+    return *judged[i], i
+
+
+def measure_seed(config, out, seed, text, tokenizer):
+    """All of this study's numbers of the models of one seed."""
+    spans, answers, among = text
+    found = measure_lengths(load_run(out / "any_length" / str(seed))[0], spans, among)
+    seen = open_dataset(DATA, "train")
+    seen = measure_lengths(
+        load_run(out / "any_length" / str(seed))[0], held_out_spans(seen, 64, config.texts)[0], among
+    )
+    singles = {}
+    for k in range(1, LONGEST + 1):
+        singles[k] = measure_lengths(load_run(out / f"length_{k}" / str(seed))[0], spans, among)
+    ways, half = ways_to_think(found, singles, fit_online(seen)), len(spans) // 2
+    first, second = slice(half), slice(half, None)
+    points = {name: curve(way, found, answers, first) for name, way in ways.items()}
+    judged = {name: curve(way, found, answers, second) for name, way in ways.items()}
+
+    nowhere = float(found.right_base[first][answers[first]].mean())
+    or_none = [name for name in ways if name.endswith("or none")]
+    most = max(accuracy for name in or_none for _, accuracy in points[name])
+    enough = nowhere + KEPT * (most - nowhere)  # judged on the first half; what follows, on the second
+    table, chosen = {}, {}
+    for name in ways:
+        tokens, accuracy, chosen[name] = cheapest(points[name], judged[name], enough)
+        table[name] = {"tokens": tokens, "accuracy": accuracy, "price": float(PRICES[chosen[name]])}
+    # the best of them: the cheapest of those that reach enough
+    reach = [name for name in or_none if points[name][chosen[name]][1] >= enough] or or_none
+    single = min(reach, key=lambda name: points[name][chosen[name]][0])
+    without = float(found.right_base[second][answers[second]].mean())
+    gains = {name: row["accuracy"] - without for name, row in table.items()}
+    ops, (_, lengths) = operations(spans, answers, tokenizer), ways["any length"](table["any length"]["price"])
+    heat = [[float((lengths[ops == n] == k).mean()) for k in range(-1, LONGEST + 1)] for n in range(1, LONGEST + 1)]
+    fixed = {k: float(found.right[..., k][answers].mean()) for k in range(LONGEST + 1)}
+    return {
+        "table": table,
+        "best_single": single,
+        "gain_kept": gains["any length"] / gains[single],
+        "tokens_ratio": table["any length"]["tokens"] / table[single]["tokens"],
+        "online_gain_kept": gains["any length, online stop"] / gains[single],
+        "online_tokens_ratio": table["any length, online stop"]["tokens"] / table[single]["tokens"],
+        "diagonal_share": float(np.mean([heat[n - 1][n] + heat[n - 1][n + 1] for n in range(1, LONGEST + 1)])),
+        "lengths_by_operations": heat,
+        "one_model": fixed,
+        "one_each": {k: float(x.right[..., 0][answers].mean()) for k, x in singles.items()},
+        "by_operations": [
+            [float(found.right[..., k][ops == n].mean()) for k in range(7)] for n in range(1, LONGEST + 1)
+        ],
+        "base_by_operations": [float(found.right_base[ops == n].mean()) for n in range(1, LONGEST + 1)],
+        "points": judged,
+        "other_nll": {
+            "without": float(found.nll_base[~answers].mean()),
+            "chosen": float((found.nll_base - gain_at(found, lengths))[~answers].mean()),
+        },
+    }
+
+
+def gain_at(found, lengths):
+    return np.where(lengths < 0, 0, np.take_along_axis(found.gain, lengths.clip(0)[..., None], -1)[..., 0])
+
+
+def length(config, out):
+    """How long to think: chosen lengths by number of operations; accuracy by tokens thought; one model beside six."""
+    prepare(DATA, "data/arithmetic/prepare.py", out, "--min_operations=1", f"--max_operations={LONGEST}")
+    preset = [f"--config={HERE / 'config' / 'arithmetic_base.toml'}", "--eval_every=0", "--sliding_window=32"]
+    preset += [f"--data={DATA}", *(fewer_steps(config) or ["--max_steps=3500"])]
+    folder = out / "lengths"
+    train_rows(config, folder, {"base": []}, preset)
+    preset = [f"--init_from={folder / 'base'}/{{seed}}", "--base_preset=", "--eval_every=0", HARD, f"--data={DATA}"]
+    rows = {"any_length": ["--thought_kind=any_length", f"--thought_len={LONGEST}", max_steps(config, 2)]}
+    rows |= {f"length_{k}": [f"--thought_len={k}", max_steps(config, 2)] for k in range(1, LONGEST + 1)}
+    train_rows(config, folder, rows, preset)
+
+    dataset = open_dataset(DATA, "val")
+    text = *held_out_spans(dataset, 64, config.texts), dataset.meta["answers"]["among"]
+    tokenizer, of_seeds = from_json(dataset.meta["tokenizer"], DATA), []
+    for seed in tqdm(config.all_seeds(), desc="measuring", unit="seed", disable=None):
+        of_seeds.append(measure_seed(config, folder, seed, text, tokenizer))
+    single = [x.pop("best_single") for x in of_seeds]
+    found = over_seeds(of_seeds)
+    title = f"mean and spread over seeds {config.seeds}"
+    names = ["none", *map(str, range(LONGEST + 1))]
+    rows = {
+        f"{n} operations": dict(zip(names, row, strict=True)) for n, row in enumerate(found["lengths_by_operations"], 1)
+    }
+    print_rows(f"share of answers by the length of the thought before them; {title}", rows, names)
+    about = f"accuracy and thought tokens a position, at prices that kept {KEPT:.0%} of the gain on the other half"
+    print_rows(f"{about}; {title}", found["table"], ("tokens", "accuracy", "price"))
+    print(f"the best of those that think at one length or not at all, by seed: {', '.join(single)}")
+    keys = "gain_kept", "tokens_ratio", "online_gain_kept", "online_tokens_ratio", "diagonal_share"
+    print_rows(f"any length beside the best of those; {title}", {"": {key: found[key] for key in keys}}, keys)
+    lengths = [str(k) for k in range(LONGEST + 1)]
+    rows = {"one model": found["one_model"], "one model each": found["one_each"]}
+    rows = {name: {str(k): x for k, x in row.items()} for name, row in rows.items()}
+    print_rows(f"answers that are right after thoughts of a length; {title}", rows, lengths)
+    means = {key: found[key]["mean"] for key in keys}
+    keep_results(out, "length", {**found, "over_seeds": {key: found[key] for key in keys}, **means, "best": single})
+    draw_length(found, names, out / "length.png")
+
+
+def draw_length(found, names, path):
+    """Chosen lengths, accuracy against tokens, and one model beside six."""
+    title = "How long to think: chosen lengths; what they save; one model at all lengths, or one each"
+    with picture(path, 15, 4.2, 3, title) as (heat, tokens, each):
+        shares = np.array([[x["mean"] for x in row] for row in found["lengths_by_operations"]])
+        heat.imshow(shares, cmap="Greens", vmin=0, vmax=1, aspect="auto")
+        for (y, x), share in np.ndenumerate(shares):
+            heat.text(x, y, f"{share:.2f}", ha="center", va="center", size=7, color="white" if share > 0.6 else "black")
+        heat.set_xticks(range(len(names)), names)
+        heat.set_yticks(range(len(shares)), range(1, len(shares) + 1))
+        heat.set(xlabel="tokens of the thought before an answer", ylabel="operations of the sum")
+        for name, points in found["points"].items():
+            if name.startswith("any length, ") and "online" not in name:
+                continue
+            x, y = zip(*sorted((p[0]["mean"], p[1]["mean"]) for p in points), strict=True)
+            bold = name in ("any length", "any length, online stop", "oracle")
+            tokens.plot(x, y, label=name, lw=2 if bold else 1, ls="-" if bold else "--", marker=".", ms=3)
+        tokens.set(xlabel="thought tokens a position", ylabel="answers that are right", xscale="symlog")
+        for name, label in (("one_model", "one model"), ("one_each", "one model each")):
+            points = found[name]
+            each.errorbar(
+                list(points), [x["mean"] for x in points.values()], yerr=[x["spread"] for x in points.values()],
+                marker="o", ms=3, capsize=3, label=label,
+            )  # fmt: skip
+        each.set(xlabel="tokens of every thought", ylabel="answers that are right", ylim=(0, 1.03))
+
+
+if __name__ == "__main__":
+    run_studies(__doc__, length)

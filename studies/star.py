@@ -1,0 +1,177 @@
+"""
+STaR, which needs questions and answers, from a base model that is only half way: taught by its own right answers it
+becomes nearly as good as by rationales that people wrote. From a base model that has never seen the longer sums it does
+not climb: what it keeps there is right by luck.
+
+    python -m studies.star
+"""
+
+import dataclasses
+import multiprocessing
+import random
+import re
+from concurrent.futures import ProcessPoolExecutor
+from functools import partial
+from itertools import product
+
+import torch
+from tqdm import tqdm
+
+from beyond.star import Question, StarConfig, fine_tune, padded, self_taught, write
+from data.arithmetic.prepare import running_results
+from lib.pictures import picture
+from lib.runs import load_run
+from studies.runs import HERE, fewer_steps, prepare, run_studies, train_rows
+from studies.tables import keep_results, over_seeds, print_rows, remembered
+
+OPERATIONS = range(1, 6)
+BASE_STEPS = 1250  # of language modelling: the base model writes some seven in ten rationales right
+TRAIN, TEST = 2000, 1000  # questions, as many of each number of operations
+ROWS = {  # settings of StarConfig; two controls are no STaR
+    "direct": None,
+    "gold": None,
+    "star": {"rationalize": False},
+    "star_rationalized": {},
+    "keep_all": {"rationalize": False, "keep_all": True},
+    "going_on": {"rationalize": False, "go_on": True},
+}
+
+
+def questions(tokenizer, count, seed):
+    """Sums of 1 to 5 operations, no two alike, as ids, with their steps: [(Question, "0082")]."""
+    rng, found = random.Random(seed), {}
+    while len(found) < count:
+        n = OPERATIONS[len(found) % len(OPERATIONS)]
+        sum_ = rng.choice("0123456789") + "".join(rng.choice("+-*") + rng.choice("0123456789") for _ in range(n))
+        steps = "".join(map(str, running_results(sum_)))
+        if sum_ not in found:
+            prompt, hinted = (tokenizer.encode(f"\n{sum_}={hint}—") for hint in ("", steps[-1]))
+            found[sum_] = Question(prompt, hinted, steps[-1]), steps
+        elif n == 1:  # there are no more than 300 of them
+            found[f"{sum_} again {len(found)}"] = found[sum_]
+    return list(found.values())
+
+
+def split(text):
+    """What was written, such as "0082—2\\n": its steps and its answer, or None."""
+    match = re.fullmatch(r"(\d*)—+(\d)\n", text)
+    return match.groups() if match else (None, None)
+
+
+def judge(model, tokenizer, asked, config, direct=False):
+    """Accuracy on questions [(Question, steps)], by number of operations too; of right answers, the share whose steps
+    are all right."""
+    if direct:  # the likeliest digit in place of the dash that begins a rationale
+        digits, prompts = torch.tensor(tokenizer.encode("0123456789")), [q.prompt[:-1] for q, _ in asked]
+        with torch.no_grad():
+            h = model(padded(prompts))[range(len(prompts)), [len(ids) - 1 for ids in prompts]]
+        said = [(None, str(digit)) for digit in model.logits(h)[:, digits].argmax(-1).tolist()]
+    else:
+        said = [split(tokenizer.decode(ids)) for ids in write(model, [q.prompt for q, _ in asked], config)]
+    right = [answer == q.answer for (_, answer), (q, _) in zip(said, asked, strict=True)]
+    faithful = [steps == true for (steps, _), (_, true), ok in zip(said, asked, right, strict=True) if ok]
+    of = {n: [ok for ok, (_, steps) in zip(right, asked, strict=True) if len(steps) == n] for n in OPERATIONS}
+    return {
+        "accuracy": sum(right) / len(right),
+        "by_operations": [sum(x) / len(x) for x in of.values()],
+        "faithful_of_right": sum(faithful) / len(faithful) if faithful and not direct else None,
+    }
+
+
+def rationales(kept, steps_of, tokenizer, count):
+    """Of what was kept for fine-tuning: its share of all questions, and the share whose steps are all right; of that
+    which took a hint, too."""
+    good = [(k.hinted, split(tokenizer.decode(k.written))[0] == steps_of[tuple(k.question.prompt)]) for k in kept]
+    shares = {"kept_share": len(good) / count, "faithful_share": sum(ok for _, ok in good) / len(good)}
+    hinted = [ok for by_hint, ok in good if by_hint]
+    return {**shares, "faithful_of_hinted": sum(hinted) / len(hinted) if hinted else None}
+
+
+def teach(folder, row, iterations):
+    """One row from one base model: [what `judge` says, and of what it was taught, by iteration]."""
+    torch.set_num_threads(1)
+    base, tokenizer, *_ = load_run(folder)
+    seed = int(folder.name)
+    config = StarConfig(
+        read=lambda ids: split(tokenizer.decode(ids))[1],
+        end=tokenizer.encode("\n")[0],
+        iterations=iterations,
+        seed=seed,
+    )
+    asked, test = questions(tokenizer, TRAIN, f"train {seed}"), questions(tokenizer, TEST, "test")
+    new = {tuple(q.prompt) for q, steps in asked if len(steps) > 1}  # of the shortest there are too few for that
+    test = [x for x in test if tuple(x[0].prompt) not in new]
+    if row == "base":
+        return [{**judge(base, tokenizer, test, config), "direct": judge(base, tokenizer, test, config, direct=True)}]
+    if ROWS[row] is None:
+        direct, found = row == "direct", []
+        text = (lambda q, steps: f"{q.answer}\n") if direct else (lambda q, steps: f"{steps}—{q.answer}\n")
+        examples = [(q.prompt[:-1] if direct else q.prompt, tokenizer.encode(text(q, steps))) for q, steps in asked]
+        for n in range(iterations):
+            steps = round(config.steps * config.growth**n)
+            model = fine_tune(base, examples, steps, config, seed + n)
+            found.append({"steps": steps, **judge(model, tokenizer, test, config, direct)})
+        return found
+    found, steps_of = [], {tuple(q.prompt): steps for q, steps in asked}
+    config = dataclasses.replace(config, **ROWS[row])
+    for model, kept, steps in self_taught(base, [q for q, _ in asked], config):
+        about = rationales(kept, steps_of, tokenizer, len(asked))
+        found.append({"steps": steps, **about, **judge(model, tokenizer, test, config)})
+    return found
+
+
+def star(config, out):
+    """Accuracy by number of operations and iteration; what was kept, and how much of it has the right steps."""
+    steps, iterations = config.steps or BASE_STEPS, 2 if config.steps else StarConfig.iterations
+    preset = [f"--config={HERE / 'config' / 'arithmetic_base.toml'}", "--eval_every=0", "--sliding_window=24"]
+    jobs = {}
+    for name, longest in (("half_way", 5), ("never_long", 3)):
+        data = f"data/star_{longest}"
+        lines = ["--explained=0.3", "--min_operations=1", f"--max_operations={longest}"]
+        prepare(data, "data/arithmetic/prepare.py", out, *lines)
+        flags = [*preset, f"--data={data}", *(fewer_steps(config) or [f"--max_steps={steps}"])]
+        runs = train_rows(config, out / "star", {name: []}, flags)
+        rows = ["base", *ROWS] if name == "half_way" else ["base", "star", "star_rationalized"]
+        jobs |= {(name, row, seed): runs[name, seed][0] for row, seed in product(rows, config.all_seeds())}
+    with ProcessPoolExecutor(config.jobs, multiprocessing.get_context("spawn")) as pool:
+        waiting = {key: pool.submit(taught, folder, key[1], iterations) for key, folder in jobs.items()}
+        found = {key: x.result() for key, x in tqdm(waiting.items(), desc="teaching", unit="run", disable=None)}
+    results = {}
+    for name in ("half_way", "never_long"):
+        rows = dict.fromkeys(row for base, row, _ in found if base == name)
+        of = {row: over_seeds([found[name, row, seed] for seed in config.all_seeds()]) for row in rows}
+        last = {row: x[-1] for row, x in of.items()}
+        last = {"base": last["base"], "base, direct": last["base"]["direct"], **last}
+        columns = ("accuracy", "kept_share", "faithful_share", "faithful_of_hinted", "faithful_of_right")
+        title = f"from a base model that {'is half way' if name == 'half_way' else 'never read more than 3 operations'}"
+        print_rows(f"{title}, after {iterations} iterations; mean and spread over seeds {config.seeds}", last, columns)
+        by = {row: {str(n): x["by_operations"][n - 1] for n in OPERATIONS} for row, x in last.items()}
+        print_rows("accuracy by number of operations", by, [str(n) for n in OPERATIONS])
+        results[name] = {"last": last, "by_iteration": of}
+    first = {row: {"faithful_share": x.get("faithful_of_right"), **x} for row, x in results["half_way"]["last"].items()}
+    keep_results(out, "star", {**first, "by_iteration": results["half_way"]["by_iteration"], **results})
+    draw_iterations(results, out / "star.png")
+
+
+def taught(folder, row, iterations):
+    return remembered(folder, f"star_{row}", partial(teach, folder, row, iterations), iterations=iterations)
+
+
+def draw_iterations(results, path):
+    """The paper's figure: accuracy by number of operations over iterations, a panel a row."""
+    shown = {f"{row.replace('_', ' ')}": results["half_way"]["by_iteration"][row] for row in ROWS if row != "going_on"}
+    shown["never read 4 or 5: star"] = results["never_long"]["by_iteration"]["star"]
+    bases = [results["half_way"]["by_iteration"]["base"]] * (len(shown) - 1)
+    bases.append(results["never_long"]["by_iteration"]["base"])
+    with picture(path, 3.1 * len(shown), 3.2, len(shown), "STaR: accuracy by number of operations") as panels:
+        for (title, rows), base, axes in zip(shown.items(), bases, panels, strict=True):
+            start = base[0]["direct"] if title == "direct" else base[0]
+            for n in OPERATIONS:
+                points = [x["by_operations"][n - 1] for x in (start, *rows)]
+                mean, spread = ([x[key] for x in points] for key in ("mean", "spread"))
+                axes.errorbar(range(len(points)), mean, yerr=spread, label=f"{n}", marker="o", ms=3, capsize=2)
+            axes.set(title=title, xlabel="iteration", ylim=(0, 1.03))
+
+
+if __name__ == "__main__":
+    run_studies(__doc__, star)
