@@ -17,12 +17,12 @@ from lean.log_prob import token_log_prob
 from lib.pictures import picture
 from lib.runs import load_run
 from lib.tokenizer import from_json
-from studies.runs import HARD, HERE, fewer_steps, max_steps, prepare, run_studies, train_rows
+from studies.runs import HERE, fewer_steps, max_steps, prepare, run_studies, train_rows
 from studies.tables import keep_results, over_seeds, print_rows
 
 DATA, LONGEST = "data/lengths", 6  # sums of 1 to 6 operations; thoughts of at most as many tokens
 KEPT = 0.98  # share of the gain in answers that a way to think must keep
-PRICES = np.concatenate(([0], np.geomspace(1e-4, 1, 41)))  # nats a token
+PRICES = np.concatenate(([0], np.geomspace(1e-3, 0.5, 60)))  # nats a token
 
 
 @torch.no_grad()
@@ -77,15 +77,19 @@ def fit_online(found):
     return np.stack(maps)
 
 
-def stop_online(found, maps, price):
+def expected_online(found, maps):
+    """What they expect at each token of each thought: (W, T, m, m + 1)."""
+    return np.einsum("wtsc,scg->wtsg", found.states, maps[:, :-1]) + maps[:, -1]
+
+
+def stop_online(found, online, price):
     """Lengths (W, T) if a thought begins where the gain head says so, and goes on as long as some longer one is
     expected, by the hidden state at each of its tokens, to gain more beyond its price than to stop here."""
-    m = len(maps)
+    m = online.shape[2]
     lengths = np.where(best(found.expected, price, range(m + 1)) < 0, -1, m)
+    net = online - price * np.arange(m + 1)
     for s in reversed(range(m)):
-        x = found.states[:, :, s]
-        net = np.concatenate((x, np.ones_like(x[..., :1])), -1) @ maps[s] - price * np.arange(m + 1)
-        lengths = np.where((lengths >= 0) & (net[..., s] >= net[..., s + 1 :].max(-1)), s, lengths)
+        lengths = np.where((lengths >= 0) & (net[:, :, s, s] >= net[:, :, s, s + 1 :].max(-1)), s, lengths)
     return lengths
 
 
@@ -107,7 +111,7 @@ def curve(find, found, answers, half):
     return points
 
 
-def ways_to_think(any_length, singles, maps):
+def ways_to_think(any_length, singles, online):
     """Ways of choosing lengths {name: function of the price}, each of a model that was measured. "m or none" is that of
     the models trained at one length."""
     m = any_length.gain.shape[-1] - 1
@@ -117,7 +121,7 @@ def ways_to_think(any_length, singles, maps):
 
     ways = {
         "any length": lambda price: (any_length, chosen(price)),
-        "any length, online stop": lambda price: (any_length, stop_online(any_length, maps, price)),
+        "any length, online stop": lambda price: (any_length, stop_online(any_length, online, price)),
         "random lengths, same places": lambda price: (any_length, shuffled(chosen(price))),
         "oracle": lambda price: (any_length, best(any_length.gain, price, range(m + 1))),
     }
@@ -148,7 +152,7 @@ def measure_seed(config, out, seed, text, tokenizer):
     singles = {}
     for k in range(1, LONGEST + 1):
         singles[k] = measure_lengths(load_run(out / f"length_{k}" / str(seed))[0], spans, among)
-    ways, half = ways_to_think(found, singles, fit_online(seen)), len(spans) // 2
+    ways, half = ways_to_think(found, singles, expected_online(found, fit_online(seen))), len(spans) // 2
     first, second = slice(half), slice(half, None)
     points = {name: curve(way, found, answers, first) for name, way in ways.items()}
     judged = {name: curve(way, found, answers, second) for name, way in ways.items()}
@@ -203,8 +207,9 @@ def length(config, out):
     preset += [f"--data={DATA}", *(fewer_steps(config) or ["--max_steps=3500"])]
     folder = out / "lengths"
     train_rows(config, folder, {"base": []}, preset)
-    preset = [f"--init_from={folder / 'base'}/{{seed}}", "--base_preset=", "--eval_every=0", HARD, f"--data={DATA}"]
-    rows = {"any_length": ["--thought_kind=any_length", f"--thought_len={LONGEST}", max_steps(config, 2)]}
+    preset = [f"--init_from={folder / 'base'}/{{seed}}", "--base_preset=", "--eval_every=0", f"--data={DATA}"]
+    preset += ["--think_at=aloud", "--lr=3e-4", "--mixing_head_lr=7"]
+    rows = {"any_length": ["--thought_kind=any_length", f"--thought_len={LONGEST}", max_steps(config, 7)]}
     rows |= {f"length_{k}": [f"--thought_len={k}", max_steps(config, 2)] for k in range(1, LONGEST + 1)}
     train_rows(config, folder, rows, preset)
 

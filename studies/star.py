@@ -25,7 +25,7 @@ from studies.runs import HERE, fewer_steps, prepare, run_studies, train_rows
 from studies.tables import keep_results, over_seeds, print_rows, remembered
 
 OPERATIONS = range(1, 6)
-BASE_STEPS = 1250  # of language modelling: the base model writes some seven in ten rationales right
+BASE_STEPS = 3000  # of language modelling: the base model writes less than half of the rationales right
 TRAIN, TEST = 2000, 1000  # questions, as many of each number of operations
 ROWS = {  # settings of StarConfig; two controls are no STaR
     "direct": None,

@@ -39,13 +39,17 @@ class ArithmeticConfig:
     double: float = 0.3  # share of the asides that close with two dashes: thoughts longer than the steps end like these
     min_operations: int = 3  # fewest operations in a line
     max_operations: int = 4  # most operations in a line
+    rare_operations: int = 0  # most operations in rare lines, which have more than the others; 0: there are none
+    rare: float = 0.02  # share of such lines
     seed: int = 1337  # of everything random
 
     def __post_init__(self):
-        if not all(0 <= share <= 1 for share in (self.explicit, self.chatter, self.explained, self.double)):
-            raise ValueError("explicit, chatter, explained and double are shares, from 0 to 1")
+        if not all(0 <= share <= 1 for share in (self.explicit, self.chatter, self.explained, self.double, self.rare)):
+            raise ValueError("explicit, chatter, explained, double and rare are shares, from 0 to 1")
         if not 1 <= self.min_operations <= self.max_operations:
             raise ValueError("operations: 1 <= min_operations <= max_operations")
+        if self.rare_operations and self.rare_operations <= self.max_operations:
+            raise ValueError(f"rare_operations must be more than max_operations, {self.max_operations}")
         if min(self.train_documents, self.val_documents) < 1:
             raise ValueError("train_documents and val_documents must be at least 1")
 
@@ -62,6 +66,8 @@ def running_results(question):
 def document(config, rng):
     """One line of text, its end included."""
     n = rng.randint(config.min_operations, config.max_operations)
+    if config.rare_operations and rng.random() < config.rare:  # (by default, no random number is drawn for it)
+        n = rng.randint(config.max_operations + 1, config.rare_operations)
     question = rng.choice("0123456789") + "".join(rng.choice("+-*") + rng.choice("0123456789") for _ in range(n))
     steps = running_results(question)
     aside = ""
@@ -69,7 +75,7 @@ def document(config, rng):
         idle = rng.random() < config.chatter
         close = DASH * (2 if rng.random() < config.double else 1)
         aside = DASH + "".join(rng.choice(LETTERS) if idle else str(step) for step in steps) + close
-        if config.explained and rng.random() < config.explained:  # (without it, the corpora are what they were)
+        if config.explained and rng.random() < config.explained:  # (likewise)
             aside = str(steps[-1]) + aside
     return f"{question}{ANSWER}{aside}{steps[-1]}{END}"
 
