@@ -67,10 +67,9 @@ def self_taught(original, questions, config):
             wrong = [q for q, text in zip(questions, written, strict=True) if config.read(text) != q.answer]
             kept += right_ones(wrong, write(model, [q.hinted for q in wrong], config), config, hinted=True)
         steps = round(config.steps * config.growth**n)
-        if not kept:
-            raise ValueError(f"iteration {n + 1}: not one answer is right: this model cannot teach itself")
         start = model if config.go_on else original
-        model = fine_tune(start, [(k.question.prompt, k.written) for k in kept], steps, config, config.seed + n)
+        examples = [(k.question.prompt, k.written) for k in kept]  # none, if not one answer is right: it stays as it is
+        model = fine_tune(start, examples, steps, config, config.seed + n) if kept else start
         yield model, kept, steps
 
 

@@ -209,8 +209,8 @@ def length(config, out):
     train_rows(config, folder, {"base": []}, preset)
     preset = [f"--init_from={folder / 'base'}/{{seed}}", "--base_preset=", "--eval_every=0", f"--data={DATA}"]
     preset += ["--think_at=aloud", "--lr=3e-4", "--mixing_head_lr=7"]
-    rows = {"any_length": ["--thought_kind=any_length", f"--thought_len={LONGEST}", max_steps(config, 7)]}
-    rows |= {f"length_{k}": [f"--thought_len={k}", max_steps(config, 2)] for k in range(1, LONGEST + 1)}
+    rows = {"any_length": ["--thought_kind=any_length", f"--thought_len={LONGEST}", max_steps(config, LONGEST)]}
+    rows |= {f"length_{k}": [f"--thought_len={k}", max_steps(config)] for k in range(1, LONGEST + 1)}
     train_rows(config, folder, rows, preset)
 
     dataset = open_dataset(DATA, "val")

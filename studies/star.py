@@ -82,7 +82,8 @@ def rationales(kept, steps_of, tokenizer, count):
     """Of what was kept for fine-tuning: its share of all questions, and the share whose steps are all right; of that
     which took a hint, too."""
     good = [(k.hinted, split(tokenizer.decode(k.written))[0] == steps_of[tuple(k.question.prompt)]) for k in kept]
-    shares = {"kept_share": len(good) / count, "faithful_share": sum(ok for _, ok in good) / len(good)}
+    faithful = sum(ok for _, ok in good) / len(good) if good else None
+    shares = {"kept_share": len(good) / count, "faithful_share": faithful}
     hinted = [ok for by_hint, ok in good if by_hint]
     return {**shares, "faithful_of_hinted": sum(hinted) / len(hinted) if hinted else None}
 
@@ -125,9 +126,9 @@ def star(config, out):
     steps, iterations = config.steps or BASE_STEPS, 2 if config.steps else StarConfig.iterations
     preset = [f"--config={HERE / 'config' / 'arithmetic_base.toml'}", "--eval_every=0", "--sliding_window=24"]
     jobs = {}
-    for name, longest in (("half_way", 5), ("never_long", 3)):
-        data = f"data/star_{longest}"
-        lines = ["--explained=0.3", "--min_operations=1", f"--max_operations={longest}"]
+    for name, lines in (("half_way", ["--rare_operations=5"]), ("never_long", [])):
+        data = f"data/star_{name}"
+        lines = ["--explained=0.3", "--min_operations=1", "--max_operations=3", *lines]
         prepare(data, "data/arithmetic/prepare.py", out, *lines)
         flags = [*preset, f"--data={data}", *(fewer_steps(config) or [f"--max_steps={steps}"])]
         runs = train_rows(config, out / "star", {name: []}, flags)
