@@ -38,7 +38,7 @@ class StarConfig:
     read: callable  # what was written, a list of ids -> the answer in it, or None
     end: int  # the id that ends it
     most_tokens: int = 16  # written after a prompt
-    iterations: int = 8
+    iterations: int = 5
     steps: int = 40  # of fine-tuning in the first iteration
     growth: float = 1.2  # times as many in each next one
     rationalize: bool = True  # ask again with a hint where the answer was wrong

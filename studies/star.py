@@ -1,7 +1,6 @@
 """
-STaR, which needs questions and answers, from a base model that is only half way: taught by its own right answers it
-becomes nearly as good as by rationales that people wrote. From a base model that has never seen the longer sums it does
-not climb: what it keeps there is right by luck.
+STaR, the predecessor: a model learns from its own rationales that end in right answers. From a base model that has read
+sums of all lengths, but not enough of them; and from one that has never read the longer ones.
 
     python -m studies.star
 """
@@ -21,12 +20,12 @@ from beyond.star import Question, StarConfig, fine_tune, padded, self_taught, wr
 from data.arithmetic.prepare import running_results
 from lib.pictures import picture
 from lib.runs import load_run
-from studies.runs import HERE, fewer_steps, prepare, run_studies, train_rows
+from studies.runs import HERE, fewer_steps, prepare, run_studies, train_bases, train_rows
 from studies.tables import keep_results, over_seeds, print_rows, remembered
 
-OPERATIONS = range(1, 6)
-BASE_STEPS = 3000  # of language modelling: the base model writes less than half of the rationales right
+OPERATIONS = range(3, 7)
 TRAIN, TEST = 2000, 1000  # questions, as many of each number of operations
+BASE_STEPS = 1500  # of further language modelling on lines of 1 to 6 operations: not enough to learn them
 ROWS = {  # settings of StarConfig; two controls are no STaR
     "direct": None,
     "gold": None,
@@ -38,17 +37,14 @@ ROWS = {  # settings of StarConfig; two controls are no STaR
 
 
 def questions(tokenizer, count, seed):
-    """Sums of 1 to 5 operations, no two alike, as ids, with their steps: [(Question, "0082")]."""
+    """Sums of 3 to 6 operations, no two alike, as ids, with their steps: [(Question, "0082")]."""
     rng, found = random.Random(seed), {}
     while len(found) < count:
         n = OPERATIONS[len(found) % len(OPERATIONS)]
         sum_ = rng.choice("0123456789") + "".join(rng.choice("+-*") + rng.choice("0123456789") for _ in range(n))
         steps = "".join(map(str, running_results(sum_)))
-        if sum_ not in found:
-            prompt, hinted = (tokenizer.encode(f"\n{sum_}={hint}—") for hint in ("", steps[-1]))
-            found[sum_] = Question(prompt, hinted, steps[-1]), steps
-        elif n == 1:  # there are no more than 300 of them
-            found[f"{sum_} again {len(found)}"] = found[sum_]
+        prompt, hinted = (tokenizer.encode(f"\n{sum_}={hint}—") for hint in ("", steps[-1]))
+        found.setdefault(sum_, (Question(prompt, hinted, steps[-1]), steps))
     return list(found.values())
 
 
@@ -100,8 +96,8 @@ def teach(folder, row, iterations):
         seed=seed,
     )
     asked, test = questions(tokenizer, TRAIN, f"train {seed}"), questions(tokenizer, TEST, "test")
-    new = {tuple(q.prompt) for q, steps in asked if len(steps) > 1}  # of the shortest there are too few for that
-    test = [x for x in test if tuple(x[0].prompt) not in new]
+    known = {tuple(q.prompt) for q, _ in asked}
+    test = [(q, steps) for q, steps in test if tuple(q.prompt) not in known]
     if row == "base":
         return [{**judge(base, tokenizer, test, config), "direct": judge(base, tokenizer, test, config, direct=True)}]
     if ROWS[row] is None:
@@ -123,17 +119,18 @@ def teach(folder, row, iterations):
 
 def star(config, out):
     """Accuracy by number of operations and iteration; what was kept, and how much of it has the right steps."""
-    steps, iterations = config.steps or BASE_STEPS, 2 if config.steps else StarConfig.iterations
-    preset = [f"--config={HERE / 'config' / 'arithmetic_base.toml'}", "--eval_every=0", "--sliding_window=24"]
+    iterations = 2 if config.steps else StarConfig.iterations
+    train_bases(config, out)
+    prepare(
+        "data/star", "data/arithmetic/prepare.py", out, "--explained=0.3", "--min_operations=1", "--max_operations=6"
+    )
+    preset = [f"--config={HERE / 'config' / 'arithmetic_base.toml'}", "--eval_every=0", "--data=data/star"]
+    preset += [f"--init_from={out / 'base'}/{{seed}}", *(fewer_steps(config) or [f"--max_steps={BASE_STEPS}"])]
+    train_rows(config, out, {"star": []}, preset)
+    folders = {"half_way": (out / "star", ["base", *ROWS]), "never_long": (out / "base", ["base", "star"])}
     jobs = {}
-    for name, lines in (("half_way", ["--rare_operations=5"]), ("never_long", [])):
-        data = f"data/star_{name}"
-        lines = ["--explained=0.3", "--min_operations=1", "--max_operations=3", *lines]
-        prepare(data, "data/arithmetic/prepare.py", out, *lines)
-        flags = [*preset, f"--data={data}", *(fewer_steps(config) or [f"--max_steps={steps}"])]
-        runs = train_rows(config, out / "star", {name: []}, flags)
-        rows = ["base", *ROWS] if name == "half_way" else ["base", "star", "star_rationalized"]
-        jobs |= {(name, row, seed): runs[name, seed][0] for row, seed in product(rows, config.all_seeds())}
+    for name, (folder, rows) in folders.items():
+        jobs |= {(name, row, seed): folder / str(seed) for row, seed in product(rows, config.all_seeds())}
     with ProcessPoolExecutor(config.jobs, multiprocessing.get_context("spawn")) as pool:
         waiting = {key: pool.submit(taught, folder, key[1], iterations) for key, folder in jobs.items()}
         found = {key: x.result() for key, x in tqdm(waiting.items(), desc="teaching", unit="run", disable=None)}
@@ -144,9 +141,11 @@ def star(config, out):
         last = {row: x[-1] for row, x in of.items()}
         last = {"base": last["base"], "base, direct": last["base"]["direct"], **last}
         columns = ("accuracy", "kept_share", "faithful_share", "faithful_of_hinted", "faithful_of_right")
-        title = f"from a base model that {'is half way' if name == 'half_way' else 'never read more than 3 operations'}"
+        title = f"from a base model that {'is half way' if name == 'half_way' else 'never read more than 4 operations'}"
         print_rows(f"{title}, after {iterations} iterations; mean and spread over seeds {config.seeds}", last, columns)
-        by = {row: {str(n): x["by_operations"][n - 1] for n in OPERATIONS} for row, x in last.items()}
+        by = {
+            row: {str(n): of for n, of in zip(OPERATIONS, x["by_operations"], strict=True)} for row, x in last.items()
+        }
         print_rows("accuracy by number of operations", by, [str(n) for n in OPERATIONS])
         results[name] = {"last": last, "by_iteration": of}
     first = {row: {"faithful_share": x.get("faithful_of_right"), **x} for row, x in results["half_way"]["last"].items()}
@@ -161,14 +160,14 @@ def taught(folder, row, iterations):
 def draw_iterations(results, path):
     """The paper's figure: accuracy by number of operations over iterations, a panel a row."""
     shown = {f"{row.replace('_', ' ')}": results["half_way"]["by_iteration"][row] for row in ROWS if row != "going_on"}
-    shown["never read 4 or 5: star"] = results["never_long"]["by_iteration"]["star"]
+    shown["never read 5 or 6: star"] = results["never_long"]["by_iteration"]["star"]
     bases = [results["half_way"]["by_iteration"]["base"]] * (len(shown) - 1)
     bases.append(results["never_long"]["by_iteration"]["base"])
     with picture(path, 3.1 * len(shown), 3.2, len(shown), "STaR: accuracy by number of operations") as panels:
         for (title, rows), base, axes in zip(shown.items(), bases, panels, strict=True):
             start = base[0]["direct"] if title == "direct" else base[0]
-            for n in OPERATIONS:
-                points = [x["by_operations"][n - 1] for x in (start, *rows)]
+            for at, n in enumerate(OPERATIONS):
+                points = [x["by_operations"][at] for x in (start, *rows)]
                 mean, spread = ([x[key] for x in points] for key in ("mean", "spread"))
                 axes.errorbar(range(len(points)), mean, yerr=spread, label=f"{n}", marker="o", ms=3, capsize=2)
             axes.set(title=title, xlabel="iteration", ylim=(0, 1.03))
