@@ -176,10 +176,10 @@ def measure_seed(config, out, seed, text, tokenizer):
     return {
         "table": table,
         "best_single": single,
-        "gain_kept": gains["any length"] / gains[single],
-        "tokens_ratio": table["any length"]["tokens"] / table[single]["tokens"],
-        "online_gain_kept": gains["any length, online stop"] / gains[single],
-        "online_tokens_ratio": table["any length, online stop"]["tokens"] / table[single]["tokens"],
+        "gain_kept": ratio(gains["any length"], gains[single]),
+        "tokens_ratio": ratio(table["any length"]["tokens"], table[single]["tokens"]),
+        "online_gain_kept": ratio(gains["any length, online stop"], gains[single]),
+        "online_tokens_ratio": ratio(table["any length, online stop"]["tokens"], table[single]["tokens"]),
         "diagonal_share": float(np.mean([heat[n - 1][n] + heat[n - 1][n + 1] for n in range(1, LONGEST + 1)])),
         "lengths_by_operations": heat,
         "one_model": fixed,
@@ -196,7 +196,13 @@ def measure_seed(config, out, seed, text, tokenizer):
     }
 
 
+def ratio(a, b):
+    """a / b; None of what is 0 (in trials of a few steps)."""
+    return a / b if b else None
+
+
 def gain_at(found, lengths):
+    """Nats that are gained where thoughts have these lengths, -1: none."""
     return np.where(lengths < 0, 0, np.take_along_axis(found.gain, lengths.clip(0)[..., None], -1)[..., 0])
 
 
@@ -235,7 +241,7 @@ def length(config, out):
     rows = {"one model": found["one_model"], "one model each": found["one_each"]}
     rows = {name: {str(k): x for k, x in row.items()} for name, row in rows.items()}
     print_rows(f"answers that are right after thoughts of a length; {title}", rows, lengths)
-    means = {key: found[key]["mean"] for key in keys}
+    means = {key: found[key] and found[key]["mean"] for key in keys}
     keep_results(out, "length", {**found, "over_seeds": {key: found[key] for key in keys}, **means, "best": single})
     draw_length(found, names, out / "length.png")
 
