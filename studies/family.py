@@ -40,12 +40,7 @@ ON_CHATTER = {  # beside those of studies/chatter.py
     "soft": ["--thought_kind=soft", *VECTORS],
     "latent": ["--thought_kind=latent", *VECTORS],
 }
-BEFORE = {  # rows of ours that studies/chatter.py has
-    "full": "as in config/chatter.toml",
-    "clamped": "negative advantages dropped",
-    "all": "baseline: mean of all",
-    "reinforce_weight_0": "without REINFORCE",
-}
+BEFORE = {"full": "as in config/chatter.toml", "reinforce_weight_0": "without REINFORCE"}  # rows of studies/chatter.py
 MANY = (1, 2, 4, 8, 16)
 
 
@@ -75,10 +70,10 @@ def several_thoughts(model, rows, tokenizer):
 def family(config, out):
     """Rows of the table in docs/family.md; several thoughts read together."""
     train_miniatures(config, out, {**PLAIN, "pause": ["--thought_len=0"]})
-    chatter = train_chatter(config, out, {**CHATTER, **ON_CHATTER})
     title = f"mean and spread over seeds {config.seeds}"
     rows = measure_rows(config, held_out(config), {name: (out / name, {}) for name in ("base", "pause", *PLAIN)})
     print_rows(f"the miniature's text, greedy thoughts; {title}; NLL in nats", rows, SCORES)
+    chatter = train_chatter(config, out, {**{name: CHATTER[name] for name in BEFORE.values()}, **ON_CHATTER})
     names = {**{name: name for name in ON_CHATTER}, **BEFORE}
     folders = {name: chatter[names[name], config.all_seeds()[0]][0].parent for name in (*BEFORE, *ON_CHATTER)}
     sampled = {"name": "scores_sampled", "temperature": 1.0}

@@ -5,6 +5,7 @@ longer, the longer the sum is, and needs fewer tokens than one that thinks at on
     python -m studies.length
 """
 
+from functools import partial
 from types import SimpleNamespace
 
 import numpy as np
@@ -14,13 +15,14 @@ from tqdm import tqdm
 from data.dataset import open_dataset
 from eval import held_out_spans
 from lean.log_prob import token_log_prob
-from lib.pictures import picture
+from lib.pictures import mean_and_spread, picture
 from lib.runs import load_run
 from lib.tokenizer import from_json
-from studies.runs import HERE, fewer_steps, max_steps, prepare, run_studies, train_rows
-from studies.tables import keep_results, over_seeds, print_rows
+from studies.runs import HERE, fewer_steps, in_parallel, max_steps, prepare, run_studies, train_rows
+from studies.tables import keep_results, over_seeds, print_rows, remembered
 
 DATA, LONGEST = "data/lengths", 6  # sums of 1 to 6 operations; thoughts of at most as many tokens
+EACH = range(1, LONGEST + 1)
 KEPT = 0.98  # share of the gain in answers that a way to think must keep
 PRICES = np.concatenate(([0], np.geomspace(1e-3, 0.5, 60)))  # nats a token
 
@@ -101,13 +103,13 @@ def shuffled(lengths, seed=0):
 
 
 def curve(find, found, answers, half):
-    """Points of a way to think, a function of the price that gives (what is measured, lengths): [(mean thought tokens a
-    position, start and end included, accuracy of answers)] on one half of the spans, by PRICES."""
+    """Points of a way to think, a function of the price that gives (what is measured, lengths): [[mean thought tokens a
+    position, start and end included, accuracy of answers]] on one half of the spans, by PRICES."""
     points = []
     for price in PRICES:
         measured, lengths = find(price)
         tokens = np.where(lengths < 0, 0, lengths + 2)[half].mean()
-        points.append((float(tokens), float(at(measured, lengths)[half][answers[half]].mean())))
+        points.append([float(tokens), float(at(measured, lengths)[half][answers[half]].mean())])
     return points
 
 
@@ -141,16 +143,21 @@ def cheapest(points, judged, enough):
     return *judged[i], i
 
 
-def measure_seed(config, out, seed, text, tokenizer):
-    """All of this study's numbers of the models of one seed."""
-    spans, answers, among = text
+def measured_seed(out, seed, texts):
+    """All of this study's numbers of the models of one seed, kept beside its runs."""
+    return remembered(out / "any_length" / str(seed), "lengths", partial(measure_seed, out, seed, texts), texts=texts)
+
+
+def measure_seed(out, seed, texts):
+    """The same, measured: prices are chosen on one half of the spans, and judged on the other."""
+    dataset = open_dataset(DATA, "val")
+    spans, answers = held_out_spans(dataset, 64, texts)
+    tokenizer, among = from_json(dataset.meta["tokenizer"], DATA), dataset.meta["answers"]["among"]
     found = measure_lengths(load_run(out / "any_length" / str(seed))[0], spans, among)
     seen = open_dataset(DATA, "train")
-    seen = measure_lengths(
-        load_run(out / "any_length" / str(seed))[0], held_out_spans(seen, 64, config.texts)[0], among
-    )
+    seen = measure_lengths(load_run(out / "any_length" / str(seed))[0], held_out_spans(seen, 64, texts // 2)[0], among)
     singles = {}
-    for k in range(1, LONGEST + 1):
+    for k in EACH:
         singles[k] = measure_lengths(load_run(out / f"length_{k}" / str(seed))[0], spans, among)
     ways, half = ways_to_think(found, singles, expected_online(found, fit_online(seen))), len(spans) // 2
     first, second = slice(half), slice(half, None)
@@ -170,9 +177,12 @@ def measure_seed(config, out, seed, text, tokenizer):
     single = min(reach, key=lambda name: points[name][chosen[name]][0])
     without = float(found.right_base[second][answers[second]].mean())
     gains = {name: row["accuracy"] - without for name, row in table.items()}
-    ops, (_, lengths) = operations(spans, answers, tokenizer), ways["any length"](table["any length"]["price"])
-    heat = [[float((lengths[ops == n] == k).mean()) for k in range(-1, LONGEST + 1)] for n in range(1, LONGEST + 1)]
-    fixed = {k: float(found.right[..., k][answers].mean()) for k in range(LONGEST + 1)}
+    ops, heat = operations(spans, answers, tokenizer), {}
+    for name in ("any length", "any length, online stop"):
+        _, lengths = ways[name](table[name]["price"])
+        heat[name] = [[float((lengths[ops == n] == k).mean()) for k in range(-1, LONGEST + 1)] for n in EACH]
+    _, lengths = ways["any length"](table["any length"]["price"])
+    fixed = {str(k): float(found.right[..., k][answers].mean()) for k in range(LONGEST + 1)}
     return {
         "table": table,
         "best_single": single,
@@ -180,20 +190,25 @@ def measure_seed(config, out, seed, text, tokenizer):
         "tokens_ratio": ratio(table["any length"]["tokens"], table[single]["tokens"]),
         "online_gain_kept": ratio(gains["any length, online stop"], gains[single]),
         "online_tokens_ratio": ratio(table["any length, online stop"]["tokens"], table[single]["tokens"]),
-        "diagonal_share": float(np.mean([heat[n - 1][n] + heat[n - 1][n + 1] for n in range(1, LONGEST + 1)])),
+        "diagonal_share": diagonal_share(heat["any length"]),
+        "online_diagonal_share": diagonal_share(heat["any length, online stop"]),
         "lengths_by_operations": heat,
         "one_model": fixed,
-        "one_each": {k: float(x.right[..., 0][answers].mean()) for k, x in singles.items()},
-        "by_operations": [
-            [float(found.right[..., k][ops == n].mean()) for k in range(7)] for n in range(1, LONGEST + 1)
-        ],
-        "base_by_operations": [float(found.right_base[ops == n].mean()) for n in range(1, LONGEST + 1)],
+        "one_each": {str(k): float(x.right[..., 0][answers].mean()) for k, x in singles.items()},
+        "by_operations": [[float(found.right[..., k][ops == n].mean()) for k in range(LONGEST + 1)] for n in EACH],
+        "base_by_operations": [float(found.right_base[ops == n].mean()) for n in EACH],
         "points": judged,
         "other_nll": {
             "without": float(found.nll_base[~answers].mean()),
             "chosen": float((found.nll_base - gain_at(found, lengths))[~answers].mean()),
         },
     }
+
+
+def diagonal_share(shares):
+    """Of answers, the share whose thought has as many tokens as the sum has operations, or one more or less. Sums of
+    one operation need none: there it is the share without a thought."""
+    return float(np.mean([shares[0][0], *(sum(row[n : n + 3]) for n, row in enumerate(shares[1:], 2))]))
 
 
 def ratio(a, b):
@@ -216,30 +231,26 @@ def length(config, out):
     preset = [f"--init_from={folder / 'base'}/{{seed}}", "--base_preset=", "--eval_every=0", f"--data={DATA}"]
     preset += ["--think_at=aloud", "--lr=3e-4", "--mixing_head_lr=7"]
     rows = {"any_length": ["--thought_kind=any_length", f"--thought_len={LONGEST}", max_steps(config, LONGEST)]}
-    rows |= {f"length_{k}": [f"--thought_len={k}", max_steps(config)] for k in range(1, LONGEST + 1)}
+    rows |= {f"length_{k}": [f"--thought_len={k}", max_steps(config)] for k in EACH}
     train_rows(config, folder, rows, preset)
 
-    dataset = open_dataset(DATA, "val")
-    text = *held_out_spans(dataset, 64, config.texts), dataset.meta["answers"]["among"]
-    tokenizer, of_seeds = from_json(dataset.meta["tokenizer"], DATA), []
-    for seed in tqdm(config.all_seeds(), desc="measuring", unit="seed", disable=None):
-        of_seeds.append(measure_seed(config, folder, seed, text, tokenizer))
+    calls = {seed: (measured_seed, folder, seed, config.texts) for seed in config.all_seeds()}
+    of_seeds = list(in_parallel(calls, config.jobs, "measuring").values())
     single = [x.pop("best_single") for x in of_seeds]
     found = over_seeds(of_seeds)
     title = f"mean and spread over seeds {config.seeds}"
     names = ["none", *map(str, range(LONGEST + 1))]
-    rows = {
-        f"{n} operations": dict(zip(names, row, strict=True)) for n, row in enumerate(found["lengths_by_operations"], 1)
-    }
-    print_rows(f"share of answers by the length of the thought before them; {title}", rows, names)
+    for name, heat in found["lengths_by_operations"].items():
+        rows = {f"{n} operations": dict(zip(names, row, strict=True)) for n, row in zip(EACH, heat, strict=True)}
+        print_rows(f"{name}: share of answers by the length of the thought before them; {title}", rows, names)
     about = f"accuracy and thought tokens a position, at prices that kept {KEPT:.0%} of the gain on the other half"
     print_rows(f"{about}; {title}", found["table"], ("tokens", "accuracy", "price"))
     print(f"the best of those that think at one length or not at all, by seed: {', '.join(single)}")
-    keys = "gain_kept", "tokens_ratio", "online_gain_kept", "online_tokens_ratio", "diagonal_share"
+    keys = "gain_kept", "tokens_ratio", "diagonal_share"
+    keys += tuple(f"online_{key}" for key in keys)
     print_rows(f"any length beside the best of those; {title}", {"": {key: found[key] for key in keys}}, keys)
     lengths = [str(k) for k in range(LONGEST + 1)]
     rows = {"one model": found["one_model"], "one model each": found["one_each"]}
-    rows = {name: {str(k): x for k, x in row.items()} for name, row in rows.items()}
     print_rows(f"answers that are right after thoughts of a length; {title}", rows, lengths)
     means = {key: found[key] and found[key]["mean"] for key in keys}
     keep_results(out, "length", {**found, "over_seeds": {key: found[key] for key in keys}, **means, "best": single})
@@ -249,14 +260,15 @@ def length(config, out):
 def draw_length(found, names, path):
     """Chosen lengths, accuracy against tokens, and one model beside six."""
     title = "How long to think: chosen lengths; what they save; one model at all lengths, or one each"
-    with picture(path, 15, 4.2, 3, title) as (heat, tokens, each):
-        shares = np.array([[x["mean"] for x in row] for row in found["lengths_by_operations"]])
-        heat.imshow(shares, cmap="Greens", vmin=0, vmax=1, aspect="auto")
-        for (y, x), share in np.ndenumerate(shares):
-            heat.text(x, y, f"{share:.2f}", ha="center", va="center", size=7, color="white" if share > 0.6 else "black")
-        heat.set_xticks(range(len(names)), names)
-        heat.set_yticks(range(len(shares)), range(1, len(shares) + 1))
-        heat.set(xlabel="tokens of the thought before an answer", ylabel="operations of the sum")
+    with picture(path, 19, 4.2, 4, title) as (*heats, tokens, each):
+        for axes, (name, rows) in zip(heats, found["lengths_by_operations"].items(), strict=True):
+            shares = np.array([[x["mean"] for x in row] for row in rows])
+            axes.imshow(shares, cmap="Greens", vmin=0, vmax=1, aspect="auto")
+            for (y, x), share in np.ndenumerate(shares):
+                axes.text(x, y, f"{share:.2f}", ha="center", va="center", size=7, color="wk"[share < 0.6])
+            axes.set_xticks(range(len(names)), names)
+            axes.set_yticks(range(len(shares)), EACH)
+            axes.set(title=name, xlabel="tokens of the thought before an answer", ylabel="operations of the sum")
         for name, points in found["points"].items():
             if name.startswith("any length, ") and "online" not in name:
                 continue
@@ -265,11 +277,9 @@ def draw_length(found, names, path):
             tokens.plot(x, y, label=name, lw=2 if bold else 1, ls="-" if bold else "--", marker=".", ms=3)
         tokens.set(xlabel="thought tokens a position", ylabel="answers that are right", xscale="symlog")
         for name, label in (("one_model", "one model"), ("one_each", "one model each")):
-            points = found[name]
-            each.errorbar(
-                list(points), [x["mean"] for x in points.values()], yerr=[x["spread"] for x in points.values()],
-                marker="o", ms=3, capsize=3, label=label,
-            )  # fmt: skip
+            means, spreads = zip(*mean_and_spread(found[name].values()), strict=True)
+            at_lengths = [int(k) for k in found[name]]
+            each.errorbar(at_lengths, means, yerr=spreads, marker="o", ms=3, capsize=3, label=label)
         each.set(xlabel="tokens of every thought", ylabel="answers that are right", ylim=(0, 1.03))
 
 

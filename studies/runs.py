@@ -9,9 +9,10 @@ import re
 import subprocess
 import sys
 import time
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import product
+from multiprocessing import get_context
 from pathlib import Path
 
 import torch
@@ -86,6 +87,13 @@ def train_all(runs, jobs):
         except BaseException:  # Ctrl-C, say: those that run stop by themselves, and no other begins
             pool.shutdown(wait=False, cancel_futures=True)
             raise
+
+
+def in_parallel(calls, jobs, title):
+    """What calls {key: (function, its arguments ..)} return, `jobs` at a time, each in a process with one thread."""
+    with ProcessPoolExecutor(jobs, get_context("spawn"), torch.set_num_threads, (1,)) as pool:
+        waiting = {key: pool.submit(*call) for key, call in calls.items()}
+        return {key: x.result() for key, x in tqdm(waiting.items(), desc=title, disable=None)}
 
 
 def train_rows(config, out, rows, preset):

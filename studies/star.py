@@ -6,21 +6,18 @@ sums of all lengths, but not enough of them; and from one that has never read th
 """
 
 import dataclasses
-import multiprocessing
 import random
 import re
-from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 from itertools import product
 
 import torch
-from tqdm import tqdm
 
 from beyond.star import Question, StarConfig, fine_tune, padded, self_taught, write
 from data.arithmetic.prepare import running_results
 from lib.pictures import picture
 from lib.runs import load_run
-from studies.runs import HERE, fewer_steps, prepare, run_studies, train_bases, train_rows
+from studies.runs import HERE, fewer_steps, in_parallel, prepare, run_studies, train_bases, train_rows
 from studies.tables import keep_results, over_seeds, print_rows, remembered
 
 OPERATIONS = range(3, 7)
@@ -86,7 +83,6 @@ def rationales(kept, steps_of, tokenizer, count):
 
 def teach(folder, row, iterations):
     """One row from one base model: [what `judge` says, and of what it was taught, by iteration]."""
-    torch.set_num_threads(1)
     base, tokenizer, *_ = load_run(folder)
     seed = int(folder.name)
     config = StarConfig(
@@ -131,9 +127,8 @@ def star(config, out):
     jobs = {}
     for name, (folder, rows) in folders.items():
         jobs |= {(name, row, seed): folder / str(seed) for row, seed in product(rows, config.all_seeds())}
-    with ProcessPoolExecutor(config.jobs, multiprocessing.get_context("spawn")) as pool:
-        waiting = {key: pool.submit(taught, folder, key[1], iterations) for key, folder in jobs.items()}
-        found = {key: x.result() for key, x in tqdm(waiting.items(), desc="teaching", unit="run", disable=None)}
+    calls = {key: (taught, folder, key[1], iterations) for key, folder in jobs.items()}
+    found = in_parallel(calls, config.jobs, "teaching")
     results = {}
     for name in ("half_way", "never_long"):
         rows = dict.fromkeys(row for base, row, _ in found if base == name)
