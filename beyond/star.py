@@ -44,7 +44,7 @@ class StarConfig:
     rationalize: bool = True  # ask again with a hint where the answer was wrong
     keep_all: bool = False  # a control: no filter
     go_on: bool = False  # a control: fine-tune the last model, not the original one
-    batch_size: int = 64  # of fine-tuning
+    batch_size: int = 32  # of fine-tuning
     lr: float = 3e-4
     seed: int = 1337
 

@@ -19,11 +19,11 @@ from studies.tables import SCORES, held_out, keep_results, measure_rows, over_se
 from studies.thoughts import held_out_questions
 
 VECTORS = ["--reinforce_weight=0", "--n_thoughts=1"]
-RLP = ["--reward_on=thought", "--clamp_advantage=false", "--mixing=none"]
+RLP = ["--reward_on=thought", "--no-clamp_advantage", "--mixing=none"]
 PLAIN = {  # from the miniature's base models; training thinks at a quarter of the positions
     "full": [],
-    "others": ["--clamp_advantage=false"],
-    "all": ["--clamp_advantage=false", "--baseline=all"],
+    "others": ["--no-clamp_advantage"],
+    "all": ["--no-clamp_advantage", "--baseline=all"],
     "star": ["--credit=star"],
     "posterior": ["--credit=posterior"],
     "rlp": RLP,

@@ -229,9 +229,9 @@ def length(config, out):
     folder = out / "lengths"
     train_rows(config, folder, {"base": []}, preset)
     preset = [f"--init_from={folder / 'base'}/{{seed}}", "--base_preset=", "--eval_every=0", f"--data={DATA}"]
-    preset += ["--think_at=aloud", "--lr=3e-4", "--mixing_head_lr=7"]
+    preset += ["--think_at=aloud"]
     rows = {"any_length": ["--thought_kind=any_length", f"--thought_len={LONGEST}", max_steps(config, LONGEST)]}
-    rows |= {f"length_{k}": [f"--thought_len={k}", max_steps(config)] for k in EACH}
+    rows |= {f"length_{k}": [f"--thought_len={k}", "--lr=3e-4", "--mixing_head_lr=7", max_steps(config)] for k in EACH}
     train_rows(config, folder, rows, preset)
 
     calls = {seed: (measured_seed, folder, seed, config.texts) for seed in config.all_seeds()}
@@ -265,7 +265,7 @@ def draw_length(found, names, path):
             shares = np.array([[x["mean"] for x in row] for row in rows])
             axes.imshow(shares, cmap="Greens", vmin=0, vmax=1, aspect="auto")
             for (y, x), share in np.ndenumerate(shares):
-                axes.text(x, y, f"{share:.2f}", ha="center", va="center", size=7, color="wk"[share < 0.6])
+                axes.text(x, y, f"{share:.2f}", ha="center", va="center", size=7, color="wk"[int(share < 0.6)])
             axes.set_xticks(range(len(names)), names)
             axes.set_yticks(range(len(shares)), EACH)
             axes.set(title=name, xlabel="tokens of the thought before an answer", ylabel="operations of the sum")
