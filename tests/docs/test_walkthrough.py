@@ -15,7 +15,8 @@ import quiet_star
 from studies.__main__ import STUDIES
 
 DOCS = ROOT / "docs"
-PAGES = {name: (DOCS / f"{name}.md").read_text("utf-8") for name in ("walkthrough", "results", "costs", "recipes")}
+NAMES = ("walkthrough", "results", "costs", "recipes", "family")
+PAGES = {name: (DOCS / f"{name}.md").read_text("utf-8") for name in NAMES}
 WALKTHROUGH = PAGES["walkthrough"]
 CODE = (ROOT / "quiet_star.py").read_text("utf-8")
 
