@@ -72,8 +72,7 @@ class QuietSTaRConfig:
     log_prob_temperature: float = 1.0  # temperature of log p(thought) in the REINFORCE term (the release: 3)
     embedding_scale: float = 20.0  # start/end are stored divided by this, so that Adam moves them that much faster
     explicit_mask: bool = False  # attend under all of thought_mask: slow; what the fast form must equal
-    # beyond the paper (beyond/kinds.py):
-    thought_kind: Literal["sampled", "any_length", "soft", "latent"] = "sampled"  # read out at any length; no tokens
+    thought_kind: Literal["sampled", "any_length", "soft", "latent"] = "sampled"  # the others: beyond/kinds.py
     credit: Literal["advantage", "star", "posterior"] = "advantage"  # what makes a thought likelier
     mixing: Literal["head", "none"] = "head"  # none: what is predicted after the thought stands alone
 
@@ -296,14 +295,12 @@ class QuietSTaR(nn.Module):
         # x_{i+1} .. x_{i+a-1}; past the text's end the last token stands in for what is not there: it is not `valid`
         inside = (positions[:, :, None] + torch.arange(1, a, device=tokens.device)).clamp(max=L - 1)
         known = self.read_out(end, take(text.embedded, inside)[:, None])  # (B, 1, S, a, C)
-
         if thought_ids is None:  # one step at a time; then all that is known, together
             thought_ids, log_prob, h_policy, unread, cache = self.sample_thoughts(text, positions, noise)
             h = self.read_steps(join(unread, known), cache)  # (B, N, S, R, C)
         else:  # everything is known
             embedded = F.embedding(thought_ids, self.model.tok_embeddings.weight)  # (B, N, S, m, C)
-            cache = self.thought_cache(text, positions)
-            h = self.read_steps(join(start, embedded, known), cache)
+            h = self.read_steps(join(start, embedded, known), self.thought_cache(text, positions))
             h_policy, log_prob = h[:, :, :, :m], None
         h_base = take(text.hidden, (positions[:, :, None] + torch.arange(a, device=tokens.device)).clamp(max=L - 1))
         h = h.expand(-1, thought_ids.shape[1], -1, -1, -1)  # if m = 0, it is the same for all N
@@ -391,8 +388,7 @@ class QuietSTaR(nn.Module):
 
     def default_positions(self, tokens):
         """All positions with n_true tokens after them, (B, S)."""
-        B, L = tokens.shape
-        return torch.arange(max(0, L - self.config.n_true), device=tokens.device).expand(B, -1)
+        return torch.arange(max(0, tokens.shape[1] - self.config.n_true), device=tokens.device).expand(len(tokens), -1)
 
     def with_settings(self, **changes):
         """The same model and weights with other settings (not embedding_scale): greedy thoughts for evaluation, say."""
@@ -423,7 +419,6 @@ def generate_with_thoughts(
     lengths = torch.full((B,), T, device=tokens.device) if lengths is None else lengths
     shortest, total = int(lengths.min()), T + max_new_tokens
     first = at = shortest if begin is None else begin
-    think = think or read_and_think
     if max_new_tokens < 1 or not 1 <= at <= shortest:
         raise ValueError(f"max_new_tokens must be at least 1, begin must be from 1 to the shortest prompt's {shortest}")
     cache = KVCache(model.config, B, total + m + 2, tokens.device, model.tok_embeddings.weight.dtype)
@@ -431,7 +426,7 @@ def generate_with_thoughts(
     thoughts, gates = tokens.new_empty(B, total, m), cache.k.new_empty(B, total)
 
     while at < total and not all_ended(out[:, :at], lengths, stop):
-        h, thoughts[:, at], gates[:, at] = think(quiet, new, cache, thought_temperature, generator)
+        h, thoughts[:, at], gates[:, at] = (think or read_and_think)(quiet, new, cache, thought_temperature, generator)
         cache.forget_after(at)  # the thought is over
         token = sample(model.logits(h), temperature, generator=generator)
         new = out[:, at : at + 1].copy_(own_token(token, tokens, at, lengths)[:, None])  # (B, 1)
@@ -444,8 +439,7 @@ def read_and_think(quiet, new, cache, temperature, generator):
     of a text sees all before it: to a KVCache it is more text."""
     model, m, x = quiet.model, quiet.config.thought_len, quiet.model.tok_embeddings(new)
     start, end = (v.expand(len(x), 1, -1) for v in quiet.thought_tokens())  # (B, 1, C)
-    opening = start if m else torch.cat((start, end), dim=1)  # what is known of a thought
-    hidden = model(torch.cat((x, opening), dim=1), cache=cache)  # with the text: one forward pass less
+    hidden = model(torch.cat((x, start) if m else (x, start, end), dim=1), cache=cache)  # all that is known, together
     h_base, h = hidden[:, x.shape[1] - 1], hidden[:, -1]
     thoughts = new.new_empty(len(x), m)
     for s in range(m):

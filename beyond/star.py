@@ -23,6 +23,7 @@ from typing import NamedTuple
 import torch
 
 from lean.log_prob import token_log_prob
+from lean.tensors import padded
 
 
 class Question(NamedTuple):
@@ -48,6 +49,10 @@ class StarConfig:
     lr: float = 3e-4
     seed: int = 1337
 
+    def steps_in(self, n):
+        """Steps of fine-tuning in iteration n = 0, 1, .."""
+        return round(self.steps * self.growth**n)
+
 
 class Kept(NamedTuple):
     """A training example: a question without a hint, and what was written after it, end included."""
@@ -66,7 +71,7 @@ def self_taught(original, questions, config):
         if config.rationalize:
             wrong = [q for q, text in zip(questions, written, strict=True) if config.read(text) != q.answer]
             kept += right_ones(wrong, write(model, [q.hinted for q in wrong], config), config, hinted=True)
-        steps = round(config.steps * config.growth**n)
+        steps = config.steps_in(n)
         start = model if config.go_on else original
         examples = [(k.question.prompt, k.written) for k in kept]  # none, if not one answer is right: it stays as it is
         model = fine_tune(start, examples, steps, config, config.seed + n) if kept else start
@@ -85,7 +90,7 @@ def write(model, prompts, config, batch_size=1000):
     found = []
     for start in range(0, len(prompts), batch_size):
         batch = prompts[start : start + batch_size]
-        lengths, tokens = torch.tensor([len(ids) for ids in batch]), padded(batch)
+        tokens, lengths = padded(batch)
         out = model.generate(tokens, config.most_tokens, 0.0, lengths=lengths, stop=lambda ids: config.end in ids)
         for row, n in zip(out.tolist(), lengths.tolist(), strict=True):
             text = row[n : n + config.most_tokens]
@@ -115,7 +120,7 @@ def fine_tune(model, examples, steps, config, seed):
 
 def loss_of(model, examples):
     """Mean NLL (nats a token) of what follows the prompts of examples, all of whose tokens count alike."""
-    tokens = padded([prompt + text for prompt, text in examples])
+    tokens, _ = padded([prompt + text for prompt, text in examples])
     at = torch.arange(1, tokens.shape[1])
     first, last = (
         torch.tensor(x)[:, None] for x in zip(*((len(p), len(p) + len(t)) for p, t in examples), strict=True)
@@ -123,8 +128,3 @@ def loss_of(model, examples):
     counts = (at >= first) & (at < last)  # behind a row's end nothing is seen by its tokens: attention is causal
     h = model(tokens[:, :-1])[counts]
     return -token_log_prob(model.output, h, tokens[:, 1:][counts]).mean()
-
-
-def padded(rows):
-    """Lists of ids of unequal length as one tensor (B, T), filled up behind them."""
-    return torch.nn.utils.rnn.pad_sequence([torch.tensor(row) for row in rows], batch_first=True)

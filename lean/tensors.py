@@ -17,6 +17,13 @@ def join(*parts):
     return torch.cat([x.expand(-1, N, -1, -1, -1) for x in parts], dim=3)
 
 
+def padded(rows, device="cpu"):
+    """Rows of ids, lists of unequal length, filled up behind them -> tokens (B, T), lengths (B,)."""
+    lengths = torch.tensor([len(row) for row in rows])
+    tokens = torch.nn.utils.rnn.pad_sequence([torch.tensor(row) for row in rows], batch_first=True)
+    return tokens.to(device), lengths.to(device)
+
+
 def shares(valid):
     """What each entry of valid (B, ...), bool, counts in a mean: of a text's valid entries, then of all texts. So the
     means of parts add up to the mean of all. Entries that are not valid count 0; float64."""

@@ -15,7 +15,7 @@ from tqdm import tqdm
 
 from beyond.adaptive import some_think
 from beyond.any_length import at_length
-from lean.tensors import take
+from lean.tensors import padded, take
 from lib.tokenizer import before_end, has_ended
 from model import KVCache, sample
 from quiet_star import QuietSTaR, generate_with_thoughts
@@ -144,13 +144,6 @@ def batches(lengths, size, spread=0.9):
         end = next((i for i in range(start, len(order)) if lengths[order[i]] < least), len(order))
         yield order[start : min(end, start + size)]
         start = min(end, start + size)
-
-
-def padded(rows, device):
-    """Rows of ids, lists of unequal length -> tokens (B, T), lengths (B,)."""
-    lengths = torch.tensor([len(row) for row in rows])
-    tokens = torch.nn.utils.rnn.pad_sequence([torch.tensor(row) for row in rows], batch_first=True)
-    return tokens.to(device), lengths.to(device)
 
 
 def continuation(tokenizer, prompt, text, bos):

@@ -19,14 +19,13 @@ from studies.tables import SCORES, held_out, keep_results, measure_rows, over_se
 from studies.thoughts import held_out_questions
 
 VECTORS = ["--reinforce_weight=0", "--n_thoughts=1"]
-RLP = ["--reward_on=thought", "--no-clamp_advantage", "--mixing=none"]
 PLAIN = {  # from the miniature's base models; training thinks at a quarter of the positions
     "full": [],
     "others": ["--no-clamp_advantage"],
     "all": ["--no-clamp_advantage", "--baseline=all"],
     "star": ["--credit=star"],
     "posterior": ["--credit=posterior"],
-    "rlp": RLP,
+    "rlp": ["--reward_on=thought", "--no-clamp_advantage", "--mixing=none"],
     "wrong": ["--think_at=wrong"],
     "random": ["--think_at=random"],
     "each_document": ["--think_at=each_document", "--think_share=0.07"],
@@ -34,11 +33,7 @@ PLAIN = {  # from the miniature's base models; training thinks at a quarter of t
     "latent": ["--thought_kind=latent", *VECTORS],
 }
 ON_CHATTER = {  # beside those of studies/chatter.py
-    "star": ["--credit=star"],
-    "posterior": ["--credit=posterior"],
-    "rlp": RLP,
-    "soft": ["--thought_kind=soft", *VECTORS],
-    "latent": ["--thought_kind=latent", *VECTORS],
+    name: PLAIN[name] for name in ("star", "posterior", "rlp", "soft", "latent")
 }
 BEFORE = {"full": "as in config/chatter.toml", "reinforce_weight_0": "without REINFORCE"}  # rows of studies/chatter.py
 MANY = (1, 2, 4, 8, 16)

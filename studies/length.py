@@ -153,9 +153,9 @@ def measure_seed(out, seed, texts):
     dataset = open_dataset(DATA, "val")
     spans, answers = held_out_spans(dataset, 64, texts)
     tokenizer, among = from_json(dataset.meta["tokenizer"], DATA), dataset.meta["answers"]["among"]
-    found = measure_lengths(load_run(out / "any_length" / str(seed))[0], spans, among)
-    seen = open_dataset(DATA, "train")
-    seen = measure_lengths(load_run(out / "any_length" / str(seed))[0], held_out_spans(seen, 64, texts // 2)[0], among)
+    model, train = load_run(out / "any_length" / str(seed))[0], open_dataset(DATA, "train")
+    found = measure_lengths(model, spans, among)
+    seen = measure_lengths(model, held_out_spans(train, 64, texts // 2)[0], among)
     singles = {}
     for k in EACH:
         singles[k] = measure_lengths(load_run(out / f"length_{k}" / str(seed))[0], spans, among)

@@ -13,8 +13,9 @@ from itertools import product
 
 import torch
 
-from beyond.star import Question, StarConfig, fine_tune, padded, self_taught, write
+from beyond.star import Question, StarConfig, fine_tune, self_taught, write
 from data.arithmetic.prepare import running_results
+from lean.tensors import padded, take
 from lib.pictures import picture
 from lib.runs import load_run
 from studies.runs import HERE, fewer_steps, in_parallel, prepare, run_studies, train_bases, train_rows
@@ -55,9 +56,12 @@ def judge(model, tokenizer, asked, config, direct=False):
     """Accuracy on questions [(Question, steps)], by number of operations too; of right answers, the share whose steps
     are all right."""
     if direct:  # the likeliest digit in place of the dash that begins a rationale
-        digits, prompts = torch.tensor(tokenizer.encode("0123456789")), [q.prompt[:-1] for q, _ in asked]
+        digits, (tokens, lengths) = (
+            torch.tensor(tokenizer.encode("0123456789")),
+            padded([q.prompt[:-1] for q, _ in asked]),
+        )
         with torch.no_grad():
-            h = model(padded(prompts))[range(len(prompts)), [len(ids) - 1 for ids in prompts]]
+            h = take(model(tokens), lengths - 1)
         said = [(None, str(digit)) for digit in model.logits(h)[:, digits].argmax(-1).tolist()]
     else:
         said = [split(tokenizer.decode(ids)) for ids in write(model, [q.prompt for q, _ in asked], config)]
@@ -101,7 +105,7 @@ def teach(folder, row, iterations):
         text = (lambda q, steps: f"{q.answer}\n") if direct else (lambda q, steps: f"{steps}—{q.answer}\n")
         examples = [(q.prompt[:-1] if direct else q.prompt, tokenizer.encode(text(q, steps))) for q, steps in asked]
         for n in range(iterations):
-            steps = round(config.steps * config.growth**n)
+            steps = config.steps_in(n)
             model = fine_tune(base, examples, steps, config, seed + n)
             found.append({"steps": steps, **judge(model, tokenizer, test, config, direct)})
         return found
@@ -144,7 +148,7 @@ def star(config, out):
         print_rows("accuracy by number of operations", by, [str(n) for n in OPERATIONS])
         results[name] = {"last": last, "by_iteration": of}
     first = {row: {"faithful_share": x.get("faithful_of_right"), **x} for row, x in results["half_way"]["last"].items()}
-    keep_results(out, "star", {**first, "by_iteration": results["half_way"]["by_iteration"], **results})
+    keep_results(out, "star", {**first, **results})
     draw_iterations(results, out / "star.png")
 
 
