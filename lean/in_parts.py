@@ -9,6 +9,8 @@ become leaves: each part's backward pass ends there and leaves its gradient on t
 last and takes these gradients on. Without recompute nothing is computed twice but logits.
 """
 
+import math
+
 import torch
 
 from lean.log_prob import text_loss
@@ -36,7 +38,7 @@ def backward_in_parts(
         if noise is not None:  # (B, N, all that could think, m): that of the positions that do
             index = positions[:, None, :, None].expand(-1, noise.shape[1], -1, noise.shape[3])
             noise = noise.gather(2, index)
-    at_once = at_once or good_part(quiet, positions, recompute)
+    at_once = equal_parts(positions.shape[1], at_once or good_part(quiet, positions, recompute))
 
     leaf = text._replace(
         embedded=as_leaf(text.embedded),
@@ -95,10 +97,16 @@ def good_part(quiet, positions, recompute, device=None):
     """How many of positions (B, S) should think together. On a GPU all: it is faster with more work. On a CPU so many
     that the hidden states of one step are about 2**16 numbers: more is no faster, and smaller buffers are used again.
     With recompute a quarter of that, as it is there to save memory."""
-    B, S = positions.shape
+    (B, S), parts = positions.shape, 1
     if (device or positions.device.type) == "cpu":
-        S = min(S, max(1, 2**16 // (B * quiet.config.n_thoughts * quiet.model.config.dim)))
-    return max(1, S // 4) if recompute else S
+        parts = max(1, round(B * S * quiet.config.n_thoughts * quiet.model.config.dim / 2**16))
+    return max(1, math.ceil(S / (4 * parts if recompute else parts)))
+
+
+def equal_parts(S, most):
+    """The size of parts of S positions, of at most so many, that are alike but for rounding: a last part of a few
+    positions would take as many passes as a whole one."""
+    return math.ceil(S / math.ceil(S / most)) if S else 1
 
 
 def as_leaf(x):

@@ -1,9 +1,13 @@
 """Learning at some positions at a time gives the gradient of the whole."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 from naive import CLOSE, gradients, ids, tiny, uniform
 from torch.testing import assert_close
+
+from lean.in_parts import equal_parts, good_part
 
 
 @pytest.mark.parametrize("recompute", [False, True])
@@ -75,3 +79,24 @@ def test_parts_under_autocast_give_the_gradient_of_the_whole():
     for name, weight in quiet.named_parameters():
         assert weight.grad.dtype == torch.float32
         assert (weight.grad - grads[name]).norm() <= 0.05 * grads[name].norm() + 1e-6, name
+
+
+@pytest.mark.parametrize(
+    "S, most, sizes", [(64, 56, [32, 32]), (66, 32, [22, 22, 22]), (10, 4, [4, 4, 2]), (3, 8, [3]), (0, 5, [])]
+)
+def test_parts_are_of_one_size(S, most, sizes):
+    """The fewest parts that are small enough; the last lacks less than one position for each of the others."""
+    size = equal_parts(S, most)
+    found = [min(size, S - start) for start in range(0, S, size)]
+    assert found == sizes and len(found) == -(-S // most) and max(found, default=0) <= most
+
+
+@pytest.mark.parametrize("B, S, dim, part", [(1, 64, 576, 64), (16, 64, 128, 16)])
+def test_a_part_on_a_cpu_is_the_fair_share_that_comes_nearest_to_two_to_the_16_numbers(B, S, dim, part):
+    """64 positions of width 576 are one part, although 56 are what fits; a part more would be slower."""
+    quiet = SimpleNamespace(
+        config=SimpleNamespace(n_thoughts=2), model=SimpleNamespace(config=SimpleNamespace(dim=dim))
+    )
+    positions = torch.zeros(B, S)
+    assert good_part(quiet, positions, False) == part
+    assert good_part(quiet, positions, True) == part // 4 and good_part(quiet, positions, False, "cuda") == S
