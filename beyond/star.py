@@ -32,6 +32,7 @@ class Question(NamedTuple):
     prompt: list  # the question, about to be reasoned about
     hinted: list  # the same, with the true answer given away
     answer: object  # the true answer, as StarConfig.read finds it
+    opening: list = []  # what `hinted` says already of what is written: it is kept with it
 
 
 @dataclass
@@ -80,7 +81,7 @@ def self_taught(original, questions, config):
 
 def right_ones(questions, written, config, hinted):
     """What ends in the true answer (with keep_all: everything), as training examples without hints."""
-    pairs = zip(questions, written, strict=True)
+    pairs = [(q, (q.opening if hinted else []) + text) for q, text in zip(questions, written, strict=True)]
     return [Kept(q, text, hinted) for q, text in pairs if config.keep_all or config.read(text) == q.answer]
 
 

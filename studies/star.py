@@ -1,6 +1,6 @@
 """
-STaR, the predecessor: a model learns from its own rationales that end in right answers. From a base model that has read
-sums of all lengths, but not enough of them; and from one that has never read the longer ones.
+STaR, the predecessor: a model learns from its own rationales that end in right answers. Its base model can think aloud,
+but has read text that seldom does, so it rather guesses.
 
     python -m studies.star
 """
@@ -11,19 +11,17 @@ import re
 from functools import partial
 from itertools import product
 
-import torch
-
 from beyond.star import Question, StarConfig, fine_tune, self_taught, write
 from data.arithmetic.prepare import running_results
-from lean.tensors import padded, take
 from lib.pictures import picture
 from lib.runs import load_run
 from studies.runs import HERE, fewer_steps, in_parallel, prepare, run_studies, train_bases, train_rows
 from studies.tables import keep_results, over_seeds, print_rows, remembered
 
-OPERATIONS = range(3, 7)
+OPERATIONS = range(3, 5)
 TRAIN, TEST = 2000, 1000  # questions, as many of each number of operations
-BASE_STEPS = 1500  # of further language modelling on lines of 1 to 6 operations: not enough to learn them
+EXPLICIT, BASE_STEPS, BASE_LR = 0.15, 200, 2e-4  # share of lines that think aloud in what the base model has read last
+ITERATIONS = 8
 ROWS = {  # settings of StarConfig; two controls are no STaR
     "direct": None,
     "gold": None,
@@ -35,43 +33,35 @@ ROWS = {  # settings of StarConfig; two controls are no STaR
 
 
 def questions(tokenizer, count, seed):
-    """Sums of 3 to 6 operations, no two alike, as ids, with their steps: [(Question, "0082")]."""
+    """Sums of 3 or 4 operations, no two alike, as ids, with their steps: [(Question, "0082")]."""
     rng, found = random.Random(seed), {}
     while len(found) < count:
         n = OPERATIONS[len(found) % len(OPERATIONS)]
         sum_ = rng.choice("0123456789") + "".join(rng.choice("+-*") + rng.choice("0123456789") for _ in range(n))
         steps = "".join(map(str, running_results(sum_)))
-        prompt, hinted = (tokenizer.encode(f"\n{sum_}={hint}—") for hint in ("", steps[-1]))
-        found.setdefault(sum_, (Question(prompt, hinted, steps[-1]), steps))
+        prompt, hinted, opening = map(tokenizer.encode, (f"\n{sum_}=", f"\n{sum_}={steps[-1]}—", "—"))
+        found.setdefault(sum_, (Question(prompt, hinted, steps[-1], opening), steps))
     return list(found.values())
 
 
 def split(text):
-    """What was written, such as "0082—2\\n": its steps and its answer, or None."""
-    match = re.fullmatch(r"(\d*)—+(\d)\n", text)
+    """What was written, such as "—0082—2\\n" or "2\\n": its steps and its answer, None where there are none."""
+    match = re.fullmatch(r"(?:—(\d+)—+)?(\d)\n", text)
     return match.groups() if match else (None, None)
 
 
-def judge(model, tokenizer, asked, config, direct=False):
-    """Accuracy on questions [(Question, steps)], by number of operations too; of right answers, the share whose steps
-    are all right."""
-    if direct:  # the likeliest digit in place of the dash that begins a rationale
-        digits, (tokens, lengths) = (
-            torch.tensor(tokenizer.encode("0123456789")),
-            padded([q.prompt[:-1] for q, _ in asked]),
-        )
-        with torch.no_grad():
-            h = take(model(tokens), lengths - 1)
-        said = [(None, str(digit)) for digit in model.logits(h)[:, digits].argmax(-1).tolist()]
-    else:
-        said = [split(tokenizer.decode(ids)) for ids in write(model, [q.prompt for q, _ in asked], config)]
+def judge(model, tokenizer, asked, config):
+    """Of questions [(Question, steps)]: accuracy, by number of operations too; the share that is answered after steps;
+    and of right answers, the share whose steps are all right."""
+    said = [split(tokenizer.decode(ids)) for ids in write(model, [q.prompt for q, _ in asked], config)]
     right = [answer == q.answer for (_, answer), (q, _) in zip(said, asked, strict=True)]
     faithful = [steps == true for (steps, _), (_, true), ok in zip(said, asked, right, strict=True) if ok]
     of = {n: [ok for ok, (_, steps) in zip(right, asked, strict=True) if len(steps) == n] for n in OPERATIONS}
     return {
         "accuracy": sum(right) / len(right),
         "by_operations": [sum(x) / len(x) for x in of.values()],
-        "faithful_of_right": sum(faithful) / len(faithful) if faithful and not direct else None,
+        "aloud_share": sum(steps is not None for steps, _ in said) / len(said),
+        "faithful_of_right": sum(faithful) / len(faithful) if faithful else None,
     }
 
 
@@ -99,15 +89,14 @@ def teach(folder, row, iterations):
     known = {tuple(q.prompt) for q, _ in asked}
     test = [(q, steps) for q, steps in test if tuple(q.prompt) not in known]
     if row == "base":
-        return [{**judge(base, tokenizer, test, config), "direct": judge(base, tokenizer, test, config, direct=True)}]
+        return [judge(base, tokenizer, test, config)]
     if ROWS[row] is None:
-        direct, found = row == "direct", []
-        text = (lambda q, steps: f"{q.answer}\n") if direct else (lambda q, steps: f"{steps}—{q.answer}\n")
-        examples = [(q.prompt[:-1] if direct else q.prompt, tokenizer.encode(text(q, steps))) for q, steps in asked]
+        text, found = "{answer}\n" if row == "direct" else "—{steps}—{answer}\n", []
+        examples = [(q.prompt, tokenizer.encode(text.format(steps=steps, answer=q.answer))) for q, steps in asked]
         for n in range(iterations):
             steps = config.steps_in(n)
             model = fine_tune(base, examples, steps, config, seed + n)
-            found.append({"steps": steps, **judge(model, tokenizer, test, config, direct)})
+            found.append({"steps": steps, **judge(model, tokenizer, test, config)})
         return found
     found, steps_of = [], {tuple(q.prompt): steps for q, steps in asked}
     config = dataclasses.replace(config, **ROWS[row])
@@ -119,57 +108,46 @@ def teach(folder, row, iterations):
 
 def star(config, out):
     """Accuracy by number of operations and iteration; what was kept, and how much of it has the right steps."""
-    iterations = 2 if config.steps else StarConfig.iterations
+    iterations = 2 if config.steps else ITERATIONS
     train_bases(config, out)
-    prepare(
-        "data/star", "data/arithmetic/prepare.py", out, "--explained=0.3", "--min_operations=1", "--max_operations=6"
-    )
-    preset = [f"--config={HERE / 'config' / 'arithmetic_base.toml'}", "--eval_every=0", "--data=data/star"]
+    prepare("data/star", "data/arithmetic/prepare.py", out, f"--explicit={EXPLICIT}")
+    preset = [
+        f"--config={HERE / 'config' / 'arithmetic_base.toml'}",
+        "--eval_every=0",
+        "--data=data/star",
+        f"--lr={BASE_LR}",
+    ]
     preset += [f"--init_from={out / 'base'}/{{seed}}", *(fewer_steps(config) or [f"--max_steps={BASE_STEPS}"])]
-    train_rows(config, out, {"star": []}, preset)
-    folders = {"half_way": (out / "star", ["base", *ROWS]), "never_long": (out / "base", ["base", "star"])}
-    jobs = {}
-    for name, (folder, rows) in folders.items():
-        jobs |= {(name, row, seed): folder / str(seed) for row, seed in product(rows, config.all_seeds())}
-    calls = {key: (taught, folder, key[1], iterations) for key, folder in jobs.items()}
+    train_rows(config, out, {"star_base": []}, preset)
+    keys = product(["base", *ROWS], config.all_seeds())
+    calls = {(row, seed): (taught, out / "star_base" / str(seed), row, iterations) for row, seed in keys}
     found = in_parallel(calls, config.jobs, "teaching")
-    results = {}
-    for name in ("half_way", "never_long"):
-        rows = dict.fromkeys(row for base, row, _ in found if base == name)
-        of = {row: over_seeds([found[name, row, seed] for seed in config.all_seeds()]) for row in rows}
-        last = {row: x[-1] for row, x in of.items()}
-        last = {"base": last["base"], "base, direct": last["base"]["direct"], **last}
-        columns = ("accuracy", "kept_share", "faithful_share", "faithful_of_hinted", "faithful_of_right")
-        title = f"from a base model that {'is half way' if name == 'half_way' else 'never read more than 4 operations'}"
-        print_rows(f"{title}, after {iterations} iterations; mean and spread over seeds {config.seeds}", last, columns)
-        by = {
-            row: {str(n): of for n, of in zip(OPERATIONS, x["by_operations"], strict=True)} for row, x in last.items()
-        }
-        print_rows("accuracy by number of operations", by, [str(n) for n in OPERATIONS])
-        results[name] = {"last": last, "by_iteration": of}
-    first = {row: {"faithful_share": x.get("faithful_of_right"), **x} for row, x in results["half_way"]["last"].items()}
-    keep_results(out, "star", {**first, **results})
-    draw_iterations(results, out / "star.png")
+    of = {row: over_seeds([found[row, seed] for seed in config.all_seeds()]) for row in ("base", *ROWS)}
+    last = {row: x[-1] for row, x in of.items()}
+    title = f"after {iterations} iterations; mean and spread over seeds {config.seeds}"
+    columns = ("accuracy", "aloud_share", "kept_share", "faithful_share", "faithful_of_hinted", "faithful_of_right")
+    print_rows(f"answers to questions nobody was taught, {title}", last, columns)
+    by = {row: [x["accuracy"] for x in of["base"] + of[row]] for row in ROWS}
+    by = {row: {str(n): x for n, x in enumerate(accuracy)} for row, accuracy in by.items()}
+    print_rows("accuracy by iteration", by, [str(n) for n in range(iterations + 1)])
+    first = {row: {"faithful_share": x.get("faithful_of_right"), **x} for row, x in last.items()}
+    keep_results(out, "star", {**first, "by_iteration": of})
+    draw_iterations(of, out / "star.png")
 
 
 def taught(folder, row, iterations):
     return remembered(folder, f"star_{row}", partial(teach, folder, row, iterations), iterations=iterations)
 
 
-def draw_iterations(results, path):
+def draw_iterations(of, path):
     """The paper's figure: accuracy by number of operations over iterations, a panel a row."""
-    shown = {f"{row.replace('_', ' ')}": results["half_way"]["by_iteration"][row] for row in ROWS if row != "going_on"}
-    shown["never read 5 or 6: star"] = results["never_long"]["by_iteration"]["star"]
-    bases = [results["half_way"]["by_iteration"]["base"]] * (len(shown) - 1)
-    bases.append(results["never_long"]["by_iteration"]["base"])
-    with picture(path, 3.1 * len(shown), 3.2, len(shown), "STaR: accuracy by number of operations") as panels:
-        for (title, rows), base, axes in zip(shown.items(), bases, panels, strict=True):
-            start = base[0]["direct"] if title == "direct" else base[0]
+    with picture(path, 2.9 * len(ROWS), 3.2, len(ROWS), "STaR: accuracy by number of operations") as panels:
+        for row, axes in zip(ROWS, panels, strict=True):
             for at, n in enumerate(OPERATIONS):
-                points = [x["by_operations"][at] for x in (start, *rows)]
+                points = [x["by_operations"][at] for x in of["base"] + of[row]]
                 mean, spread = ([x[key] for x in points] for key in ("mean", "spread"))
                 axes.errorbar(range(len(points)), mean, yerr=spread, label=f"{n}", marker="o", ms=3, capsize=2)
-            axes.set(title=title, xlabel="iteration", ylim=(0, 1.03))
+            axes.set(title=row.replace("_", " "), xlabel="iteration", ylim=(0, 1.03))
 
 
 if __name__ == "__main__":

@@ -39,10 +39,11 @@ def test_the_loss_is_the_mean_over_all_tokens_that_follow_a_prompt():
 
 
 def test_only_what_ends_in_the_true_answer_is_kept_and_the_hint_is_not():
-    questions = [Question([1, 5], [1, 5, 9], 3), Question([2, 5], [2, 5, 9], 4)]
+    questions = [Question([1, 5], [1, 5, 9], 3, [6]), Question([2, 5], [2, 5, 9], 4)]
     written = [[7, 3, END], [7, 7, END]]
     (kept,) = right_ones(questions, written, config(), hinted=True)
-    assert kept.question.prompt == [1, 5] and kept.written == [7, 3, END] and kept.hinted
+    assert kept.question.prompt == [1, 5] and kept.written == [6, 7, 3, END] and kept.hinted, "what the hinted prompt said of it"
+    assert right_ones(questions, written, config(), hinted=False)[0].written == [7, 3, END]
     assert len(right_ones(questions, written, config(keep_all=True), False)) == 2
     assert right_ones(questions, [[7, 3], [4]], config(), False) == [], "cut short: no answer"
 

@@ -15,14 +15,14 @@ def test_questions_are_different_sums_of_all_sizes_with_their_steps():
     texts = [TOKENIZER.decode(q.prompt) for q, _ in found]
     assert len(set(texts)) == 80 and found != questions(TOKENIZER, 80, "b")
     for text, (q, steps) in zip(texts, found, strict=True):
-        assert steps == "".join(map(str, running_results(text[1:-2]))) and q.answer == steps[-1]
-        assert TOKENIZER.decode(q.hinted) == f"{text[:-1]}{q.answer}—" and text.endswith("=—")
+        assert steps == "".join(map(str, running_results(text[1:-1]))) and q.answer == steps[-1]
+        assert TOKENIZER.decode(q.hinted) == f"{text}{q.answer}—" and TOKENIZER.decode(q.opening) == "—"
     assert [sum(len(steps) == n for _, steps in found) for n in OPERATIONS] == [80 // len(OPERATIONS)] * len(OPERATIONS)
 
 
-def test_an_answer_is_the_digit_behind_the_rationale():
-    assert split("0082—2\n") == ("0082", "2") and split("008——8\n") == ("008", "8")
-    for text in ("0082—2", "0082—22\n", "00a2—2\n", "0082\n", ""):
+def test_an_answer_is_the_digit_behind_the_rationale_or_all_there_is():
+    assert split("—0082—2\n") == ("0082", "2") and split("—008——8\n") == ("008", "8") and split("2\n") == (None, "2")
+    for text in ("—0082—2", "—0082—22\n", "—00a2—2\n", "—0082\n", "0082—2\n", "—2\n", "22\n", ""):
         assert split(text) == (None, None)
 
 
@@ -42,19 +42,20 @@ class Says:
 def test_accuracy_and_the_share_of_right_answers_whose_steps_are_right():
     asked = questions(TOKENIZER, 8, "a")
     wrong = ["".join(str((int(d) + 1) % 10) for d in steps[:-1]) + steps[-1] for _, steps in asked]
-    texts = [f"{steps}—{steps[-1]}\n" for _, steps in asked]
-    texts[1] = f"{wrong[1]}—{asked[1][0].answer}\n"  # right by luck
-    texts[2] = f"{asked[2][1]}—{(int(asked[2][0].answer) + 1) % 10}\n"  # wrong in spite of its steps
+    texts = [f"—{steps}—{steps[-1]}\n" for _, steps in asked]
+    texts[1] = f"—{wrong[1]}—{asked[1][0].answer}\n"  # right by luck
+    texts[2] = f"—{asked[2][1]}—{(int(asked[2][0].answer) + 1) % 10}\n"  # wrong in spite of its steps
+    texts[3] = f"{asked[3][0].answer}\n"  # guessed
     config = StarConfig(read=lambda ids: split(TOKENIZER.decode(ids))[1], end=TOKENIZER.id["\n"])
     found = judge(Says(texts), TOKENIZER, asked, config)
-    assert found["accuracy"] == 7 / 8 and found["faithful_of_right"] == 6 / 7
-    assert found["by_operations"][len(asked[2][1]) - OPERATIONS[0]] == 0.5
+    assert found["accuracy"] == found["aloud_share"] == 7 / 8 and found["faithful_of_right"] == 5 / 7
+    assert found["by_operations"][len(asked[2][1]) - OPERATIONS[0]] == 0.75
 
 
 def test_what_was_kept_is_counted_by_its_steps_and_by_whether_it_took_a_hint():
     asked = questions(TOKENIZER, 8, "a")
-    written = [TOKENIZER.encode(f"{steps}—{steps[-1]}\n") for _, steps in asked[:4]]
-    written[3] = TOKENIZER.encode(f"9999999—{asked[3][0].answer}\n")
+    written = [TOKENIZER.encode(f"—{steps}—{steps[-1]}\n") for _, steps in asked[:4]]
+    written[3] = TOKENIZER.encode(f"—9999999—{asked[3][0].answer}\n")
     kept = [Kept(q, text, hinted=i > 1) for i, ((q, _), text) in enumerate(zip(asked[:4], written, strict=True))]
     steps_of = {tuple(q.prompt): steps for q, steps in asked}
     found = rationales(kept, steps_of, TOKENIZER, 8)
