@@ -81,7 +81,7 @@ class TrainConfig:
     keep: int = 2  # checkpoints kept: the newest, and those before it for when it turns out to be damaged
     seed: int = 1337  # of weights, batches and thoughts
     parallel: Literal["data", "fsdp", "none"] = "data"  # data: processes share the texts; fsdp: the model too
-    gather: Literal["step", "layer"] = "step"  # fsdp: gather weights once a step, or layer by layer: less memory
+    gather: Literal["step", "weights", "layer"] = "step"  # fsdp: what is kept whole within a step (lib/parallel.py)
     device: Literal["auto", "cpu", "cuda"] = "auto"  # auto: cuda where there is one
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"  # bfloat16: autocast; auto: on cuda
 

@@ -15,6 +15,7 @@ from tqdm import tqdm
 
 from beyond.adaptive import some_think
 from beyond.any_length import at_length
+from beyond.own_pace import generate_at_own_pace
 from lean.tensors import padded, take
 from lib.tokenizer import before_end, has_ended
 from model import KVCache, sample
@@ -53,10 +54,12 @@ def candidate(model, thinking, how_long=None, temperature=0.0, seed=1337):
 
     def generate(tokens, lengths, new, of_text, generator, stop):
         more = dict(temperature=of_text, generator=generator, lengths=lengths, stop=stop)
-        if thinking:
-            more |= dict(thought_temperature=temperature, think=some_think(how_long))
+        if not thinking:
+            return plain.generate(tokens, new, **more), None
+        more |= dict(thought_temperature=temperature)
+        if how_long is None:
             return generate_with_thoughts(model, tokens, new, **more)[:2]
-        return plain.generate(tokens, new, **more), None
+        return generate_at_own_pace(model, tokens, new, how_long, **more)[:2]
 
     return Candidate(predict, generate, next(model.parameters()).device)
 

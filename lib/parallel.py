@@ -96,8 +96,9 @@ def shard(model, transformer, processes, bfloat16):
 
     Each process keeps its slice of every float32 weight. A block's weights are gathered, in bfloat16 if asked to, when
     it is called; embeddings, head and whatever else there is are one more such group, the root's. gather="layer" frees
-    a block after each call; "step" keeps all until the step's last backward pass: with a step's many calls that sends
-    far less, and holds one whole model and its whole gradient.
+    a block's weights after each call and sends its gradient after each backward call. A step has many calls: "weights"
+    keeps all weights until the step's last backward pass, "step" the gradients as well, which sends far less. `sent`
+    says how much.
     """
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
@@ -115,12 +116,11 @@ def shard(model, transformer, processes, bfloat16):
 
 def hold(model, last, processes):
     """Tell a sharded model whether the next backward pass is the last of this step, which completes gradients and lets
-    go of whole weights. The root's group is needed throughout; blocks follow it if they are gathered once a step."""
+    go of whole weights. The root's group is needed throughout; blocks follow it as `shard` says."""
     if processes.parallel == "fsdp":
-        everything = processes.gather == "step"
         model.set_is_last_backward(last)
-        model.set_requires_gradient_sync(last, recurse=everything)
-        model.set_reshard_after_backward(last, recurse=everything)
+        model.set_requires_gradient_sync(last, recurse=processes.gather == "step")
+        model.set_reshard_after_backward(last, recurse=processes.gather != "layer")
 
 
 def release(model, processes):

@@ -11,8 +11,10 @@ What does thinking cost? All figures are ratios within one run, so that they mea
   recompute             the same step with --recompute, over that without: seconds, peak memory
   hard                  seconds of a step that thinks at the hardest positions (--think_share), over those of all
   growth                seconds of a step with half as many texts of twice the length, over those of the step
-  generate over plain   seconds per generated token, thinking before each, over plain generation; and (times) that
-                        over the thought_len + 1 forward passes which a token costs instead of one
+  generate over plain   seconds per generated token, thinking before each, over plain generation, by texts at once;
+                        and (times) that of one text over the thought_len + 1 forward passes which a token costs
+  where it pays         the same, thinking before --think_share_spoken of the tokens, each text at its own pace
+                        (beyond/own_pace.py); and (waiting) where texts wait for those that think
 
     python -m studies.bench memory --config=config/mistral7b.toml --gpus=8     what fits, without trying (memory.py)
 """
@@ -30,6 +32,7 @@ import torch
 import torch.nn.functional as F
 
 from beyond.adaptive import some_think, worth_its_price
+from beyond.own_pace import generate_at_own_pace
 from beyond.positions import hard_positions
 from lib.config import run_script
 from lib.parallel import pick_device
@@ -47,6 +50,8 @@ class BenchConfig:
     recompute: bool = False  # sample first, then learn (see train.py)
     repeats: int = 5  # timed runs; the fastest counts
     new_tokens: int = 32  # tokens generated
+    rows: str = "1,8,32"  # texts at once in generation
+    think_share_spoken: float = 0.09  # share of the tokens before which the model thinks in the rows "where it pays"
     threads: int = 0  # CPU threads; 0: as torch chooses
     device: Literal["auto", "cpu", "cuda"] = "auto"  # auto: cuda where there is one
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"  # bfloat16: autocast; auto: on cuda (see train.py)
@@ -57,6 +62,8 @@ class BenchConfig:
     def __post_init__(self):
         if min(self.texts, self.span, self.repeats, self.new_tokens) < 1 or not 0 < self.think_share <= 1:
             raise ValueError("texts, span, repeats and new_tokens must be at least 1, think_share a share above 0")
+        if not all(x.strip().isdigit() and int(x) for x in self.rows.split(",")):
+            raise ValueError(f"rows must be numbers with commas between them, not {self.rows!r}")
 
 
 def fastest(functions, repeats, device):
@@ -80,11 +87,42 @@ def seconds_per_token(quiet, text, price, repeats=3, device="cpu"):
     """Seconds per token of a given text (B, T), read as it would be written: thinking before each token, nowhere, and
     where it is worth its price; and the share of tokens before which it thinks, then."""
     read = partial(generate_with_thoughts, quiet, text, 1, temperature=0, begin=1)
-    ways = [read, *(partial(read, think=some_think(worth_its_price(quiet, x))) for x in (float("inf"), price))]
+    pays = partial(generate_at_own_pace, quiet, text, 1, worth_its_price(quiet, price), temperature=0, begin=1)
+    ways = [read, partial(read, think=some_think(worth_its_price(quiet, float("inf")))), pays]
     _, _, gates = ways[2]()  # warm up
     times = [x / text.numel() for x in fastest(ways, repeats, device)]
     share = float((gates != 0).float().mean())
     return {**dict(zip(("everywhere", "nowhere", "where_it_pays"), times, strict=True)), "share_thinking": share}
+
+
+def read_per_token(quiet_config, share=1.0):
+    """How many tokens a training step reads per token of text, if a share of the positions thinks."""
+    each = quiet_config.thought_len + 1 + quiet_config.n_true
+    if quiet_config.thought_kind == "any_length":  # an end after each prefix
+        each += quiet_config.thought_len
+    return 1 + share * quiet_config.n_thoughts * each
+
+
+def speaking(quiet, prompts, new_tokens, share, repeats, device):
+    """Seconds per generated token, over plain generation: thinking everywhere; at a share of the positions, drawn by
+    chance, each row at its own pace; and the same where rows wait for those that think."""
+    chance = torch.Generator(device).manual_seed(0)
+
+    def how_long(h):
+        thinks = torch.rand(len(h), generator=chance, device=h.device) < share
+        return torch.where(thinks, quiet.config.thought_len, -1)
+
+    asked = prompts, new_tokens
+    ways = [
+        partial(quiet.model.generate, *asked, temperature=0),
+        partial(generate_with_thoughts, quiet, *asked, temperature=0),
+        partial(generate_at_own_pace, quiet, *asked, how_long, temperature=0),
+        partial(generate_with_thoughts, quiet, *asked, temperature=0, think=some_think(how_long)),
+    ]
+    ways[0]()  # warm up
+    plain, *times = fastest(ways, repeats, device)
+    names = "generate_over_plain", "where_it_pays_over_plain", "waiting_over_plain"
+    return {"plain_seconds_per_token": plain / new_tokens, **{n: x / plain for n, x in zip(names, times, strict=True)}}
 
 
 class Work:
@@ -100,7 +138,7 @@ class Work:
         self.bench, self.device = bench, device
         a, V = quiet_config.n_true, model_config.vocab_size
         # As many token positions: every text's own, and for each of them all that its thoughts read.
-        self.copies = 1 + quiet_config.n_thoughts * (quiet_config.thought_len + 1 + quiet_config.n_true)
+        self.copies = int(read_per_token(quiet_config))
         self.texts = torch.randint(V, (bench.texts, bench.span + a), device=device)
         self.plain_texts = torch.randint(V, (bench.texts * self.copies, bench.span + 1), device=device)
         for p in self.quiet.parameters():
@@ -166,16 +204,17 @@ def bench(config, model_config, quiet_config):
         step()  # warm up
     think, plain, recompute, hard, *longer = fastest(steps, config.repeats, device)
 
-    prompt, quiet = work.texts[:1, : min(16, config.span)], work.quiet.eval()
-    ways = partial(generate_with_thoughts, quiet), quiet.model.generate
-    speak = [partial(generate, prompt, config.new_tokens, temperature=0) for generate in ways]
-    generation, plainly = fastest(speak, config.repeats, device)
+    quiet, length, speak = work.quiet.eval(), min(16, config.span), {}
+    for rows in map(int, config.rows.split(",")):
+        prompts = torch.randint(model_config.vocab_size, (rows, length), device=device)
+        how = config.new_tokens, config.think_share_spoken, config.repeats, device
+        speak[rows] = speaking(quiet, prompts, *how)
 
     found = {
         "train_step_over_floor": think / plain,
         "train_peak_memory_over_floor": memory[0] / memory[1],
-        "generate_over_plain": generation / plainly,
-        "generate_over_plain_times": generation / plainly / (quiet_config.thought_len + 1),
+        **{f"{name}, {rows} texts": x for rows, found in speak.items() for name, x in found.items()},
+        "generate_over_plain_times": next(iter(speak.values()))["generate_over_plain"] / (quiet_config.thought_len + 1),
         "recompute_time_ratio": recompute / think,
         "recompute_memory_ratio": memory[2] / memory[0],
         "growth_when_T_doubles": longer[0] / think if longer else None,
@@ -186,8 +225,6 @@ def bench(config, model_config, quiet_config):
         "recompute_peak_bytes": memory[2],
         "train_floor_peak_bytes": memory[1],
         "train_peak_bytes_per_text_token": memory[0] / (config.texts * config.span),
-        "generate_seconds_per_token": generation / config.new_tokens,
-        "plain_seconds_per_token": plainly / config.new_tokens,
         "threads": torch.get_num_threads(),
         "device": torch.cuda.get_device_name() if device == "cuda" else f"cpu ({platform.machine()})",
         "shape": {"texts": config.texts, "span": config.span, **asdict(model_config), **asdict(quiet_config)},

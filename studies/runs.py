@@ -23,6 +23,7 @@ from lib.config import run_script
 from lib.files import refuse_another, write_json
 from lib.runs import load_weights, read_config
 from lib.tokenizer import from_json
+from studies.bench import read_per_token
 from train import HERE, build_model, settings_from
 
 
@@ -156,4 +157,4 @@ def tokens_read(flags):
     """How many tokens a training step reads per token of text."""
     train, _, quiet, _ = settings_from(list(flags))
     share = 1 if train.think_at == "all" else train.think_share
-    return 1 + share * quiet.n_thoughts * (quiet.thought_len + 1 + quiet.n_true)
+    return read_per_token(quiet, share)

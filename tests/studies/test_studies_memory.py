@@ -11,7 +11,7 @@ from torch.profiler import ProfilerActivity, profile
 from model import ModelConfig, Transformer
 from quiet_star import QuietSTaRConfig
 from studies import memory
-from studies.memory import MemoryConfig, activations, plan, state, thinking
+from studies.memory import MemoryConfig, of_texts, plan, state, thinking
 from studies.runs import HERE
 from train import TrainConfig, build_optimizer
 
@@ -56,7 +56,7 @@ def test_a_steps_peak_is_predicted(how, thought_len, bfloat16, n_layers):
             quiet.backward(tokens, at_once=train.think_at_once, recompute=train.recompute)
 
     step()
-    assert activations(train, shape, config, 2, dtype, gpu=False) == pytest.approx(most_in_use(step), rel=0.15)
+    assert of_texts(train, shape, config, 2, dtype, gpu=False)[0] == pytest.approx(most_in_use(step), rel=0.15)
 
 
 def test_weights_gradients_and_optimizer_are_predicted():
