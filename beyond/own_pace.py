@@ -9,6 +9,8 @@ text or of its thought. A row that thinks falls behind, and has more to read whe
     ==  generate_with_thoughts(quiet, tokens, new, .., think=some_think(how_long))              (beyond/adaptive.py)
 """
 
+from dataclasses import dataclass, field
+
 import torch
 
 from model import KVCache, attention, causal_mask, sample
@@ -28,11 +30,11 @@ class OwnPaceCache(KVCache):
             x.zero_()
 
     def read(self, model, x, at):
-        """One forward pass over a token of each row, x (B, C) at places (B,): h (B, C)."""
-        self.at, self.rows = at, torch.arange(len(at), device=at.device)
-        places = torch.arange(int(at.max()) + 1, device=at.device)
-        mask = causal_mask(at[:, None], places, model.config.sliding_window)[:, None]  # (B, 1, 1, places)
-        return model(x[:, None], at[:, None], mask, self)[:, 0]
+        """One forward pass over a token of each row, x (B, C) at places [B]: h (B, C)."""
+        self.at, self.rows = torch.tensor(at, device=x.device), torch.arange(len(at), device=x.device)
+        places = torch.arange(max(at) + 1, device=x.device)
+        mask = causal_mask(self.at[:, None], places, model.config.sliding_window)[:, None]  # (B, 1, 1, places)
+        return model(x[:, None], self.at[:, None], mask, self)[:, 0]
 
     def attend(self, layer, q, k, v, mask):
         if self.at is None:
@@ -46,6 +48,20 @@ class OwnPaceCache(KVCache):
         self.k, self.v = self.k[:, rows], self.v[:, rows]
 
 
+@dataclass
+class Row:
+    """Where a row of the batch stands."""
+
+    number: int
+    text: list  # its tokens so far
+    prompt: int  # how many of them were given
+    at: int  # place of the last one that it has read
+    step: int = TEXT  # of its thought
+    length: int = -1  # of its thought
+    h_base: torch.Tensor | None = None  # (C,) before its thought
+    thoughts: list = field(default_factory=list)  # before each token, as generate_with_thoughts returns them
+
+
 @torch.no_grad()
 def generate_at_own_pace(
     quiet, tokens, max_new_tokens, how_long, temperature=1.0, thought_temperature=0.0, generator=None,
@@ -54,65 +70,69 @@ def generate_at_own_pace(
     """As quiet_star.generate_with_thoughts, where rows think so long as how_long says (see beyond/adaptive.py). A row
     that has ended, by `stop`, is not read on: behind its end its last token is repeated."""
     model, (B, T), m, embed = quiet.model, tokens.shape, quiet.config.thought_len, quiet.model.tok_embeddings
-    lengths = torch.full((B,), T, device=tokens.device) if lengths is None else lengths
-    total, first = T + max_new_tokens, int(lengths.min()) if begin is None else begin
-    if max_new_tokens < 1 or not 1 <= first <= int(lengths.min()):
-        raise ValueError(
-            f"max_new_tokens must be at least 1, begin from 1 to the shortest prompt's {int(lengths.min())}"
-        )
+    prompts = [T] * B if lengths is None else lengths.tolist()
+    total, first = T + max_new_tokens, min(prompts) if begin is None else begin
+    if max_new_tokens < 1 or not 1 <= first <= min(prompts):
+        raise ValueError(f"max_new_tokens must be at least 1, begin from 1 to the shortest prompt's {min(prompts)}")
     cache = OwnPaceCache(model.config, B, total + m + 2, tokens.device, embed.weight.dtype)
-    out = torch.cat((tokens, tokens.new_zeros(B, max_new_tokens)), dim=1)
-    thoughts, gates = tokens.new_full((B, total, m + 1), -1), cache.k.new_zeros(B, total)  # column m: no one's
-    start, end = quiet.thought_tokens()
+    start, end = (x.to(embed.weight.dtype) for x in quiet.thought_tokens())
+    gates = cache.k.new_zeros(B, total)
 
-    h = model(tokens[:, :first], cache=cache)[:, -1]  # (rows, C) after what each row has read last:
-    row = torch.arange(B, device=tokens.device)  # .. of which row
-    at = torch.full_like(row, first - 1)  # .. its last token of text
-    step, length, h_base = torch.full_like(row, TEXT), torch.zeros_like(row), h
-    ends = torch.full_like(row, total)  # where each row's text is over
-    while True:
-        reads = step == TEXT
-        h_base, length = torch.where(reads[:, None], h, h_base), torch.where(reads, how_long(h), length)
-        over = torch.where(reads, length < 0, step > length)  # no thought is to come, or its end is read
-        x = torch.where((step == length)[:, None], end, start).to(h.dtype)  # what each row reads next
-        said = (~over & (step >= 0) & (step < length)).nonzero()[:, 0]
-        if len(said):
-            token = sample(model.logits(h[said]), thought_temperature, generator=generator)
-            thoughts[row[said], at[said] + 1, step[said]] = token
-            x[said] = quiet.next_input(h[said, None], embed(token[:, None]))[:, 0]
-        begins = (~over & reads).nonzero()[:, 0]
-        thoughts[row[begins], at[begins] + 1] = -2
-        step = torch.where(over, TEXT, step + 1)
+    def say(which, h, temperature):
+        """What some of the rows, of h (rows, C), say next: [id]."""
+        h = h if len(which) == len(h) else h[which]
+        return sample(model.logits(h), temperature, generator=generator).tolist() if which else []
 
-        speaks = over.nonzero()[:, 0]
-        if len(speaks):
-            h_mixed, place = h_base[speaks], at[speaks] + 1
-            thought = (~reads[speaks]).nonzero()[:, 0]
-            if len(thought):
-                among = speaks[thought]
-                h_mixed[thought], gates[row[among], place[thought]] = quiet.talk(h_base[among], h[among])
-            free = (place >= lengths[row[speaks]]).nonzero()[:, 0]  # not given by its prompt
-            if len(free):
-                token = sample(model.logits(h_mixed[free]), temperature, generator=generator)
-                out[row[speaks[free]], place[free]] = token
-            x[speaks], at[speaks] = embed(out[row[speaks], place]), place
-            done = place + 1 >= total
-            if stop is not None:
-                done |= ended(out, row[speaks], place + 1, lengths, stop)
-            if done.any():
-                ends[row[speaks[done]]] = place[done] + 1
-                go_on = torch.ones_like(over).index_fill_(0, speaks[done], False).nonzero()[:, 0]
-                row, at, step, length, h_base, x = (y[go_on] for y in (row, at, step, length, h_base, x))
-                cache.keep(go_on)
-        if not len(row):
-            break
-        h = cache.read(model, x, torch.where(step == TEXT, at, at + 1 + step))
-    most = int(ends.max())
-    inside = torch.minimum(torch.arange(most, device=tokens.device), ends[:, None] - 1)
-    return out.gather(1, inside), thoughts[:, first:most, :m], gates[:, first:most]
+    everyone = [Row(b, row[:n], n, first - 1) for b, (row, n) in enumerate(zip(tokens.tolist(), prompts, strict=True))]
+    rows, h = everyone, model(tokens[:, :first], cache=cache)[:, -1]  # h (rows, C): after what each has read last
+    while rows:
+        reading = [i for i, row in enumerate(rows) if row.step == TEXT]
+        if reading:
+            for i, n in zip(reading, how_long(h if len(reading) == len(h) else h[reading]).tolist(), strict=True):
+                rows[i].length, rows[i].h_base = n, h[i]
+                rows[i].thoughts.append([-1 if n < 0 else -2] * m)
+        over = [i for i, row in enumerate(rows) if (row.length < 0 if row.step == TEXT else row.step > row.length)]
+        thought = [i for i in over if rows[i].step != TEXT]
+        if thought:  # its end was read
+            h_mixed, gate = quiet.talk(torch.stack([rows[i].h_base for i in thought]), h[thought])
+            gates[[rows[i].number for i in thought], [rows[i].at + 1 for i in thought]] = gate
+            h[thought] = h_mixed
 
+        speaks = [i for i in over if rows[i].at + 1 == len(rows[i].text)]  # else its prompt does
+        for i, token in zip(speaks, say(speaks, h, temperature), strict=True):
+            rows[i].text.append(token)
+        thinks = [i for i, row in enumerate(rows) if 0 <= row.step < row.length]
+        for i, token in zip(thinks, say(thinks, h, thought_temperature), strict=True):
+            rows[i].thoughts[-1][rows[i].step] = token
 
-def ended(out, rows, ends, lengths, stop):
-    """Which of some rows of out (B, total), whose text goes to `ends`, end there by stop's judgement."""
-    texts = zip(out[rows].tolist(), lengths[rows].tolist(), ends.tolist(), strict=True)
-    return torch.tensor([end > n and bool(stop(text[n:end])) for text, n, end in texts], device=out.device)
+        ids, steps = [0] * len(rows), [row.step + 1 for row in rows]  # what each row reads next
+        for i in thinks:
+            ids[i] = rows[i].thoughts[-1][rows[i].step]
+        for i in over:
+            rows[i].at, steps[i] = rows[i].at + 1, TEXT
+            ids[i] = rows[i].text[rows[i].at]
+        x = embed(torch.tensor(ids, device=tokens.device))  # (rows, C)
+        if thinks:
+            x[thinks] = quiet.next_input(h[thinks, None], x[thinks, None])[:, 0]
+        for vector, which in (
+            (start, [i for i, step in enumerate(steps) if step == 0]),
+            (end, [i for i, row in enumerate(rows) if steps[i] == row.length + 1 > 0]),
+        ):
+            if which:
+                x[which] = vector
+        for row, step in zip(rows, steps, strict=True):
+            row.step = step
+
+        spoke = set(speaks)
+        done = {i for i in spoke if len(rows[i].text) == total or stop and stop(rows[i].text[rows[i].prompt :])}
+        if done:
+            go_on = [i for i in range(len(rows)) if i not in done]
+            rows, x = [rows[i] for i in go_on], x[go_on]
+            cache.keep(go_on)
+        if rows:
+            h = cache.read(model, x, [row.at + 1 + row.step for row in rows])
+    most = max(len(row.text) for row in everyone)
+    texts = [row.text + row.text[-1:] * (most - len(row.text)) for row in everyone]
+    thoughts = [row.thoughts + [[-1] * m] * (most - first - len(row.thoughts)) for row in everyone]
+    as_tensor = dict(dtype=torch.long, device=tokens.device)
+    return torch.tensor(texts, **as_tensor), torch.tensor(thoughts, **as_tensor), gates[:, first:most]

@@ -11,7 +11,6 @@ from tqdm import tqdm
 
 from data.dataset import open_dataset
 from eval import measure
-from lean.log_prob import entropy
 from lib.pictures import draw_lines
 from lib.runs import load_run
 from studies.bench import seconds_per_token
@@ -19,6 +18,7 @@ from studies.runs import run_studies, train_miniatures
 from studies.tables import held_out, keep_results, over_seeds, print_rows
 
 SHARES = (0, 0.01, 0.02, 0.03, 0.04, 0.05, 0.06, 0.07, 0.08, 0.1, 0.12, 0.15, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1)
+ROWS, SHARE_IN_ROWS = (1, 8, 32), 0.09  # texts at once; where it is timed, the model thinks at this share of positions
 BUDGET = 0.07  # share of positions for which a threshold is chosen (on half of the held-out text; judged on the other)
 
 
@@ -26,9 +26,10 @@ BUDGET = 0.07  # share of positions for which a threshold is chosen (on half of 
 def base_uncertainty(model, spans, batch_size=32):
     """Of the prediction of each token of spans (W, T+1) without a thought, (W, T): its entropy in nats, and the
     probability that its likeliest token is wrong."""
-    parts = [model.model(part) for part in torch.from_numpy(spans[:, :-1]).split(batch_size)]
-    entropies = [entropy(model.model.output, h).numpy() for h in parts]
-    wrong = [1 - model.model.logits(h).softmax(-1).amax(-1).numpy() for h in parts]
+    parts = torch.from_numpy(spans[:, :-1]).split(batch_size)
+    log_p = [model.model.logits(model.model(part)).log_softmax(-1) for part in parts]
+    entropies = [-(x.exp() * x).sum(-1).numpy() for x in log_p]
+    wrong = [1 - x.amax(-1).exp().numpy() for x in log_p]
     return {"base entropy": np.concatenate(entropies), "p(base is wrong)": np.concatenate(wrong)}
 
 
@@ -49,13 +50,21 @@ def gain_kept(think, found, answers, some=slice(None)):
     return (there - nowhere) / (everywhere - nowhere) if everywhere > nowhere else None
 
 
+def seconds_over_plain(model, text, price):
+    """Of reading a text (B, T) token by token: `seconds_per_token`, over those without thoughts."""
+    found = seconds_per_token(model, text, price)
+    over = {key: found[key] / found["nowhere"] for key in ("everywhere", "where_it_pays", "waiting")}
+    return {**over, "share_thinking": found["share_thinking"]}
+
+
 def adaptive(config, out):
     """Accuracy against the share of positions that think; and how much faster a text is read, token by token, than when
     the model thinks everywhere."""
     runs, (spans, answers, meta) = train_miniatures(config, out, {"full": []}), held_out(config)
-    half, of_seeds, curves = len(spans) // 2, [], []
+    half, of_seeds, curves, costs = len(spans) // 2, [], [], []
     chosen_on, judged_on = slice(half), slice(half, None)
-    text = torch.from_numpy(open_dataset("data/arithmetic", "val").tokens[None, :400].astype(np.int64))
+    text = open_dataset("data/arithmetic", "val").tokens[: 400 * max(ROWS)].astype(np.int64)
+    text = torch.from_numpy(text).view(-1, 400)
     for seed in tqdm(config.all_seeds(), desc="measuring", unit="seed", disable=None):
         model = load_run(runs["full", seed][0], "cpu")[0]
         found = measure(model, spans, meta)
@@ -65,10 +74,11 @@ def adaptive(config, out):
             "random": np.random.default_rng(seed).random(answers.shape),
         }
         curves.append({name: accuracy_by_share(score, found, answers) for name, score in predictors.items()})
-        think_above = float(np.quantile(found.expected_gain[chosen_on], 1 - BUDGET))
+        think_above, in_rows = np.quantile(found.expected_gain[chosen_on], [1 - BUDGET, 1 - SHARE_IN_ROWS]).tolist()
         thinks, gain = found.expected_gain > think_above, found.nll_base - found.nll_mixed
-        price = think_above / (model.config.thought_len + 2)
-        seconds = seconds_per_token(model, text, price)
+        price, in_rows = (x / (model.config.thought_len + 2) for x in (think_above, in_rows))
+        seconds = seconds_per_token(model, text[:1], price)
+        costs.append({f"{rows} texts at once": seconds_over_plain(model, text[:rows], in_rows) for rows in ROWS})
         of_seeds.append(
             {
                 "price": price,
@@ -79,13 +89,16 @@ def adaptive(config, out):
                 "everywhere_over_nowhere": seconds["everywhere"] / seconds["nowhere"],
             }
         )
-    found, curves = over_seeds(of_seeds), over_seeds(curves)
+    found, curves, costs = map(over_seeds, (of_seeds, curves, costs))
     title = f"mean and spread over seeds {config.seeds}"
     print_rows(f"thinking where the gain head expects it to pay; {title}", {"": found}, list(found))
+    about = "seconds of reading texts token by token, over those without thoughts"
+    print_rows(f"{about}; {title}", costs, ("everywhere", "where_it_pays", "waiting", "share_thinking"))
     rows = {f"{share:.0%} think": {name: line[i] for name, line in curves.items()} for i, share in enumerate(SHARES)}
     print_rows(f"answers that are right, by how the positions that think are chosen; {title}", rows, list(curves))
     means = {name: x and x["mean"] for name, x in found.items()}
-    keep_results(out, "adaptive", {**means, "over_seeds": found, "shares": SHARES, "answer_accuracy_by": curves})
+    more = {"in_rows": costs, "shares": SHARES, "answer_accuracy_by": curves}
+    keep_results(out, "adaptive", {**means, "over_seeds": found, **more})
     lines = {name: dict(zip(SHARES, line, strict=True)) for name, line in curves.items()}
     labels = "share of positions that think", "answers that are right"
     draw_lines(lines, labels, out / "adaptive.png", "Thinking only where it pays")

@@ -85,14 +85,21 @@ def fastest(functions, repeats, device):
 
 def seconds_per_token(quiet, text, price, repeats=3, device="cpu"):
     """Seconds per token of a given text (B, T), read as it would be written: thinking before each token, nowhere, and
-    where it is worth its price; and the share of tokens before which it thinks, then."""
-    read = partial(generate_with_thoughts, quiet, text, 1, temperature=0, begin=1)
-    pays = partial(generate_at_own_pace, quiet, text, 1, worth_its_price(quiet, price), temperature=0, begin=1)
-    ways = [read, partial(read, think=some_think(worth_its_price(quiet, float("inf")))), pays]
-    _, _, gates = ways[2]()  # warm up
-    times = [x / text.numel() for x in fastest(ways, repeats, device)]
-    share = float((gates != 0).float().mean())
-    return {**dict(zip(("everywhere", "nowhere", "where_it_pays"), times, strict=True)), "share_thinking": share}
+    where it is worth its price, each row at its own pace or (waiting) all together; and the share of tokens before
+    which it thinks, then."""
+    read, how_long = (
+        partial(generate_with_thoughts, quiet, text, 1, temperature=0, begin=1),
+        worth_its_price(quiet, price),
+    )
+    ways = {
+        "everywhere": read,
+        "nowhere": partial(read, think=some_think(lambda h: torch.full((len(h),), -1, device=h.device))),
+        "where_it_pays": partial(generate_at_own_pace, quiet, text, 1, how_long, temperature=0, begin=1),
+        "waiting": partial(read, think=some_think(how_long)),
+    }
+    _, _, gates = ways["where_it_pays"]()  # warm up
+    times = [x / text.numel() for x in fastest(list(ways.values()), repeats, device)]
+    return {**dict(zip(ways, times, strict=True)), "share_thinking": float((gates != 0).float().mean())}
 
 
 def read_per_token(quiet_config, share=1.0):
