@@ -105,11 +105,13 @@ def credit(config, out):
     with picture(out / "credit.png", 6, 4, title="Credit for thoughts: bias and noise") as (axes,):
         for name in CREDITS:
             points = [found[f"{name}, {N}"] for N in THOUGHTS]
+            if any(point["noise"] is None for point in points):  # star, where no thought is right: its mean is 0
+                continue
             x, y = ([point[key]["mean"] for point in points] for key in ("cosine", "noise"))
             axes.plot(x, y, marker="o", ms=4, label=name)
             for N, *at in zip(THOUGHTS, x, y, strict=True):
                 axes.annotate(str(N), at, size=7)
-        axes.set(xlabel="cosine of its mean with the exact gradient", ylabel="noise / length of its mean", yscale="log")
+        axes.set(xlabel="cosine of its mean with the exact gradient", ylabel="noise / length of its mean")
 
 
 if __name__ == "__main__":
