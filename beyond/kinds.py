@@ -68,7 +68,13 @@ def star_credit(quiet, log_p, h_mixed, targets):
 
 
 def posterior_credit(quiet, log_p, h_mixed, targets):
-    """N softmax_n(log p(true tokens | thought n)) - 1. For many thoughts that is the gradient of log E p(true tokens |
-    thought) instead of E log p: one good thought is enough. Its mean over the thoughts is 0, as with a baseline."""
+    """`posterior_weight` in place of the advantage."""
     reward = thought_reward(log_p, targets.log_p_base, targets.valid)
-    return reward, (reward.shape[1] * reward.softmax(1) - 1)[..., None]
+    return reward, posterior_weight(reward)[..., None]
+
+
+def posterior_weight(reward):
+    """N softmax_n(log p(true tokens | thought n)) - 1, of rewards (B, N, ..). For many thoughts that is the gradient of
+    log E p(true tokens | thought) instead of E log p: one good thought is enough. Its mean over the thoughts is 0, as
+    with a baseline."""
+    return reward.shape[1] * reward.softmax(1) - 1

@@ -10,6 +10,7 @@ from functools import partial
 import torch
 from tqdm import tqdm
 
+from beyond.kinds import posterior_weight
 from lean.log_prob import likeliest, token_log_prob
 from lib.pictures import picture
 from quiet_star import thought_advantage
@@ -24,7 +25,7 @@ CREDITS = {  # of thoughts with rewards (draws, N), which became right (draws, N
     "none": lambda reward, right: thought_advantage(reward, False, "none"),
     "clamped": lambda reward, right: thought_advantage(reward, True),
     "star": lambda reward, right: right,
-    "posterior": lambda reward, right: reward.shape[1] * reward.softmax(1) - 1,
+    "posterior": lambda reward, right: posterior_weight(reward),
 }
 THOUGHTS = (2, 4, 8)
 PLACES, DRAWS = 24, 4000

@@ -42,7 +42,9 @@ def test_only_what_ends_in_the_true_answer_is_kept_and_the_hint_is_not():
     questions = [Question([1, 5], [1, 5, 9], 3, [6]), Question([2, 5], [2, 5, 9], 4)]
     written = [[7, 3, END], [7, 7, END]]
     (kept,) = right_ones(questions, written, config(), hinted=True)
-    assert kept.question.prompt == [1, 5] and kept.written == [6, 7, 3, END] and kept.hinted, "what the hinted prompt said of it"
+    assert kept.question.prompt == [1, 5] and kept.written == [6, 7, 3, END] and kept.hinted, (
+        "what the hinted prompt said of it"
+    )
     assert right_ones(questions, written, config(), hinted=False)[0].written == [7, 3, END]
     assert len(right_ones(questions, written, config(keep_all=True), False)) == 2
     assert right_ones(questions, [[7, 3], [4]], config(), False) == [], "cut short: no answer"
