@@ -3,7 +3,7 @@ What does thinking cost? All figures are ratios within one run, so that they mea
 
     python -m studies.bench                            the miniature's shape
     python -m studies.bench --threads=1 --dim=512 --n_layers=8 --head_dim=64 --n_heads=8 --n_kv_heads=4 \\
-        --hidden_dim=1408 --vocab_size=8192 --span=128 --texts=2 --thought_len=9 --n_true=4 --n_thoughts=2 --json
+        --hidden_dim=1408 --vocab_size=8192 --span=128 --texts=2 --thought_len=9 --n_true=4 --n_thoughts=2 --rows=1
 
   train step / floor    a Quiet-STaR training step over a plain language-model forward and backward of as many token
                         positions, in texts of the same length: 1.0 is the floor
@@ -49,7 +49,7 @@ class BenchConfig:
     think_at_once: int = 0  # positions of a text that think together; 0: as many as is good (see train.py)
     recompute: bool = False  # sample first, then learn (see train.py)
     repeats: int = 5  # timed runs; the fastest counts
-    new_tokens: int = 32  # tokens generated
+    new_tokens: int = 128  # tokens generated
     rows: str = "1,8,32"  # texts at once in generation
     think_share_spoken: float = 0.09  # share of the tokens before which the model thinks in the rows "where it pays"
     threads: int = 0  # CPU threads; 0: as torch chooses
@@ -113,18 +113,22 @@ def read_per_token(quiet_config, share=1.0):
 def speaking(quiet, prompts, new_tokens, share, repeats, device):
     """Seconds per generated token, over plain generation: thinking everywhere; at a share of the positions, drawn by
     chance, each row at its own pace; and the same where rows wait for those that think."""
-    chance = torch.Generator(device).manual_seed(0)
 
-    def how_long(h):
-        thinks = torch.rand(len(h), generator=chance, device=h.device) < share
-        return torch.where(thinks, quiet.config.thought_len, -1)
+    def by_chance():
+        chance = torch.Generator(device).manual_seed(0)  # the same draws in each run, so that all have as many thoughts
+
+        def how_long(h):
+            thinks = torch.rand(len(h), generator=chance, device=h.device) < share
+            return torch.where(thinks, quiet.config.thought_len, -1)
+
+        return how_long
 
     asked = prompts, new_tokens
     ways = [
         partial(quiet.model.generate, *asked, temperature=0),
         partial(generate_with_thoughts, quiet, *asked, temperature=0),
-        partial(generate_at_own_pace, quiet, *asked, how_long, temperature=0),
-        partial(generate_with_thoughts, quiet, *asked, temperature=0, think=some_think(how_long)),
+        lambda: generate_at_own_pace(quiet, *asked, by_chance(), temperature=0),
+        lambda: generate_with_thoughts(quiet, *asked, temperature=0, think=some_think(by_chance())),
     ]
     ways[0]()  # warm up
     plain, *times = fastest(ways, repeats, device)

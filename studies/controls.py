@@ -34,6 +34,7 @@ def controls(config, out):
         "trained_on_random_thoughts": ["--thought_temperature=1e9", "--reinforce_weight=0"],
         "reinforce_weight_0": ["--reinforce_weight=0"],
         "full_everywhere": ["--think_at=all"],
+        "full_bfloat16": ["--dtype=bfloat16"],
     }
     train_miniatures(config, out, runs)
     text = held_out(config)
@@ -53,7 +54,7 @@ def controls(config, out):
         "gate_0": (full, {"name": "scores_gate_0", "gate": 0.0}),
         "gate_1": (full, {"name": "scores_gate_1", "gate": 1.0}),
     }
-    rows |= {name: (out / name, {}) for name in ("reinforce_weight_0", "full", "full_everywhere")}
+    rows |= {name: (out / name, {}) for name in ("reinforce_weight_0", "full", "full_everywhere", "full_bfloat16")}
     title = f"{answers.sum():,} answers of sums whose steps are left out"
     table_of_runs(config, out, "controls", title, text, rows)
     print(f"lm_same_compute: {compute} times the steps of lm_same_tokens")

@@ -24,24 +24,27 @@ from studies.tables import keep_results, over_seeds, print_rows, remembered
 DATA, LONGEST = "data/lengths", 6  # sums of 1 to 6 operations; thoughts of at most as many tokens
 EACH = range(1, LONGEST + 1)
 KEPT = 0.98  # share of the gain in answers that a way to think must keep
-PRICES = np.concatenate(([0], np.geomspace(1e-3, 0.5, 60)))  # nats a token
+PRICES = np.concatenate(([0], np.geomspace(1e-3, 0.5, 200)))  # nats a token
 
 
 @torch.no_grad()
-def measure_lengths(model, spans, among, batch_size=32):
-    """Predictions for each token of spans (W, T+1), without a thought (right_base (W, T), nll_base) and after greedy
-    thoughts of 0, 1, .. m tokens: right, gain in nats, expected (by the gain head), (W, T, m+1) each; of a model that
-    reads thoughts out at their end alone: (W, T, 1). states (W, T, m, C): hidden states about to say t_1 .. t_m."""
-    model, parts = model.with_settings(n_thoughts=1, n_true=1, thought_temperature=0.0), []
-    head, among = model.model.output, torch.as_tensor(among)
+def measure_lengths(model, spans, among, temperature=0.0, batch_size=32):
+    """Predictions for each token of spans (W, T+1), without a thought (right_base (W, T), nll_base) and after thoughts
+    of 0, 1, .. m tokens: right, gain in nats, expected (by the gain head), (W, T, m+1) each; of a model that reads
+    thoughts out at their end alone: (W, T, 1). thoughts (W, T, m): t_1 .. t_m; states (W, T, m, C): about to say them.
+    A temperature of 0: greedy thoughts."""
+    model, parts = model.with_settings(n_thoughts=1, n_true=1, thought_temperature=temperature), []
+    head, among, chance = model.model.output, torch.as_tensor(among), torch.Generator().manual_seed(0)
+    shape = 1, spans.shape[1] - 1, model.config.thought_len
     for tokens in tqdm(torch.from_numpy(spans).split(batch_size), desc="measuring", leave=False, disable=None):
-        thought = model.think(tokens)
+        thought = model.think(tokens, noise=torch.rand(len(tokens), *shape, generator=chance))
         h_base, h = thought.h_base[:, 0], model.talk(thought.h_base, thought.h_thought)[0][:, 0]  # (B, T, 1 or m+1, C)
         true = tokens[:, 1:, None].expand(h.shape[:-1])
         log_p_base = token_log_prob(head, h_base, true[..., :1])
         right_base, right = (among[(x @ head.weight[among].T).argmax(-1)] == tokens[:, 1:, None] for x in (h_base, h))
         part = {"right_base": right_base[..., 0], "nll_base": -log_p_base[..., 0], "right": right}
         part |= {"gain": token_log_prob(head, h, true) - log_p_base, "states": thought.h_policy[:, 0]}
+        part["thoughts"] = thought.tokens[:, 0]
         part["expected"] = model.gain_head(h_base[:, :, 0]).reshape(*right.shape)
         parts.append({name: x.numpy() for name, x in part.items()})
     return SimpleNamespace(**{name: np.concatenate([part[name] for part in parts]) for name in parts[0]})
@@ -143,6 +146,25 @@ def cheapest(points, judged, enough):
     return *judged[i], i
 
 
+def compare(ways, found, answers):
+    """Each way to think at the cheapest price that keeps KEPT of the most that "m or none" gains on the first half of
+    the spans; judged on the second half: {way: tokens a position, accuracy, price}. All points of the second half. And
+    the best "m or none", the cheapest of those that reach as much."""
+    half = len(answers) // 2
+    first, second = slice(half), slice(half, None)
+    points = {name: curve(way, found, answers, first) for name, way in ways.items()}
+    judged = {name: curve(way, found, answers, second) for name, way in ways.items()}
+    nowhere = float(found.right_base[first][answers[first]].mean())
+    or_none = [name for name in ways if name.endswith("or none")]
+    most = max(accuracy for name in or_none for _, accuracy in points[name])
+    enough, table, chosen = nowhere + KEPT * (most - nowhere), {}, {}
+    for name in ways:
+        tokens, accuracy, chosen[name] = cheapest(points[name], judged[name], enough)
+        table[name] = {"tokens": tokens, "accuracy": accuracy, "price": float(PRICES[chosen[name]])}
+    reach = [name for name in or_none if points[name][chosen[name]][1] >= enough] or or_none
+    return table, judged, min(reach, key=lambda name: points[name][chosen[name]][0])
+
+
 def measured_seed(out, seed, texts):
     """All of this study's numbers of the models of one seed, kept beside its runs."""
     return remembered(out / "any_length" / str(seed), "lengths", partial(measure_seed, out, seed, texts), texts=texts)
@@ -155,26 +177,12 @@ def measure_seed(out, seed, texts):
     tokenizer, among = from_json(dataset.meta["tokenizer"], DATA), dataset.meta["answers"]["among"]
     model, train = load_run(out / "any_length" / str(seed))[0], open_dataset(DATA, "train")
     found = measure_lengths(model, spans, among)
-    seen = measure_lengths(model, held_out_spans(train, 64, texts // 2)[0], among)
+    seen = measure_lengths(model, held_out_spans(train, 64, 2 * texts)[0], among)  # the stop is fitted on these
     singles = {}
     for k in EACH:
         singles[k] = measure_lengths(load_run(out / f"length_{k}" / str(seed))[0], spans, among)
-    ways, half = ways_to_think(found, singles, expected_online(found, fit_online(seen))), len(spans) // 2
-    first, second = slice(half), slice(half, None)
-    points = {name: curve(way, found, answers, first) for name, way in ways.items()}
-    judged = {name: curve(way, found, answers, second) for name, way in ways.items()}
-
-    nowhere = float(found.right_base[first][answers[first]].mean())
-    or_none = [name for name in ways if name.endswith("or none")]
-    most = max(accuracy for name in or_none for _, accuracy in points[name])
-    enough = nowhere + KEPT * (most - nowhere)  # judged on the first half; what follows, on the second
-    table, chosen = {}, {}
-    for name in ways:
-        tokens, accuracy, chosen[name] = cheapest(points[name], judged[name], enough)
-        table[name] = {"tokens": tokens, "accuracy": accuracy, "price": float(PRICES[chosen[name]])}
-    # the best of them: the cheapest of those that reach enough
-    reach = [name for name in or_none if points[name][chosen[name]][1] >= enough] or or_none
-    single = min(reach, key=lambda name: points[name][chosen[name]][0])
+    ways, second = ways_to_think(found, singles, expected_online(found, fit_online(seen))), slice(len(spans) // 2, None)
+    table, judged, single = compare(ways, found, answers)
     without = float(found.right_base[second][answers[second]].mean())
     gains = {name: row["accuracy"] - without for name, row in table.items()}
     ops, heat = operations(spans, answers, tokenizer), {}
@@ -257,6 +265,17 @@ def length(config, out):
     draw_length(found, names, out / "length.png")
 
 
+def draw_tokens(axes, ways):
+    """Accuracy against tokens of ways to think, over prices: {name: [[mean and spread of tokens, of accuracy]]}."""
+    for name, points in ways.items():
+        x, y = zip(*sorted((p[0]["mean"], p[1]["mean"]) for p in points), strict=True)
+        bold = name in ("any length", "any length, online stop", "oracle")
+        axes.plot(x, y, label=name, lw=2 if bold else 1, ls="-" if bold else "--", marker=".", ms=3)
+    axes.set_xscale("symlog", linthresh=0.1)
+    axes.set(xlabel="thought tokens a position", ylabel="answers that are right")
+    axes.xaxis.set_major_formatter("{x:g}")
+
+
 def draw_length(found, names, path):
     """Chosen lengths, accuracy against tokens, and one model beside six."""
     title = "How long to think: chosen lengths; what they save; one model at all lengths, or one each"
@@ -269,13 +288,8 @@ def draw_length(found, names, path):
             axes.set_xticks(range(len(names)), names)
             axes.set_yticks(range(len(shares)), EACH)
             axes.set(title=name, xlabel="tokens of the thought before an answer", ylabel="operations of the sum")
-        for name, points in found["points"].items():
-            if name.startswith("any length, ") and "online" not in name:
-                continue
-            x, y = zip(*sorted((p[0]["mean"], p[1]["mean"]) for p in points), strict=True)
-            bold = name in ("any length", "any length, online stop", "oracle")
-            tokens.plot(x, y, label=name, lw=2 if bold else 1, ls="-" if bold else "--", marker=".", ms=3)
-        tokens.set(xlabel="thought tokens a position", ylabel="answers that are right", xscale="symlog")
+        own = [name for name in found["points"] if name.startswith("any length, ") and "online" not in name]
+        draw_tokens(tokens, {name: points for name, points in found["points"].items() if name not in own})
         for name, label in (("one_model", "one model"), ("one_each", "one model each")):
             means, spreads = zip(*mean_and_spread(found[name].values()), strict=True)
             at_lengths = [int(k) for k in found[name]]

@@ -3,10 +3,12 @@
 from types import SimpleNamespace
 
 import numpy as np
+import pytest
 import torch
 from naive import ids, naive_gate, naive_thought, tiny
 
 from lib.tokenizer import CharTokenizer
+from studies.astray import spoken
 from studies.length import (
     at,
     best,
@@ -84,15 +86,18 @@ def test_the_online_stop_is_a_linear_map_for_each_token_and_stops_where_no_longe
     assert {-1, 0, 1, 2} == set(lengths.flat)
 
 
-def test_what_is_measured_is_one_thought_at_a_time():
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_what_is_measured_is_one_thought_at_a_time(temperature):
     quiet = tiny(thought_kind="any_length", thought_len=2, n_thoughts=2).float()
     spans, among = ids(2, 6).numpy(), [1, 3, 4]
-    found = measure_lengths(quiet, spans, among)
+    found = measure_lengths(quiet, spans, among, temperature)
     head = quiet.model.output.weight
     with torch.no_grad():
         for w in range(2):
             text = torch.from_numpy(spans[w])
-            thoughts = quiet.with_settings(n_thoughts=1, thought_temperature=0.0).think(text[None]).tokens[0, 0]
+            thoughts = torch.from_numpy(found.thoughts[w])
+            greedy = quiet.with_settings(n_thoughts=1, thought_temperature=0.0).think(text[None]).tokens[0, 0]
+            assert torch.equal(thoughts, greedy) == (temperature == 0)
             for t in range(5):
                 h_base = quiet.model(text[None, : t + 1])[0, -1]
                 base = (head @ h_base).log_softmax(-1)[text[t + 1]]
@@ -104,3 +109,8 @@ def test_what_is_measured_is_one_thought_at_a_time():
                     gain = (head @ h).log_softmax(-1)[text[t + 1]] - base
                     assert np.isclose(found.gain[w, t, s], gain, atol=1e-5)
                     assert found.right[w, t, s] == (among[int((head[among] @ h).argmax())] == text[t + 1])
+
+
+def test_how_long_those_thoughts_are_that_begin_with_a_letter():
+    lengths, letters = np.array([[4, 1, -1, 2]]), np.array([[True, True, True, False]])
+    assert spoken(lengths, letters) == 2.5 and spoken(lengths[:, 2:3], letters[:, 2:3]) is None

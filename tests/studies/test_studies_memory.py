@@ -103,3 +103,15 @@ def test_with_lora_what_is_frozen_has_no_gradient_and_no_moments():
     assert states["data"] == wanted
     rows = plan(MemoryConfig(gpus=1, thought_lens="2"), train, SMALL, config)["rows"]
     assert rows[0]["total"]["data"] == sum(wanted.values()) + rows[0]["activations"]["data"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("at_once, measured", [(0, 50.7), (32, 9.9)])
+def test_the_plan_for_cuda_is_what_a_gpu_needed(at_once, measured):
+    """SmolLM2's shape on an H100, 8 texts of 256 tokens, bfloat16 (docs/costs.md); in GiB."""
+    shape = dict(dim=576, n_layers=30, head_dim=64, n_heads=9, n_kv_heads=3, hidden_dim=1536, vocab_size=49152)
+    shape = ModelConfig(**shape, tied_embeddings=True)
+    train, config = TrainConfig(span=256, think_at_once=at_once), QuietSTaRConfig(thought_len=5, n_true=4, n_thoughts=2)
+    weights_and_gradients = 8 * 134.5e6
+    found = of_texts(train, shape, config, 8, torch.bfloat16)[0] + weights_and_gradients
+    assert found / 2**30 == pytest.approx(measured, rel=0.05)
