@@ -158,8 +158,11 @@ class KVCache:
 def attention(q, k, v, mask):
     """softmax(q k / sqrt(hd)) v for q (B, H, T, hd), k and v (B, K, S, hd), mask (T, S) or (B, 1, T, S), or None
     for plain causal attention over T = S tokens. Each of the K key heads serves H/K neighbouring query heads."""
+    if q.shape[2] == 1:  # one token: query heads with the same keys are queries of one head, which reads its keys once
+        y = F.scaled_dot_product_attention(q.unflatten(1, (k.shape[1], -1))[:, :, :, 0], k, v, mask)  # (B, K, H/K, hd)
+        return y.flatten(1, 2)[:, :, None]
     return F.scaled_dot_product_attention(
-        q, k, v, attn_mask=mask, is_causal=mask is None and q.shape[2] > 1, enable_gqa=q.shape[1] != k.shape[1]
+        q, k, v, attn_mask=mask, is_causal=mask is None, enable_gqa=q.shape[1] != k.shape[1]
     )
 
 
