@@ -83,7 +83,7 @@ class TrainConfig:
     parallel: Literal["data", "fsdp", "none"] = "data"  # data: processes share the texts; fsdp: the model too
     gather: Literal["step", "weights", "layer"] = "step"  # fsdp: what is kept whole within a step (lib/parallel.py)
     device: Literal["auto", "cpu", "cuda"] = "auto"  # auto: cuda where there is one
-    dtype: Literal["auto", "float32", "bfloat16"] = "auto"  # bfloat16: autocast; auto: on cuda
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto"  # bfloat16: autocast; auto: on cuda (CPU: docs/costs.md)
 
     def __post_init__(self):
         least = dict(span=1, batch_size=1, max_steps=1, eval_texts=1, save_every=1, keep=2)  # one may be half-written

@@ -97,8 +97,8 @@ def shard(model, transformer, processes, bfloat16):
     Each process keeps its slice of every float32 weight. A block's weights are gathered, in bfloat16 if asked to, when
     it is called; embeddings, head and whatever else there is are one more such group, the root's. gather="layer" frees
     a block's weights after each call and sends its gradient after each backward call. A step has many calls: "weights"
-    keeps all weights until the step's last backward pass, "step" the gradients as well, which sends far less. `sent`
-    says how much.
+    keeps all weights until the step's last backward pass, "step" the gradients as well, which sends far less:
+    `python -m studies.bench memory` says how much.
     """
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
