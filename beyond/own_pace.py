@@ -69,59 +69,31 @@ def generate_at_own_pace(
 ):  # fmt: skip
     """As quiet_star.generate_with_thoughts, where rows think so long as how_long says (see beyond/adaptive.py). A row
     that has ended, by `stop`, is not read on: behind its end its last token is repeated."""
-    model, (B, T), m, embed = quiet.model, tokens.shape, quiet.config.thought_len, quiet.model.tok_embeddings
+    model, (B, T), m = quiet.model, tokens.shape, quiet.config.thought_len
     prompts = [T] * B if lengths is None else lengths.tolist()
     total, first = T + max_new_tokens, min(prompts) if begin is None else begin
     if max_new_tokens < 1 or not 1 <= first <= min(prompts):
         raise ValueError(f"max_new_tokens must be at least 1, begin from 1 to the shortest prompt's {min(prompts)}")
-    cache = OwnPaceCache(model.config, B, total + m + 2, tokens.device, embed.weight.dtype)
-    start, end = (x.to(embed.weight.dtype) for x in quiet.thought_tokens())
+    cache = OwnPaceCache(model.config, B, total + m + 2, tokens.device, model.tok_embeddings.weight.dtype)
     gates = cache.k.new_zeros(B, total)
 
-    def say(which, h, temperature):
-        """What some of the rows, of h (rows, C), say next: [id]."""
-        h = h if len(which) == len(h) else h[which]
-        return sample(model.logits(h), temperature, generator=generator).tolist() if which else []
+    def say(which, temperature):
+        """What some of the rows say next: [id]."""
+        return sample(model.logits(some(h, which)), temperature, generator=generator).tolist() if which else []
 
     everyone = [Row(b, row[:n], n, first - 1) for b, (row, n) in enumerate(zip(tokens.tolist(), prompts, strict=True))]
     rows, h = everyone, model(tokens[:, :first], cache=cache)[:, -1]  # h (rows, C): after what each has read last
     while rows:
-        reading = [i for i, row in enumerate(rows) if row.step == TEXT]
-        if reading:
-            for i, n in zip(reading, how_long(h if len(reading) == len(h) else h[reading]).tolist(), strict=True):
-                rows[i].length, rows[i].h_base = n, h[i]
-                rows[i].thoughts.append([-1 if n < 0 else -2] * m)
+        choose_lengths(rows, h, how_long, m)
         over = [i for i, row in enumerate(rows) if (row.length < 0 if row.step == TEXT else row.step > row.length)]
-        thought = [i for i in over if rows[i].step != TEXT]
-        if thought:  # its end was read
-            h_mixed, gate = quiet.talk(torch.stack([rows[i].h_base for i in thought]), h[thought])
-            gates[[rows[i].number for i in thought], [rows[i].at + 1 for i in thought]] = gate
-            h[thought] = h_mixed
-
+        mix(quiet, rows, h, [i for i in over if rows[i].step != TEXT], gates)  # those that have read their end
         speaks = [i for i in over if rows[i].at + 1 == len(rows[i].text)]  # else its prompt does
-        for i, token in zip(speaks, say(speaks, h, temperature), strict=True):
+        for i, token in zip(speaks, say(speaks, temperature), strict=True):
             rows[i].text.append(token)
         thinks = [i for i, row in enumerate(rows) if 0 <= row.step < row.length]
-        for i, token in zip(thinks, say(thinks, h, thought_temperature), strict=True):
+        for i, token in zip(thinks, say(thinks, thought_temperature), strict=True):
             rows[i].thoughts[-1][rows[i].step] = token
-
-        ids, steps = [0] * len(rows), [row.step + 1 for row in rows]  # what each row reads next
-        for i in thinks:
-            ids[i] = rows[i].thoughts[-1][rows[i].step]
-        for i in over:
-            rows[i].at, steps[i] = rows[i].at + 1, TEXT
-            ids[i] = rows[i].text[rows[i].at]
-        x = embed(torch.tensor(ids, device=tokens.device))  # (rows, C)
-        if thinks:
-            x[thinks] = quiet.next_input(h[thinks, None], x[thinks, None])[:, 0]
-        for vector, which in (
-            (start, [i for i, step in enumerate(steps) if step == 0]),
-            (end, [i for i, row in enumerate(rows) if steps[i] == row.length + 1 > 0]),
-        ):
-            if which:
-                x[which] = vector
-        for row, step in zip(rows, steps, strict=True):
-            row.step = step
+        x = next_inputs(quiet, rows, h, over, thinks)
 
         spoke = set(speaks)
         done = {i for i in spoke if len(rows[i].text) == total or stop and stop(rows[i].text[rows[i].prompt :])}
@@ -136,3 +108,47 @@ def generate_at_own_pace(
     thoughts = [row.thoughts + [[-1] * m] * (most - first - len(row.thoughts)) for row in everyone]
     as_tensor = dict(dtype=torch.long, device=tokens.device)
     return torch.tensor(texts, **as_tensor), torch.tensor(thoughts, **as_tensor), gates[:, first:most]
+
+
+def some(h, which):
+    """Of h (rows, C) some rows: h itself, if that is all."""
+    return h if len(which) == len(h) else h[which]
+
+
+def choose_lengths(rows, h, how_long, m):
+    """Rows that have just read a token of their text choose how long to think."""
+    reading = [i for i, row in enumerate(rows) if row.step == TEXT]
+    if reading:
+        for i, n in zip(reading, how_long(some(h, reading)).tolist(), strict=True):
+            rows[i].length, rows[i].h_base = n, h[i]
+            rows[i].thoughts.append([-1 if n < 0 else -2] * m)
+
+
+def mix(quiet, rows, h, which, gates):
+    """Some rows have read the end of their thought: their h becomes h_mixed, in place; their gates are noted."""
+    if which:
+        h[which], gate = quiet.talk(torch.stack([rows[i].h_base for i in which]), h[which])
+        gates[[rows[i].number for i in which], [rows[i].at + 1 for i in which]] = gate
+
+
+def next_inputs(quiet, rows, h, over, thinks):
+    """What each row reads next, (rows, C): the next token of its text (`over`: no thought goes on), start, the token of
+    its thought that it has just said (`thinks`), or end. Moves the rows to there."""
+    embed, ids = quiet.model.tok_embeddings, [0] * len(rows)
+    start, end = (x.to(embed.weight.dtype) for x in quiet.thought_tokens())
+    for row in rows:
+        row.step += 1
+    for i in thinks:
+        ids[i] = rows[i].thoughts[-1][rows[i].step - 1]
+    for i in over:
+        rows[i].at, rows[i].step = rows[i].at + 1, TEXT
+        ids[i] = rows[i].text[rows[i].at]
+    x = embed(torch.tensor(ids, device=h.device))
+    if thinks:
+        x[thinks] = quiet.next_input(h[thinks, None], x[thinks, None])[:, 0]
+    starts = [i for i, row in enumerate(rows) if row.step == 0]
+    ends = [i for i, row in enumerate(rows) if row.step == row.length + 1 > 0]
+    for vector, which in ((start, starts), (end, ends)):
+        if which:
+            x[which] = vector
+    return x
