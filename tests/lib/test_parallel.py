@@ -133,7 +133,7 @@ def first_moments(folder):
     return {name: kept[i]["exp_avg"] for i, name in enumerate(order)}
 
 
-@pytest.mark.parametrize("processes", [2, 4])
+@pytest.mark.parametrize("processes", [2, pytest.param(4, marks=pytest.mark.slow)])
 def test_any_number_of_processes_in_any_mode_trains_as_one(deep, processes):
     """Three steps: a gradient that is summed, halved, lost or left over from the step before shows."""
     common = ["--max_steps=3", "--batch_size=8", "--eval_texts=4", "--init_from=base3", "--eval_every=2"]

@@ -36,9 +36,9 @@ def most_in_use(function):
     [
         ({}, 0, False, 4),
         ({}, 3, True, 4),
-        ({"think_at_once": 4}, 3, False, 4),
+        pytest.param({"think_at_once": 4}, 3, False, 4, marks=pytest.mark.slow),
         ({"think_at_once": 4, "recompute": True}, 3, True, 4),
-        ({"recompute": True}, 1, False, 14),  # more than are sent through
+        pytest.param({"recompute": True}, 1, False, 14, marks=pytest.mark.slow),  # more than are sent through
     ],
 )
 def test_a_steps_peak_is_predicted(how, thought_len, bfloat16, n_layers):
