@@ -75,7 +75,7 @@ def generate_at_own_pace(
     if max_new_tokens < 1 or not 1 <= first <= min(prompts):
         raise ValueError(f"max_new_tokens must be at least 1, begin from 1 to the shortest prompt's {min(prompts)}")
     cache = OwnPaceCache(model.config, B, total + m + 2, tokens.device, model.tok_embeddings.weight.dtype)
-    gates = cache.k.new_zeros(B, total)
+    marks, gates = [x.to(cache.k.dtype) for x in quiet.thought_tokens()], cache.k.new_zeros(B, total)
 
     def say(which, temperature):
         """What some of the rows say next: [id]."""
@@ -93,10 +93,9 @@ def generate_at_own_pace(
         thinks = [i for i, row in enumerate(rows) if 0 <= row.step < row.length]
         for i, token in zip(thinks, say(thinks, thought_temperature), strict=True):
             rows[i].thoughts[-1][rows[i].step] = token
-        x = next_inputs(quiet, rows, h, over, thinks)
+        x = next_inputs(quiet, rows, h, over, thinks, marks)
 
-        spoke = set(speaks)
-        done = {i for i in spoke if len(rows[i].text) == total or stop and stop(rows[i].text[rows[i].prompt :])}
+        done = {i for i in speaks if len(rows[i].text) == total or stop and stop(rows[i].text[rows[i].prompt :])}
         if done:
             go_on = [i for i in range(len(rows)) if i not in done]
             rows, x = [rows[i] for i in go_on], x[go_on]
@@ -131,11 +130,10 @@ def mix(quiet, rows, h, which, gates):
         gates[[rows[i].number for i in which], [rows[i].at + 1 for i in which]] = gate
 
 
-def next_inputs(quiet, rows, h, over, thinks):
+def next_inputs(quiet, rows, h, over, thinks, marks):
     """What each row reads next, (rows, C): the next token of its text (`over`: no thought goes on), start, the token of
-    its thought that it has just said (`thinks`), or end. Moves the rows to there."""
-    embed, ids = quiet.model.tok_embeddings, [0] * len(rows)
-    start, end = (x.to(embed.weight.dtype) for x in quiet.thought_tokens())
+    its thought that it has just said (`thinks`), or end; marks: start and end. Moves the rows to there."""
+    ids = [0] * len(rows)
     for row in rows:
         row.step += 1
     for i in thinks:
@@ -143,12 +141,12 @@ def next_inputs(quiet, rows, h, over, thinks):
     for i in over:
         rows[i].at, rows[i].step = rows[i].at + 1, TEXT
         ids[i] = rows[i].text[rows[i].at]
-    x = embed(torch.tensor(ids, device=h.device))
+    x = quiet.model.tok_embeddings(torch.tensor(ids, device=h.device))
     if thinks:
         x[thinks] = quiet.next_input(h[thinks, None], x[thinks, None])[:, 0]
     starts = [i for i, row in enumerate(rows) if row.step == 0]
     ends = [i for i, row in enumerate(rows) if row.step == row.length + 1 > 0]
-    for vector, which in ((start, starts), (end, ends)):
+    for vector, which in zip(marks, (starts, ends), strict=True):
         if which:
             x[which] = vector
     return x

@@ -10,17 +10,13 @@ from functools import partial
 
 import numpy as np
 
-from data.dataset import open_dataset
-from eval import held_out_spans
 from lib.pictures import picture
 from lib.runs import load_run
-from lib.tokenizer import from_json
 from studies.chatter import train_chatter
-from studies.length import compare, draw_tokens, expected_online, fit_online, measure_lengths, ways_to_think
+from studies.length import compare, draw_tokens, expected_online, fit_online, measure_lengths, text_of, ways_to_think
 from studies.runs import in_parallel, max_steps, run_studies
 from studies.tables import keep_results, over_seeds, print_rows, remembered
 
-DATA = "data/chatter"
 COLUMNS = "tokens", "accuracy", "after_a_letter", "after_a_digit"
 
 
@@ -38,10 +34,7 @@ def measured_seed(run, texts):
 def measure_seed(run, texts):
     """The same, measured: as in studies.length, but sampled thoughts; and how long those are, before answers, which
     begin with a letter or with a digit."""
-    dataset, model = open_dataset(DATA, "val"), load_run(run, "cpu")[0]
-    tokenizer, among = from_json(dataset.meta["tokenizer"], DATA), dataset.meta["answers"]["among"]
-    spans, answers = held_out_spans(dataset, 64, texts)
-    seen = held_out_spans(open_dataset(DATA, "train"), 64, 2 * texts)[0]  # the stop is fitted on these
+    model, (spans, answers, seen, tokenizer, among) = load_run(run, "cpu")[0], text_of("data/chatter", texts)
     found, seen = (measure_lengths(model, x, among, temperature=1.0) for x in (spans, seen))
     ways = ways_to_think(found, {}, expected_online(found, fit_online(seen)))
     table, points, best = compare(ways, found, answers)
@@ -49,10 +42,15 @@ def measure_seed(run, texts):
     letters, digits = (np.isin(first, tokenizer.encode(x)) for x in ("abcdefghijklmnopqrstuvwxyz", "0123456789"))
     for name, row in table.items():
         lengths = ways[name](row["price"])[1]
-        row |= {"after_a_letter": spoken(lengths, answers & letters)}
-        row |= {"after_a_digit": spoken(lengths, answers & digits)}
-    table = {**table, "best or none": table[best]}
-    return {"table": table, "points": points, "letters": float(letters[answers].mean())}
+        row |= {
+            "after_a_letter": spoken(lengths, answers & letters),
+            "after_a_digit": spoken(lengths, answers & digits),
+        }
+    return {
+        "table": {**table, "best or none": table[best]},
+        "points": points,
+        "letters": float(letters[answers].mean()),
+    }
 
 
 def astray(config, out):

@@ -105,14 +105,21 @@ def shuffled(lengths, seed=0):
     return mixed
 
 
-def curve(find, found, answers, half):
+def halves(spans):
+    """Those of the spans that prices are chosen on, and those that are judged: slices."""
+    half = len(spans) // 2
+    return slice(half), slice(half, None)
+
+
+def curve(find, answers, parts):
     """Points of a way to think, a function of the price that gives (what is measured, lengths): [[mean thought tokens a
-    position, start and end included, accuracy of answers]] on one half of the spans, by PRICES."""
-    points = []
+    position, start and end included, accuracy of answers]] by PRICES, on each of some parts of the spans, slices."""
+    points = [[] for _ in parts]
     for price in PRICES:
         measured, lengths = find(price)
-        tokens = np.where(lengths < 0, 0, lengths + 2)[half].mean()
-        points.append([float(tokens), float(at(measured, lengths)[half][answers[half]].mean())])
+        tokens, right = np.where(lengths < 0, 0, lengths + 2), at(measured, lengths)
+        for of_part, part in zip(points, parts, strict=True):
+            of_part.append([float(tokens[part].mean()), float(right[part][answers[part]].mean())])
     return points
 
 
@@ -150,11 +157,10 @@ def compare(ways, found, answers):
     """Each way to think at the cheapest price that keeps KEPT of the most that "m or none" gains on the first half of
     the spans; judged on the second half: {way: tokens a position, accuracy, price}. All points of the second half. And
     the best "m or none", the cheapest of those that reach as much."""
-    half = len(answers) // 2
-    first, second = slice(half), slice(half, None)
-    points = {name: curve(way, found, answers, first) for name, way in ways.items()}
-    judged = {name: curve(way, found, answers, second) for name, way in ways.items()}
-    nowhere = float(found.right_base[first][answers[first]].mean())
+    parts, points, judged = halves(answers), {}, {}
+    for name, way in ways.items():
+        points[name], judged[name] = curve(way, answers, parts)
+    nowhere = float(found.right_base[parts[0]][answers[parts[0]]].mean())
     or_none = [name for name in ways if name.endswith("or none")]
     most = max(accuracy for name in or_none for _, accuracy in points[name])
     enough, table, chosen = nowhere + KEPT * (most - nowhere), {}, {}
@@ -165,6 +171,15 @@ def compare(ways, found, answers):
     return table, judged, min(reach, key=lambda name: points[name][chosen[name]][0])
 
 
+def text_of(data, texts):
+    """Of a corpus: held-out spans (W, T+1), where they have answers (W, T), spans of its training text that the online
+    stop is fitted on, its tokenizer, and the tokens that an answer may be."""
+    dataset = open_dataset(data, "val")
+    seen = held_out_spans(open_dataset(data, "train"), 64, 2 * texts)[0]
+    tokenizer, among = from_json(dataset.meta["tokenizer"], data), dataset.meta["answers"]["among"]
+    return *held_out_spans(dataset, 64, texts), seen, tokenizer, among
+
+
 def measured_seed(out, seed, texts):
     """All of this study's numbers of the models of one seed, kept beside its runs."""
     return remembered(out / "any_length" / str(seed), "lengths", partial(measure_seed, out, seed, texts), texts=texts)
@@ -172,16 +187,13 @@ def measured_seed(out, seed, texts):
 
 def measure_seed(out, seed, texts):
     """The same, measured: prices are chosen on one half of the spans, and judged on the other."""
-    dataset = open_dataset(DATA, "val")
-    spans, answers = held_out_spans(dataset, 64, texts)
-    tokenizer, among = from_json(dataset.meta["tokenizer"], DATA), dataset.meta["answers"]["among"]
-    model, train = load_run(out / "any_length" / str(seed))[0], open_dataset(DATA, "train")
-    found = measure_lengths(model, spans, among)
-    seen = measure_lengths(model, held_out_spans(train, 64, 2 * texts)[0], among)  # the stop is fitted on these
+    spans, answers, seen, tokenizer, among = text_of(DATA, texts)
+    model = load_run(out / "any_length" / str(seed))[0]
+    found, seen = (measure_lengths(model, x, among) for x in (spans, seen))
     singles = {}
     for k in EACH:
         singles[k] = measure_lengths(load_run(out / f"length_{k}" / str(seed))[0], spans, among)
-    ways, second = ways_to_think(found, singles, expected_online(found, fit_online(seen))), slice(len(spans) // 2, None)
+    ways, (_, second) = ways_to_think(found, singles, expected_online(found, fit_online(seen))), halves(spans)
     table, judged, single = compare(ways, found, answers)
     without = float(found.right_base[second][answers[second]].mean())
     gains = {name: row["accuracy"] - without for name, row in table.items()}

@@ -36,7 +36,7 @@ def test_what_is_predicted_at_lengths_and_what_it_costs():
     )
     assert at(found, np.array([[-1, 2]])).tolist() == [[True, True]] and at(found, np.array([[0, 1]])).sum() == 0
     lengths = np.array([[-1, 2]])
-    points = curve(lambda price: (found, lengths), found, np.array([[True, True]]), slice(0, 1))
+    (points,) = curve(lambda price: (found, lengths), np.array([[True, True]]), [slice(0, 1)])
     assert set(map(tuple, points)) == {(2.0, 1.0)}, "4 tokens, start and end included, at two positions"
 
 
