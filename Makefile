@@ -6,17 +6,14 @@ PYTHON ?= python3
 OUT ?= out/demo
 SEED ?= 1337
 PY = .venv/bin/python
-QUIET = $(PY) train.py --init_from=$(OUT)/base --seed=$(SEED)
 
 .PHONY: demo paper test
 
 demo: .venv/for_demo
 	$(PY) train.py --config=config/arithmetic_base.toml --out=$(OUT)/base --seed=$(SEED)
-	$(QUIET) --out=$(OUT)/lm_control --objective=lm
-	for m in 0 3; do $(QUIET) --out=$(OUT)/thought_len_$$m --thought_len=$$m || exit $$?; done
-	$(QUIET) --out=$(OUT)/quiet_star
+	$(PY) data/arithmetic/check.py --run=$(OUT)/base
+	$(PY) -m studies.demo --out=$(OUT) --seed=$(SEED)
 	$(PY) eval.py --run=$(OUT)/quiet_star
-	$(PY) -m studies.demo --out=$(OUT)
 
 paper: .venv/for_demo
 	$(PY) -m studies

@@ -188,6 +188,19 @@ def text_to_measure(config, settings, tokenizer):
     return *held_out_spans(dataset, span, config.texts), dataset.meta
 
 
+def pieces_to_show(spans, first, wrong, document_end, tokens=640, most_wrong=3):
+    """What the picture shows of spans (W, T+1), from span `first` on: [(span, slice of its T predictions)]. These are
+    whole documents, if enough of them lie within spans, and the last of them have a `wrong` (W, T) prediction."""
+    ends = [np.flatnonzero(span == document_end) for span in spans]
+    documents = [(w, slice(a, b)) for w, of_span in enumerate(ends) for a, b in zip(of_span, of_span[1:], strict=False)]
+    if len(documents) < tokens // 32:
+        return [(w, slice(None)) for w in range(first, first + max(1, tokens // spans.shape[1])) if w < len(spans)]
+    bad = [(w, part) for w, part in documents if wrong[w, part].any()][:most_wrong]
+    good = [(w, part) for w, part in documents if w >= first and (w, part) not in bad]
+    sizes = np.cumsum([part.stop - part.start for _, part in good])
+    return good[: int((sizes <= tokens).sum())] + bad
+
+
 def gains(config, load=None):
     """Measure one run against its base, print the table, draw the pictures, write results.json and gains.html."""
     device, load = pick_device(config.device), load or LoadConfig()
@@ -226,10 +239,13 @@ def gains(config, load=None):
 
     gain = trained.nll_base - trained.nll_mixed
     mean, error = mean_and_error(gain)
-    shown = slice(first, first + max(1, 640 // spans.shape[1]))
-    words = [word for span in spans[shown] for word in [*tokenizer.words(span.tolist())[1:], None]]
-    by_word = np.pad(gain[shown], ((0, 0), (0, 1)), constant_values=np.nan).flatten()  # one span after the other
-    draw_text(words, by_word, out / "gains_text.png", "Each token, and what it gained from its thought")
+    wrong = answers & ~trained.right_mixed
+    wrong = answers & ~trained.right_mixed
+    shown = pieces_to_show(spans, first, wrong, meta.get("document_end"))
+    words = [word for w, part in shown for word in [*tokenizer.words(spans[w].tolist())[1:][part], None]]
+    of_words = [np.concatenate([[*x[w, part], 0] for w, part in shown]) for x in (gain, wrong)]
+    title = "Each token, and what it gained from its thought" + " (boxed: answers that stay wrong)" * bool(wrong.any())
+    draw_text(words, *of_words, out / "gains_text.png", title)
     deciles = draw_difficulty(difficulty, gain, out / "gains_by_difficulty.png")
     if settings:
         draw_curves(read_log(run), out / "curves.png")

@@ -1,9 +1,9 @@
 """
 Give a model a prompt and see it continue.
 
-    python sample.py --prompt="3+7*4-2*9=" --show_thoughts          the last run in out/
+    python sample.py --prompt="3849=" --show_thoughts          the last run in out/
     python sample.py --run=out/mine --prompt="ROMEO:" --max_new_tokens=200
-    python sample.py --prompt="3+7*4-2*9=" --show_thoughts --price=0.02     thinking only where, and as long as, it pays
+    python sample.py --prompt="3849=" --show_thoughts --price=0.02     thinking only where, and as long as, it pays
 
 With --show_thoughts, each new token comes with the hidden thought before it and the gate: how much the thought counted.
 """

@@ -12,6 +12,7 @@ of processes, any micro_batch and any interruption give the same training. Run t
 
 import dataclasses
 import math
+import runpy
 import subprocess
 import sys
 import time
@@ -60,13 +61,13 @@ class TrainConfig:
     separate_documents: bool = False  # predict no token across the end of a document
     batch_size: int = 8  # texts per step, over all processes
     micro_batch: int = 0  # texts per forward and process; 0: all of the process's; less needs less memory
-    think_at: Literal["all", "hard", "hardest", "wrong", "aloud", "start", "random", "each_document"] = "all"  # where
+    think_at: Literal["all", "hard", "hardest", "wrong", "aloud", "start", "random", "each_document"] = "hard"  # where
     think_share: float = 0.25  # share of a text's positions that think, where not all do
     think_at_once: int = 0  # positions of a text that think together, fewer: less memory; 0: as many as is good
     lora_rank: int = 0  # freeze the model and learn additions of this rank to it (beyond/lora.py); 0: learn all of it
     gain_head: bool = True  # also learn what a thought would bring (beyond/adaptive.py); the model learns the same
     recompute: bool = False  # sample thoughts, then read them again to learn, fewer at once: slower, less memory
-    max_steps: int = 150  # optimizer steps
+    max_steps: int = 300  # optimizer steps
     lr: float = 1e-4  # learning rate, after warm-up
     warmup_steps: int = 10  # steps in which the learning rate rises from 0
     min_lr_share: float = 0.05  # the learning rate falls along a cosine to this share of it; 1: it stays
@@ -75,9 +76,9 @@ class TrainConfig:
     beta1: float = 0.9  # AdamW
     beta2: float = 0.999  # AdamW
     grad_clip: float = 1.0  # largest norm of the gradient
-    eval_every: int = 50  # steps between looks at held-out text; 0: only at the end
+    eval_every: int = 100  # steps between looks at held-out text; 0: only at the end
     eval_texts: int = 64  # held-out spans looked at
-    save_every: int = 20  # steps between checkpoints
+    save_every: int = 50  # steps between checkpoints
     keep: int = 2  # checkpoints kept: the newest, and those before it for when it turns out to be damaged
     seed: int = 1337  # of weights, batches and thoughts
     parallel: Literal["data", "fsdp", "none"] = "data"  # data: processes share the texts; fsdp: the model too
@@ -351,7 +352,8 @@ def train_until_done(train, job, held):
 
 
 def prepare_what_is_missing(train, processes):
-    """Make the corpus by its prepare.py, and the base model by base_preset, where they are not there yet."""
+    """Make the corpus by its prepare.py, and the base model by base_preset, where they are not there yet. Raises
+    ValueError if that base model has not learned what its text's check.py asks of it."""
     folder = Path(train.data)
     ours = folder.resolve().parent == HERE / "data"  # nothing is run that came with somebody's data
     if ours and not (folder / "meta.json").exists() and (folder / "prepare.py").exists():
@@ -365,6 +367,9 @@ def prepare_what_is_missing(train, processes):
             if processes.first:
                 print(f"the base model {train.init_from} comes first (once): {train.base_preset}", flush=True)
             run(*base)
+        check = HERE / base[0].data / "check.py"
+        if base[0].out == train.init_from and check.exists() and not steps_done(train.out):
+            runpy.run_path(str(check))["check"](train.init_from)  # ValueError, if it has not learned what it must know
 
 
 def settings_from(argv=None):

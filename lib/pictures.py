@@ -62,31 +62,33 @@ def mean_and_spread(points):
     return [(x["mean"], x["spread"]) for x in points]
 
 
-def draw_text(words, gains, path, title):
+def draw_text(words, gains, boxed, path, title):
     """Text, each token coloured by the nats its thought saved (green) or cost (purple). words: a list; None: new line.
+    boxed: which of them get a frame.
     The palette is white in its middle, and read also by those who see no difference between red and green."""
     plt = pyplot()
     lines, full = [], 91
     x = full
-    for word, gain in zip(words, gains, strict=True):
+    for word, gain, framed in zip(words, gains, boxed, strict=True):
         if word is None:
             x = full
             continue
         if x + len(word) >= full:
             lines, x = lines + [[]], 0
-        lines[-1].append((x, word.replace("\n", "↵"), gain))
+        lines[-1].append((x, word.replace("\n", "↵"), gain, framed))
         x = full if word.endswith("\n") else x + len(word)
-    longest = max(x + len(word) for line in lines for x, word, _ in line)
+    longest = max(x + len(word) for line in lines for x, word, *_ in line)
     columns = max(1, min(96 // (longest + 2), -(-len(lines) // 6)))  # short lines go side by side
     height = -(-len(lines) // columns)
     limit = max(0.1, float(np.nanquantile(np.abs(gains), 0.98)))
     colours, scale = plt.get_cmap("PRGn"), plt.Normalize(-limit, limit)
     with picture(path, 0.115 * columns * (longest + 2), 0.26 * height + 0.7) as (axes,):
         for n, line in enumerate(lines):
-            for x, word, gain in line:
+            for x, word, gain, framed in line:
                 left, bottom = (n // height) * (longest + 2) + x, -(n % height) - 1
                 cell = colours(scale(gain))
-                axes.add_patch(plt.Rectangle((left, bottom), len(word), 0.9, color=cell, lw=0))
+                frame = dict(ec="black", lw=1.5, zorder=2) if framed else dict(lw=0)
+                axes.add_patch(plt.Rectangle((left, bottom), len(word), 0.9, fc=cell, **frame))
                 how = {"color": "white" if np.dot(cell[:3], (0.299, 0.587, 0.114)) < 0.5 else "black", **CENTRED}
                 for k, char in enumerate(word, start=left):
                     axes.text(k + 0.5, bottom + 0.45, char, **how)

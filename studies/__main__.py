@@ -4,7 +4,7 @@ each come into out/paper.
 
     python -m studies              all of them
     python -m studies.controls     is it the thought, or the computation, or the further training?
-    python -m studies.chatter      does REINFORCE choose the useful thoughts, where half of them are idle letters?
+    python -m studies.chatter      does REINFORCE choose the useful thoughts, where most are idle at first?
     python -m studies.thought_len  how long must a thought be, in training and afterwards?
     python -m studies.who          which tokens gain; do answers follow what the thoughts say?
     python -m studies.cups         the same on a second kind of text

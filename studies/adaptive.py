@@ -14,7 +14,7 @@ from eval import measure
 from lib.pictures import draw_lines
 from lib.runs import load_run
 from studies.bench import seconds_per_token
-from studies.runs import run_studies, train_miniatures
+from studies.runs import PLAIN, run_studies, train_miniatures
 from studies.tables import held_out, keep_results, over_seeds, print_rows
 
 SHARES = (0, 0.01, 0.02, 0.03, 0.04, 0.05, 0.06, 0.07, 0.08, 0.1, 0.12, 0.15, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1)
@@ -63,7 +63,7 @@ def adaptive(config, out):
     runs, (spans, answers, meta) = train_miniatures(config, out, {"full": []}), held_out(config)
     half, of_seeds, curves, costs = len(spans) // 2, [], [], []
     chosen_on, judged_on = slice(half), slice(half, None)
-    text = open_dataset("data/arithmetic", "val").tokens[: 400 * max(ROWS)].astype(np.int64)
+    text = open_dataset(PLAIN, "val").tokens[: 400 * max(ROWS)].astype(np.int64)
     text = torch.from_numpy(text).view(-1, 400)
     for seed in tqdm(config.all_seeds(), desc="measuring", unit="seed", disable=None):
         model = load_run(runs["full", seed][0], "cpu")[0]

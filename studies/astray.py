@@ -1,6 +1,6 @@
 """
-A thought can go astray, and a model can notice it while it thinks. Half of the thoughts of a model that read idle
-chatter and learned without REINFORCE are idle letters. A length that is chosen beforehand cannot depend on what the
+A thought can go astray, and a model can notice it while it thinks. Most thoughts of a model that read idle asides and
+learned without REINFORCE are idle. A length that is chosen beforehand cannot depend on what the
 thought will say. An online stop (studies/length.py) breaks idle thoughts off, and goes on with the others.
 
     python -m studies.astray
@@ -14,7 +14,7 @@ from lib.pictures import picture
 from lib.runs import load_run
 from studies.chatter import train_chatter
 from studies.length import compare, draw_tokens, expected_online, fit_online, measure_lengths, text_of, ways_to_think
-from studies.runs import in_parallel, max_steps, run_studies
+from studies.runs import CHATTER, in_parallel, max_steps, run_studies
 from studies.tables import keep_results, over_seeds, print_rows, remembered
 
 COLUMNS = "tokens", "accuracy", "after_a_letter", "after_a_digit"
@@ -34,12 +34,12 @@ def measured_seed(run, texts):
 def measure_seed(run, texts):
     """The same, measured: as in studies.length, but sampled thoughts; and how long those are, before answers, which
     begin with a letter or with a digit."""
-    model, (spans, answers, seen, tokenizer, among) = load_run(run, "cpu")[0], text_of("data/chatter", texts)
+    model, (spans, answers, seen, tokenizer, among) = load_run(run, "cpu")[0], text_of(CHATTER, texts)
     found, seen = (measure_lengths(model, x, among, temperature=1.0) for x in (spans, seen))
     ways = ways_to_think(found, {}, expected_online(found, fit_online(seen)))
     table, points, best = compare(ways, found, answers)
     first = found.thoughts[:, :, 0]
-    letters, digits = (np.isin(first, tokenizer.encode(x)) for x in ("abcdefghijklmnopqrstuvwxyz", "0123456789"))
+    letters, digits = (np.isin(first, tokenizer.encode(x)) for x in ("hm", "0123456789"))
     for name, row in table.items():
         lengths = ways[name](row["price"])[1]
         row |= {
@@ -55,7 +55,7 @@ def measure_seed(run, texts):
 
 def astray(config, out):
     """Tokens and accuracy of ways to think, and how long thoughts become that begin with a letter or a digit."""
-    flags = ["--thought_kind=any_length", "--think_at=aloud", "--reinforce_weight=0", "--n_thoughts=2"]
+    flags = ["--thought_kind=any_length", "--reinforce_weight=0", "--n_thoughts=2"]
     runs = train_chatter(config, out, {"any_length": [*flags, max_steps(config, 4)]})
     calls = {key: (measured_seed, run, config.texts) for key, (run, _) in runs.items()}
     found = over_seeds(list(in_parallel(calls, config.jobs, "measuring").values()))

@@ -1,7 +1,7 @@
 """
-REINFORCE teaches the model to say useful thoughts. On a text half of whose asides are idle letters ("idle chatter"),
-half of the base model's thoughts are idle letters as well, and half are steps of the sum. With REINFORCE nearly all
-become steps. Without it the share stays what it was.
+REINFORCE teaches the model to say useful thoughts. On a text most of whose asides are idle ("hmm"), most of the base
+model's thoughts are idle as well, and some are steps of the sum. With REINFORCE nearly all become steps. Without it the
+share stays what it was.
 
     python -m studies.chatter
 """
@@ -12,15 +12,15 @@ import numpy as np
 from tqdm import tqdm
 
 from lib.pictures import draw_over_training
-from studies.runs import HERE, fewer_steps, over_training, prepare, run_studies, train_all, train_bases, train_rows
+from studies.runs import CHATTER, over_training, run_studies, train_bases, train_rows
 from studies.tables import keep_results, over_seeds, print_rows, remembered
 from studies.thoughts import held_out_questions, useful_thoughts
 
-CHATTER = {
-    "as in config/chatter.toml": [],
+ROWS = {
+    "full": [],
     "without REINFORCE": ["--reinforce_weight=0"],
     "reinforce_weight 1": ["--reinforce_weight=1"],
-    "negative advantages dropped": ["--clamp_advantage"],
+    "negative advantages kept": ["--no-clamp_advantage"],
     "baseline: mean of all": ["--baseline=all"],
     "reward on the thought branch": ["--reward_on=thought"],
     "2 thoughts": ["--n_thoughts=2"],
@@ -29,21 +29,15 @@ CHATTER = {
 
 
 def train_chatter(config, out, rows):
-    """Rows of runs on a text half of whose asides are idle letters, all from one base model: as train_rows."""
-    prepare("data/chatter", "data/arithmetic/prepare.py", out, "--chatter=0.5")
-    train_bases(config, out)
-    seeds, steps = config.all_seeds(), fewer_steps(config)
-    preset = [f"--config={HERE / 'config' / 'chatter_base.toml'}", "--base_preset=", "--eval_every=0", *steps]
-    train_all({out / "chatter_base": [*preset, f"--init_from={out / 'base' / str(seeds[0])}"]}, 1)  # one for all seeds
-    preset = [f"--config={HERE / 'config' / 'chatter.toml'}", "--base_preset=", f"--init_from={out / 'chatter_base'}"]
-    preset += ["--save_every=50", "--keep=99", "--eval_every=0", *steps]
-    return train_rows(config, out / "chatter", rows, preset)
+    """Rows of runs on the text with idle asides, each from the base model of its seed: as train_rows."""
+    flags = [*train_bases(config, out, CHATTER), "--save_every=50", "--keep=99"]
+    return train_rows(config, out / "chatter", rows, flags)
 
 
 def chatter(config, out):
-    """Table and picture of the share of useful thoughts over training, for CHATTER's settings."""
-    runs, seeds = train_chatter(config, out, CHATTER), config.all_seeds()
-    tokenizer, rows, questions = held_out_questions("data/chatter")
+    """Table and picture of the share of useful thoughts over training, for the settings of ROWS."""
+    runs, seeds = train_chatter(config, out, ROWS), config.all_seeds()
+    tokenizer, rows, questions = held_out_questions(CHATTER)
 
     def measured(run):
         return [(step, useful_thoughts(model, tokenizer, rows, questions)) for step, model in over_training(*run)]
@@ -51,7 +45,7 @@ def chatter(config, out):
     found, results, curves = {}, {}, {}
     for key, run in tqdm(runs.items(), desc="measuring", unit="run", disable=None):
         found[key] = remembered(run[0], "useful_thoughts", partial(measured, run))
-    for name in CHATTER:
+    for name in ROWS:
         of_seeds = [found[name, seed] for seed in seeds]
         start = over_seeds([points[0][1]["useful_share"] for points in of_seeds])
         end = over_seeds([points[-1][1] for points in of_seeds])
@@ -62,7 +56,7 @@ def chatter(config, out):
     title = f"{len(rows)} lines whose steps are left out, 4 thoughts each at temperature 1"
     title = f"{title}; mean and spread over seeds {config.seeds}"
     print_rows(title, results, ("useful_at_start", "useful_share", "answer_accuracy", "gate"))
-    first, without = results["as in config/chatter.toml"], results["without REINFORCE"]
+    first, without = results["full"], results["without REINFORCE"]
     ends = {
         "start": first["useful_at_start"]["mean"],
         "end": first["useful_share"]["mean"],

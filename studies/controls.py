@@ -9,7 +9,7 @@ or those of another place, the trained model does worse than the base model.
 import numpy as np
 
 from eval import measure
-from studies.runs import HARD, max_steps, run_studies, tokens_read, train_miniatures
+from studies.runs import PLAIN, SETTINGS, max_steps, run_studies, tokens_read, train_miniatures
 from studies.tables import held_out, table_of_runs
 
 
@@ -25,7 +25,7 @@ def of_other_positions(thoughts, answers, seed=0):
 
 def controls(config, out):
     """The table of controls, and a picture of it."""
-    compute = round(tokens_read([HARD]))
+    compute = round(tokens_read(SETTINGS[PLAIN]))
     runs = {
         "full": [],
         "lm_same_tokens": ["--objective=lm"],

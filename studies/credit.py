@@ -1,6 +1,6 @@
 """
-Which credit for thoughts points where the expected reward grows, and how noisy is it? All 1,764 thoughts of two tokens
-are read at answers of the text with idle chatter, so the exact gradient is known.
+Which credit for thoughts points where the expected reward grows, and how noisy is it? All 361 thoughts of two tokens
+are read at answers of the text with idle asides, so the exact gradient is known.
 
     python -m studies.credit
 """
@@ -14,8 +14,8 @@ from beyond.kinds import posterior_weight
 from lean.log_prob import likeliest, token_log_prob
 from lib.pictures import picture
 from quiet_star import thought_advantage
-from studies.chatter import CHATTER, train_chatter
-from studies.runs import over_training, run_studies
+from studies.chatter import ROWS, train_chatter
+from studies.runs import CHATTER, over_training, run_studies
 from studies.tables import keep_results, over_seeds, print_rows, remembered
 from studies.thoughts import held_out_questions
 
@@ -88,8 +88,8 @@ def judge_credits(log_p1, log_p2, reward, right, generator):
 
 def credit(config, out):
     """Bias and noise of each credit, for 2, 4 and 8 thoughts, beside the exact gradient of the expected reward."""
-    runs = train_chatter(config, out, {name: CHATTER[name] for name in list(CHATTER)[:1]})
-    tokenizer, rows, _ = held_out_questions("data/chatter")
+    runs = train_chatter(config, out, {"full": ROWS["full"]})
+    tokenizer, rows, _ = held_out_questions(CHATTER)
 
     def measured(run):
         *_, (_, model) = (x for x in over_training(*run) if x[0] <= 100)  # while it learns: the gate is open

@@ -1,31 +1,37 @@
 """
-The table of `make demo`: base model, language modelling for as many steps, Quiet-STaR, and other thought lengths.
+What `make demo` does after its base model: teaches it to think, beside two controls, and compares the four.
 
-    python -m studies.demo --out=out/demo
+    python -m studies.demo --out=out/demo --seed=1337
 """
 
 import os
+import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 from data.dataset import open_dataset
 from eval import held_out_spans, measure, predicted, print_table, summarize
-from lib.checkpoint import checkpoints
 from lib.config import run_script
 from lib.files import write_json
 from lib.parallel import pick_device
-from lib.pictures import draw_lines
 from lib.runs import load_run, read_config, read_log
+from quiet_star import QuietSTaR
+from studies.runs import HERE, script
+
+CONTROLS = {"lm_control": ["--objective=lm"], "without_reinforce": ["--reinforce_weight=0"]}
+ROWS = "base", *CONTROLS, "quiet_star"
 
 
 @dataclass
 class DemoConfig:
-    out: str = "out/demo"  # folder whose runs base, lm_control, quiet_star, thought_len_* are compared
+    out: str = "out/demo"  # folder of the four runs that are compared; out/base is there already
+    seed: int = 1337  # of the three runs that start from it
     texts: int = 512  # held-out spans to measure on
-    batch_size: int = 32  # spans per forward
+    batch_size: int = 16  # spans per forward
     device: Literal["auto", "cpu", "cuda"] = "auto"  # auto: cuda where there is one
 
     def __post_init__(self):
@@ -33,46 +39,57 @@ class DemoConfig:
             raise ValueError("texts and batch_size must be at least 1")
 
 
+def train(config):
+    """Quiet-STaR, to be watched, and its controls beside it: one thread each, for the shapes are small."""
+    out = Path(config.out)
+    flags = [f"--init_from={out / 'base'}", f"--seed={config.seed}", f"--device={config.device}"]
+
+    def controls():
+        for name, more in CONTROLS.items():
+            script("train.py", f"--out={out / name}", *flags, *more, log=out / f"{name}.log")
+
+    with ThreadPoolExecutor(1) as beside:
+        waiting = beside.submit(controls)
+        print(f"beside it, two controls: {', '.join(str(out / name) for name in CONTROLS)} (.log)", flush=True)
+        command = [sys.executable, str(HERE / "train.py"), f"--out={out / 'quiet_star'}", *flags]
+        done = subprocess.run(command, env={**os.environ, "OMP_NUM_THREADS": "1"}).returncode
+        if done:
+            sys.exit(done)  # it has said why; its controls end or stop by themselves
+        waiting.result()
+
+
 def demo(config):
-    """One table of base, LM control, Quiet-STaR and thought lengths; results.json with seconds by phase."""
+    """One table of the four runs, thoughts greedy and sampled; results.json, with the seconds of each run."""
     out, start, device = Path(config.out), time.perf_counter(), pick_device(config.device)
-    train = read_config(out / "base")["train"]
-    dataset = open_dataset(train["data"], "val")
-    spans, answers = held_out_spans(dataset, train["span"], config.texts)
-    names, rows, seconds, sweep = ["base", "lm_control", "quiet_star"], {}, {}, {}
-    lengths = [path.name for path in out.glob("thought_len_*") if checkpoints(path)]
-    for name in names + sorted(lengths, key=lambda name: int(name.rsplit("_", 1)[1])):
-        model, _, settings, _ = load_run(out / name, device)
+    base = read_config(out / "base")["train"]
+    train(config)
+    dataset = open_dataset(base["data"], "val")
+    spans, answers = held_out_spans(dataset, base["span"], config.texts)
+    rows, sampled, seconds = {}, {}, {}
+    for name in ROWS:
+        model = load_run(out / name, device)[0]
+        seconds[name] = read_log(out / name)[-1]["seconds"]
         found = measure(model, spans, dataset.meta, device, config.batch_size, name)
         rows[name] = summarize(*predicted(found), answers)
-        if name == "quiet_star":
-            rows["quiet_star, not thinking"] = summarize(found.nll_base, found.right_base, answers)
-        if name in lengths or name == "quiet_star":
-            sweep.setdefault(settings["quiet_star"]["thought_len"], rows[name]["answer_accuracy"])
-        seconds[name] = read_log(out / name)[-1]["seconds"]
-    sweep, level = dict(sorted(sweep.items())), ("base", rows["base"]["answer_accuracy"])
-    labels = "thought_len", "answers that are right"
-    draw_lines({"Quiet-STaR": sweep}, labels, out / "thought_len_sweep.png", "How long must a thought be?", level)
-    seconds["evaluation"] = time.perf_counter() - start
-    seconds["total"] = sum(seconds.values())
+        if isinstance(model, QuietSTaR):
+            found = measure(model, spans, dataset.meta, device, config.batch_size, f"{name}, sampled", temperature=1.0)
+            sampled[name] = summarize(*predicted(found), answers)
+    seconds["all but the base"] = time.perf_counter() - start
     results = {
-        **{name: rows[name] for name in names},
-        "quiet_star_not_thinking": rows["quiet_star, not thinking"],
-        "thought_len_sweep": sweep,
+        **rows,
+        "sampled_thoughts": sampled,
         "seconds": seconds,
-        "seed": read_config(out / "quiet_star")["train"]["seed"],
+        "seed": config.seed,
         "answers": int(answers.sum()),
         "tokens": int(answers.size),
     }
     write_json(out / "results.json", results)
     title = f"{answers.sum():,} answers of sums whose steps are left out, among {answers.size:,} held-out tokens"
     print(f"\n{title}; mean ± standard error; NLL in nats")
-    print_table(rows)
-    print(f"table: {out / 'results.json'}   picture: {out / 'thought_len_sweep.png'}   {seconds['total']:.0f} s in all")
-    python, run = os.path.relpath(sys.executable), out / "quiet_star"
-    print(f"see it think: {python} sample.py --run={run} --prompt=$'\\n9*2-2+9=' --show_thoughts --max_new_tokens=1")
-    for page in run.glob("eval_step*/gains.html"):
-        print(f"token by token, in a browser: {page}")
+    print_table(rows | {f"{name}, thoughts sampled": row for name, row in sampled.items()})
+    print(f"table: {out / 'results.json'}   token by token, in a browser: {out / 'quiet_star'}/eval_step*/gains.html")
+    sample = f"{os.path.relpath(sys.executable)} sample.py --prompt=$'\\n3849=' --show_thoughts --max_new_tokens=1"
+    print(f"see it think: {sample} --run={out / 'quiet_star'}")
 
 
 if __name__ == "__main__":

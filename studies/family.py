@@ -1,6 +1,6 @@
 """
 The papers around Quiet-STaR, each a few flags away (docs/family.md): what each is worth on the miniature's text, and on
-the text half of whose asides are idle chatter.
+the text most of whose asides are idle.
 
     python -m studies.family
 """
@@ -13,13 +13,13 @@ from tqdm import tqdm
 from lean.log_prob import token_log_prob
 from lib.pictures import draw_bars
 from lib.runs import load_run
-from studies.chatter import CHATTER, train_chatter
-from studies.runs import run_studies, train_miniatures
+from studies.chatter import ROWS, train_chatter
+from studies.runs import CHATTER, PLAIN, run_studies, train_miniatures
 from studies.tables import SCORES, held_out, keep_results, measure_rows, over_seeds, print_rows, remembered
 from studies.thoughts import held_out_questions
 
 VECTORS = ["--reinforce_weight=0", "--n_thoughts=1"]
-PLAIN = {  # from the miniature's base models; training thinks at a quarter of the positions
+ON_PLAIN = {  # from the base models of the plain text
     "full": [],
     "others": ["--no-clamp_advantage"],
     "all": ["--no-clamp_advantage", "--baseline=all"],
@@ -33,9 +33,9 @@ PLAIN = {  # from the miniature's base models; training thinks at a quarter of t
     "latent": ["--thought_kind=latent", *VECTORS],
 }
 ON_CHATTER = {  # beside those of studies/chatter.py
-    name: PLAIN[name] for name in ("star", "posterior", "rlp", "soft", "latent")
+    name: ON_PLAIN[name] for name in ("star", "posterior", "rlp", "soft", "latent")
 }
-BEFORE = {"full": "as in config/chatter.toml", "reinforce_weight_0": "without REINFORCE"}  # rows of studies/chatter.py
+BEFORE = {"full": "full", "reinforce_weight_0": "without REINFORCE"}  # rows of studies/chatter.py
 MANY = (1, 2, 4, 8, 16)
 
 
@@ -64,23 +64,23 @@ def several_thoughts(model, rows, tokenizer):
 
 def family(config, out):
     """Rows of the table in docs/family.md; several thoughts read together."""
-    train_miniatures(config, out, {**PLAIN, "pause": ["--thought_len=0"]})
+    train_miniatures(config, out, {**ON_PLAIN, "pause": ["--thought_len=0"]})
     title = f"mean and spread over seeds {config.seeds}"
-    rows = measure_rows(config, held_out(config), {name: (out / name, {}) for name in ("base", "pause", *PLAIN)})
-    print_rows(f"the miniature's text, greedy thoughts; {title}; NLL in nats", rows, SCORES)
-    chatter = train_chatter(config, out, {**{name: CHATTER[name] for name in BEFORE.values()}, **ON_CHATTER})
+    rows = measure_rows(config, held_out(config), {name: (out / name, {}) for name in ("base", "pause", *ON_PLAIN)})
+    print_rows(f"the plain text, greedy thoughts; {title}; NLL in nats", rows, SCORES)
+    chatter = train_chatter(config, out, {**{name: ROWS[name] for name in BEFORE.values()}, **ON_CHATTER})
     names = {**{name: name for name in ON_CHATTER}, **BEFORE}
     folders = {name: chatter[names[name], config.all_seeds()[0]][0].parent for name in (*BEFORE, *ON_CHATTER)}
     sampled = {"name": "scores_sampled", "temperature": 1.0}
-    text = held_out(config, "data/chatter")
+    text = held_out(config, CHATTER)
     noisy = measure_rows(config, text, {name: (folder, sampled) for name, folder in folders.items()})
     print_rows(f"idle chatter, thoughts sampled at temperature 1; {title}; NLL in nats", noisy, SCORES)
 
     together = {}
     for name, data, folder in (
-        ("full", "data/arithmetic", out / "full"),
-        ("pause", "data/arithmetic", out / "pause"),
-        ("chatter", "data/chatter", folders["reinforce_weight_0"]),
+        ("full", PLAIN, out / "full"),
+        ("pause", PLAIN, out / "pause"),
+        ("chatter", CHATTER, folders["reinforce_weight_0"]),
     ):
         tokenizer, lines, _ = held_out_questions(data)
         of_seeds = []

@@ -1,5 +1,5 @@
 """
-A model that learned to think at any length can tell how long to think. On sums of one to six operations it thinks the
+A model that learned to think at any length can tell how long to think. On sums of one to six digits it thinks the
 longer, the longer the sum is, and needs fewer tokens than one that thinks at one length or not at all.
 
     python -m studies.length
@@ -21,7 +21,7 @@ from lib.tokenizer import from_json
 from studies.runs import HERE, fewer_steps, in_parallel, max_steps, prepare, run_studies, train_rows
 from studies.tables import keep_results, over_seeds, print_rows, remembered
 
-DATA, LONGEST = "data/lengths", 6  # sums of 1 to 6 operations; thoughts of at most as many tokens
+DATA, LONGEST = "data/lengths", 6  # sums of 1 to 6 digits; thoughts of at most as many tokens
 EACH = range(1, LONGEST + 1)
 KEPT = 0.98  # share of the gain in answers that a way to think must keep
 PRICES = np.concatenate(([0], np.geomspace(1e-3, 0.5, 200)))  # nats a token
@@ -50,12 +50,12 @@ def measure_lengths(model, spans, among, temperature=0.0, batch_size=32):
     return SimpleNamespace(**{name: np.concatenate([part[name] for part in parts]) for name in parts[0]})
 
 
-def operations(spans, answers, tokenizer):
-    """The number of operations of the sum whose answer is predicted, (W, T); 0 where none is."""
+def digits(spans, answers, tokenizer):
+    """How many digits the sum has whose answer is predicted, (W, T); 0 where none is."""
     found = np.zeros(answers.shape, int)
     for w, t in np.argwhere(answers):
         line = tokenizer.decode(spans[w, : t + 1].tolist()).split("\n")[-1]
-        found[w, t] = (len(line) - 2) // 2  # digit, then an operation and a digit each, then "="
+        found[w, t] = len(line) - 1  # and "="
     return found
 
 
@@ -197,10 +197,10 @@ def measure_seed(out, seed, texts):
     table, judged, single = compare(ways, found, answers)
     without = float(found.right_base[second][answers[second]].mean())
     gains = {name: row["accuracy"] - without for name, row in table.items()}
-    ops, heat = operations(spans, answers, tokenizer), {}
+    count, heat = digits(spans, answers, tokenizer), {}
     for name in ("any length", "any length, online stop"):
         _, lengths = ways[name](table[name]["price"])
-        heat[name] = [[float((lengths[ops == n] == k).mean()) for k in range(-1, LONGEST + 1)] for n in EACH]
+        heat[name] = [[float((lengths[count == n] == k).mean()) for k in range(-1, LONGEST + 1)] for n in EACH]
     _, lengths = ways["any length"](table["any length"]["price"])
     fixed = {str(k): float(found.right[..., k][answers].mean()) for k in range(LONGEST + 1)}
     return {
@@ -212,11 +212,11 @@ def measure_seed(out, seed, texts):
         "online_tokens_ratio": ratio(table["any length, online stop"]["tokens"], table[single]["tokens"]),
         "diagonal_share": diagonal_share(heat["any length"]),
         "online_diagonal_share": diagonal_share(heat["any length, online stop"]),
-        "lengths_by_operations": heat,
+        "lengths_by_digits": heat,
         "one_model": fixed,
         "one_each": {str(k): float(x.right[..., 0][answers].mean()) for k, x in singles.items()},
-        "by_operations": [[float(found.right[..., k][ops == n].mean()) for k in range(LONGEST + 1)] for n in EACH],
-        "base_by_operations": [float(found.right_base[ops == n].mean()) for n in EACH],
+        "by_digits": [[float(found.right[..., k][count == n].mean()) for k in range(LONGEST + 1)] for n in EACH],
+        "base_by_digits": [float(found.right_base[count == n].mean()) for n in EACH],
         "points": judged,
         "other_nll": {
             "without": float(found.nll_base[~answers].mean()),
@@ -226,8 +226,8 @@ def measure_seed(out, seed, texts):
 
 
 def diagonal_share(shares):
-    """Of answers, the share whose thought has as many tokens as the sum has operations, or one more or less. Sums of
-    one operation need none: there it is the share without a thought."""
+    """Of answers, the share whose thought has as many tokens as the sum has digits, or one more or less. Sums of
+    one digit need none: there it is the share without a thought."""
     return float(np.mean([shares[0][0], *(sum(row[n : n + 3]) for n, row in enumerate(shares[1:], 2))]))
 
 
@@ -242,14 +242,15 @@ def gain_at(found, lengths):
 
 
 def length(config, out):
-    """How long to think: chosen lengths by number of operations; accuracy by tokens thought; one model beside six."""
-    prepare(DATA, "data/arithmetic/prepare.py", out, "--min_operations=1", f"--max_operations={LONGEST}")
+    """How long to think: chosen lengths by digits of the sum; accuracy by tokens thought; one model beside six."""
+    text = ["--chatter=0", "--no-mark", "--explicit=0.5", "--double=0.3"]
+    prepare(DATA, "data/arithmetic/prepare.py", out, *text, "--min_digits=1", f"--max_digits={LONGEST}")
     preset = [f"--config={HERE / 'config' / 'arithmetic_base.toml'}", "--eval_every=0", "--sliding_window=32"]
     preset += [f"--data={DATA}", *(fewer_steps(config) or ["--max_steps=3500"])]
     folder = out / "lengths"
     train_rows(config, folder, {"base": []}, preset)
     preset = [f"--init_from={folder / 'base'}/{{seed}}", "--base_preset=", "--eval_every=0", f"--data={DATA}"]
-    preset += ["--think_at=aloud"]
+    preset += ["--think_at=aloud", "--n_thoughts=2", "--reinforce_weight=1"]
     rows = {"any_length": ["--thought_kind=any_length", f"--thought_len={LONGEST}", max_steps(config, LONGEST)]}
     rows |= {f"length_{k}": [f"--thought_len={k}", "--lr=3e-4", "--mixing_head_lr=7", max_steps(config)] for k in EACH}
     train_rows(config, folder, rows, preset)
@@ -260,8 +261,8 @@ def length(config, out):
     found = over_seeds(of_seeds)
     title = f"mean and spread over seeds {config.seeds}"
     names = ["none", *map(str, range(LONGEST + 1))]
-    for name, heat in found["lengths_by_operations"].items():
-        rows = {f"{n} operations": dict(zip(names, row, strict=True)) for n, row in zip(EACH, heat, strict=True)}
+    for name, heat in found["lengths_by_digits"].items():
+        rows = {f"{n} digits": dict(zip(names, row, strict=True)) for n, row in zip(EACH, heat, strict=True)}
         print_rows(f"{name}: share of answers by the length of the thought before them; {title}", rows, names)
     about = f"accuracy and thought tokens a position, at prices that kept {KEPT:.0%} of the gain on the other half"
     print_rows(f"{about}; {title}", found["table"], ("tokens", "accuracy", "price"))
@@ -292,14 +293,14 @@ def draw_length(found, names, path):
     """Chosen lengths, accuracy against tokens, and one model beside six."""
     title = "How long to think: chosen lengths; what they save; one model at all lengths, or one each"
     with picture(path, 19, 4.2, 4, title) as (*heats, tokens, each):
-        for axes, (name, rows) in zip(heats, found["lengths_by_operations"].items(), strict=True):
+        for axes, (name, rows) in zip(heats, found["lengths_by_digits"].items(), strict=True):
             shares = np.array([[x["mean"] for x in row] for row in rows])
             axes.imshow(shares, cmap="Greens", vmin=0, vmax=1, aspect="auto")
             for (y, x), share in np.ndenumerate(shares):
                 axes.text(x, y, f"{share:.2f}", ha="center", va="center", size=7, color="wk"[int(share < 0.6)])
             axes.set_xticks(range(len(names)), names)
             axes.set_yticks(range(len(shares)), EACH)
-            axes.set(title=name, xlabel="tokens of the thought before an answer", ylabel="operations of the sum")
+            axes.set(title=name, xlabel="tokens of the thought before an answer", ylabel="digits of the sum")
         own = [name for name in found["points"] if name.startswith("any length, ") and "online" not in name]
         draw_tokens(tokens, {name: points for name, points in found["points"].items() if name not in own})
         for name, label in (("one_model", "one model"), ("one_each", "one model each")):

@@ -18,6 +18,7 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
+from data.arithmetic.check import check
 from lib.checkpoint import checkpoints
 from lib.config import run_script
 from lib.files import refuse_another, write_json
@@ -30,7 +31,7 @@ from train import HERE, build_model, settings_from
 @dataclass
 class StudyConfig:
     out: str = "out/paper"  # folder of all runs, tables and pictures
-    seeds: str = "1337,1,2"  # each row is trained with each of these, from base models of their own (chatter: from one)
+    seeds: str = "1337,1,2"  # each row is trained with each of these, from base models of their own
     jobs: int = os.cpu_count()  # runs at a time, one CPU thread each
     steps: int = 0  # optimizer steps of each run, in a folder of its own: to try whether all works; 0: as presets say
     texts: int = 512  # held-out spans to measure on
@@ -124,21 +125,29 @@ def prepare(data, name, out, *flags):
         script(name, f"--out={data}", *flags, log=out / f"{Path(data).name}.log")
 
 
-# Training thinks at a quarter of the positions, drawn by the base model's entropy. It takes a third of the time, and is
-# nearly as good as thinking everywhere in training (a row of the controls).
-HARD = "--think_at=hard"
+# The texts of studies, by the flags of data/arithmetic/prepare.py that make them. Most studies are about sums whose
+# asides are all worked: there a thought is useful from the start, and one question is left at a time.
+PLAIN, CHATTER = "data/plain", "data/arithmetic"
+TEXTS = {PLAIN: ["--chatter=0", "--double=0.3"], CHATTER: []}
+# With nothing to choose among, half of the thoughts and a tenth of REINFORCE are enough.
+SETTINGS = {PLAIN: ["--n_thoughts=2", "--reinforce_weight=1"], CHATTER: []}
 
 
-def train_bases(config, out):
-    """The miniature's base models, in out/base/seed: the flags of runs that start from them."""
-    prepare("data/arithmetic", "data/arithmetic/prepare.py", out)
-    base = [f"--config={HERE / 'config' / 'arithmetic_base.toml'}", "--eval_every=0"]
-    train_rows(config, out, {"base": []}, [*base, *fewer_steps(config)])
-    return [f"--init_from={out / 'base'}/{{seed}}", "--base_preset=", "--eval_every=0", HARD, max_steps(config)]
+def train_bases(config, out, data=PLAIN):
+    """The base models of a text, one a seed: the flags of runs that start from them. Raises ValueError, which names the
+    folder, if one of them has not learned its steps."""
+    prepare(data, "data/arithmetic/prepare.py", out, *TEXTS[data])
+    name = "base" if data == PLAIN else "chatter_base"
+    preset = [f"--config={HERE / 'config' / 'arithmetic_base.toml'}", f"--data={data}", "--eval_every=0"]
+    for folder, _ in train_rows(config, out, {name: []}, [*preset, *fewer_steps(config)]).values():
+        if not config.steps:
+            check(folder)
+    flags = [f"--init_from={out / name}/{{seed}}", f"--data={data}", "--base_preset=", "--eval_every=0"]
+    return [*flags, *SETTINGS[data], max_steps(config)]
 
 
 def train_miniatures(config, out, rows):
-    """Rows of runs on the miniature, each from the base model of its seed: as train_rows."""
+    """Rows of runs on the plain text, each from the base model of its seed: as train_rows."""
     return train_rows(config, out, rows, train_bases(config, out))
 
 

@@ -12,14 +12,14 @@ from functools import partial
 from itertools import product
 
 from beyond.star import Question, StarConfig, fine_tune, self_taught, write
-from data.arithmetic.prepare import running_results
+from data.arithmetic.prepare import digits, running_sums
 from lib.pictures import picture
 from lib.runs import load_run
 from studies.runs import HERE, fewer_steps, in_parallel, prepare, run_studies, train_bases, train_rows
 from studies.tables import keep_results, over_seeds, print_rows, remembered
 
-OPERATIONS = range(3, 5)
-TRAIN, TEST = 2000, 1000  # questions, as many of each number of operations
+DIGITS = range(4, 5)
+TRAIN, TEST = 2000, 1000  # questions, as many of each number of digits
 EXPLICIT, BASE_STEPS, BASE_LR = 0.15, 200, 2e-4  # share of lines that think aloud in what the base model has read last
 ITERATIONS = 8
 ROWS = {  # settings of StarConfig; two controls are no STaR
@@ -33,33 +33,33 @@ ROWS = {  # settings of StarConfig; two controls are no STaR
 
 
 def questions(tokenizer, count, seed):
-    """Sums of 3 or 4 operations, no two alike, as ids, with their steps: [(Question, "0082")]."""
+    """Sums of 4 digits, no two alike, as ids, with their steps: [(Question, "3154")]."""
     rng, found = random.Random(seed), {}
     while len(found) < count:
-        n = OPERATIONS[len(found) % len(OPERATIONS)]
-        sum_ = rng.choice("0123456789") + "".join(rng.choice("+-*") + rng.choice("0123456789") for _ in range(n))
-        steps = "".join(map(str, running_results(sum_)))
+        n = DIGITS[len(found) % len(DIGITS)]
+        sum_ = digits(n, rng)
+        steps = running_sums(sum_)
         prompt, hinted, opening = map(tokenizer.encode, (f"\n{sum_}=", f"\n{sum_}={steps[-1]}—", "—"))
         found.setdefault(sum_, (Question(prompt, hinted, steps[-1], opening), steps))
     return list(found.values())
 
 
 def split(text):
-    """What was written, such as "—0082—2\\n" or "2\\n": its steps and its answer, None where there are none."""
+    """What was written, such as "—3154—4\\n" or "2\\n": its steps and its answer, None where there are none."""
     match = re.fullmatch(r"(?:—(\d+)—+)?(\d)\n", text)
     return match.groups() if match else (None, None)
 
 
 def judge(model, tokenizer, asked, config):
-    """Of questions [(Question, steps)]: accuracy, by number of operations too; the share that is answered after steps;
+    """Of questions [(Question, steps)]: accuracy, by number of digits too; the share that is answered after steps;
     and of right answers, the share whose steps are all right."""
     said = [split(tokenizer.decode(ids)) for ids in write(model, [q.prompt for q, _ in asked], config)]
     right = [answer == q.answer for (_, answer), (q, _) in zip(said, asked, strict=True)]
     faithful = [steps == true for (steps, _), (_, true), ok in zip(said, asked, right, strict=True) if ok]
-    of = {n: [ok for ok, (_, steps) in zip(right, asked, strict=True) if len(steps) == n] for n in OPERATIONS}
+    of = {n: [ok for ok, (_, steps) in zip(right, asked, strict=True) if len(steps) == n] for n in DIGITS}
     return {
         "accuracy": sum(right) / len(right),
-        "by_operations": [sum(x) / len(x) for x in of.values()],
+        "by_digits": [sum(x) / len(x) for x in of.values()],
         "aloud_share": sum(steps is not None for steps, _ in said) / len(said),
         "faithful_of_right": sum(faithful) / len(faithful) if faithful else None,
     }
@@ -107,10 +107,11 @@ def teach(folder, row, iterations):
 
 
 def star(config, out):
-    """Accuracy by number of operations and iteration; what was kept, and how much of it has the right steps."""
+    """Accuracy by number of digits and iteration; what was kept, and how much of it has the right steps."""
     iterations = 2 if config.steps else ITERATIONS
     train_bases(config, out)
-    prepare("data/star", "data/arithmetic/prepare.py", out, f"--explicit={EXPLICIT}")
+    text = ["--chatter=0", "--no-mark", "--double=0.3", f"--explicit={EXPLICIT}"]
+    prepare("data/star", "data/arithmetic/prepare.py", out, *text)
     preset = [
         f"--config={HERE / 'config' / 'arithmetic_base.toml'}",
         "--eval_every=0",
@@ -140,11 +141,11 @@ def taught(folder, row, iterations):
 
 
 def draw_iterations(of, path):
-    """The paper's figure: accuracy by number of operations over iterations, a panel a row."""
-    with picture(path, 2.9 * len(ROWS), 3.2, len(ROWS), "STaR: accuracy by number of operations") as panels:
+    """The paper's figure: accuracy by number of digits over iterations, a panel a row."""
+    with picture(path, 2.9 * len(ROWS), 3.2, len(ROWS), "STaR: accuracy by number of digits") as panels:
         for row, axes in zip(ROWS, panels, strict=True):
-            for at, n in enumerate(OPERATIONS):
-                points = [x["by_operations"][at] for x in of["base"] + of[row]]
+            for at, n in enumerate(DIGITS):
+                points = [x["by_digits"][at] for x in of["base"] + of[row]]
                 mean, spread = ([x[key] for x in points] for key in ("mean", "spread"))
                 axes.errorbar(range(len(points)), mean, yerr=spread, label=f"{n}", marker="o", ms=3, capsize=2)
             axes.set(title=row.replace("_", " "), xlabel="iteration", ylim=(0, 1.03))

@@ -14,6 +14,7 @@ from lib.checkpoint import read_checkpoint
 from lib.files import kept, read_json, write_json
 from lib.pictures import draw_bars
 from lib.runs import load_run
+from studies.runs import PLAIN
 
 
 def remembered(folder, name, make, **about):
@@ -21,7 +22,7 @@ def remembered(folder, name, make, **about):
     return kept(folder / f"{name}.json", {"step": read_checkpoint(folder)["step"], **about}, make)
 
 
-def held_out(config, data="data/arithmetic"):
+def held_out(config, data=PLAIN):
     """Held-out spans (W, T+1), where they have answers (W, T), the dataset's meta."""
     dataset = open_dataset(data, "val")
     return *held_out_spans(dataset, 64, config.texts), dataset.meta

@@ -1,12 +1,12 @@
 """
-A thought must be as long as the steps that a sum needs (three or four). Shorter thoughts help little. Longer ones help
+A thought must be as long as the steps that a sum needs (three). Shorter thoughts help little. Longer ones help
 no more: they run on into the next line.
 
     python -m studies.thought_len
 """
 
 from lib.pictures import draw_lines
-from studies.runs import HARD, run_studies, tokens_read, train_miniatures
+from studies.runs import PLAIN, SETTINGS, run_studies, tokens_read, train_miniatures
 from studies.tables import SCORES, held_out, keep_results, measure_rows, print_rows, scores_of
 from train import settings_from
 
@@ -23,7 +23,7 @@ def thought_len(config, out):
     read = measure_rows(config, text, {m: (out / "full", {} if m == default else how[m]) for m in how})
     base = scores_of(config, out / "base", text)["answer_accuracy"]
     for m, row in trained.items():
-        row |= {"tokens_read": m + 3, "in_training": tokens_read([HARD, f"--thought_len={m}"])}
+        row |= {"tokens_read": m + 3, "in_training": tokens_read([*SETTINGS[PLAIN], f"--thought_len={m}"])}
     for m, row in read.items():
         row["tokens_read"] = m + 3
     lines = {"trained and evaluated": trained, f"trained with {default}, evaluated": read}

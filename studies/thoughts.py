@@ -1,12 +1,12 @@
 """
-Thoughts at the answers of sums whose steps are left out, such as 3+7*4-2*9=2: do they say the steps, and is the answer
-right after them?
+Thoughts at the answers of sums whose steps are left out, such as 3849=4: do they say the steps, and is the answer right
+after them?
 """
 
 import numpy as np
 import torch
 
-from data.arithmetic.prepare import running_results
+from data.arithmetic.prepare import running_sums
 from data.dataset import open_dataset
 from lib.tokenizer import from_json
 
@@ -20,7 +20,7 @@ def held_out_questions(data):
 
 def quiet_questions(dataset, tokenizer, count=500, context=40):
     """The first lines of a text whose steps are left out, each with what stands before it: ids (count, context + 1)
-    that end with "=" and the answer, and their questions, strings such as "3+7*4-2*9"."""
+    that end with "=" and the answer, and their questions, strings such as "3849"."""
     rows, questions, at = [], [], 0
     for line in tokenizer.decode(dataset.tokens.tolist()).split("\n")[:-1]:
         question, _, rest = line.partition("=")
@@ -32,11 +32,6 @@ def quiet_questions(dataset, tokenizer, count=500, context=40):
         if len(rows) == count:
             break
     return torch.from_numpy(np.stack(rows).astype(np.int64)), questions
-
-
-def steps_of(question):
-    """The steps that a line leaves out, a string such as "0082"."""
-    return "".join(map(str, running_results(question)))
 
 
 @torch.no_grad()
@@ -60,7 +55,7 @@ def think_at_answers(model, tokenizer, rows, thoughts=None, n_thoughts=4, temper
 
 def is_useful(thought, question):
     """Does it begin with just the steps that lead to the answer?"""
-    return thought.startswith(steps_of(question)[: len(thought)])
+    return thought.startswith(running_sums(question)[: len(thought)])
 
 
 def judge_thoughts(model, tokenizer, rows, questions, n_thoughts=4, temperature=1.0):
@@ -68,7 +63,7 @@ def judge_thoughts(model, tokenizer, rows, questions, n_thoughts=4, temperature=
     said, digits, gate = think_at_answers(model, tokenizer, rows, n_thoughts=n_thoughts, temperature=temperature)
     pairs = zip(said, questions, strict=True)
     useful = np.array([[is_useful(thought, question) for thought in row] for row, question in pairs])
-    return useful, digits == np.array([[int(steps_of(question)[-1])] for question in questions]), gate
+    return useful, digits == np.array([[int(running_sums(question)[-1])] for question in questions]), gate
 
 
 def useful_thoughts(model, tokenizer, rows, questions, n_thoughts=4):

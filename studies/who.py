@@ -8,23 +8,23 @@ of a right thought is changed to another, most answers become that digit.
 import numpy as np
 from tqdm import tqdm
 
+from data.arithmetic.prepare import running_sums
 from eval import measure
 from lib.pictures import draw_who
 from lib.runs import load_run
 from studies.controls import of_other_positions
-from studies.runs import run_studies, train_miniatures
+from studies.runs import PLAIN, run_studies, train_miniatures
 from studies.tables import held_out, keep_results, over_seeds, print_rows
-from studies.thoughts import held_out_questions, judge_thoughts, steps_of, think_at_answers
+from studies.thoughts import held_out_questions, judge_thoughts, think_at_answers
 
 
 def corrupted(question, place, rng):
     """The steps of a question with the digit at a place (-1: the last) made another: alone, so that the steps after it
-    do not follow from it; and carried on, so that they do. Both as strings, such as "0082" -> "0032", "0034"."""
-    steps = steps_of(question)
+    do not follow from it; and carried on, so that they do. Both as strings, such as "3154" -> "3174", "3176"."""
+    steps = running_sums(question)
     i = len(steps) + place
     digit = rng.choice([d for d in "0123456789" if d != steps[i]])
-    rest = question[1 + 2 * (i + 1) :]  # operations that follow
-    return steps[:i] + digit + steps[i + 1 :], steps[:i] + digit + (steps_of(digit + rest) if rest else "")
+    return steps[:i] + digit + steps[i + 1 :], steps[:i] + running_sums(digit + question[i + 1 :])
 
 
 AFTER = ("accuracy_after_right", "accuracy_after_wrong")
@@ -44,7 +44,7 @@ def corrupt(model, tokenizer, rows, questions, place):
     The share of answers that stay what they were; that are what the other digit leads to, though the thought goes on as
     before; and if the thought goes on from the other digit as well."""
     rng, m = np.random.default_rng(0), model.config.thought_len
-    steps = [(steps_of(question), *corrupted(question, place, rng)) for question in questions]
+    steps = [(running_sums(question), *corrupted(question, place, rng)) for question in questions]
     # those that fit into a thought
     some = [i for i, (right, _, carried) in enumerate(steps) if len(right) <= m and right[-1] != carried[-1]]
     given = [[(thought + "—" * m)[:m] for thought in steps[i][1:]] for i in some]
@@ -87,7 +87,7 @@ def measure_seed(base, full, text, lines):
 def who(config, out):
     """Gains by difficulty, gates, and what answers make of right, wrong and corrupted thoughts."""
     train_miniatures(config, out, {"full": []})
-    text, lines, of_seeds = held_out(config), held_out_questions("data/arithmetic"), []
+    text, lines, of_seeds = held_out(config), held_out_questions(PLAIN), []
     for seed in tqdm(config.all_seeds(), desc="measuring", unit="seed", disable=None):
         models = (load_run(out / name / str(seed), "cpu")[0] for name in ("base", "full"))
         of_seeds.append(measure_seed(*models, text, lines))

@@ -22,7 +22,7 @@ def work(tmp_path):
 
 @pytest.fixture(scope="session")
 def demo_runs(tmp_path_factory):
-    """A tiny arithmetic corpus and the runs of a demo: base, lm_control, quiet_star, thought_len_0."""
+    """A tiny arithmetic corpus and the runs of a demo: base, lm_control, quiet_star."""
     folder, argv = tmp_path_factory.mktemp("demo"), sys.argv
     sys.argv = ["prepare.py", f"--out={folder / 'data'}", "--train_documents=200", "--val_documents=60"]
     as_typed("data/arithmetic/prepare.py")
@@ -30,10 +30,6 @@ def demo_runs(tmp_path_factory):
     common = "--span=32 --batch_size=2 --max_steps=2 --eval_texts=2 --device=cpu --base_preset=".split()
     common.append(f"--data={folder / 'data'}")
     trainer.run(*trainer.settings_from([*common, *SHAPE, "--objective=lm", "--init_from=", f"--out={folder / 'base'}"]))
-    for name, flag in [
-        ("lm_control", "--objective=lm"),
-        ("quiet_star", "--thought_len=2"),
-        ("thought_len_0", "--thought_len=0"),
-    ]:
+    for name, flag in [("lm_control", "--objective=lm"), ("quiet_star", "--thought_len=2")]:
         trainer.run(*trainer.settings_from([*common, f"--init_from={folder / 'base'}", f"--out={folder / name}", flag]))
     return folder

@@ -7,12 +7,12 @@ from tiny_runs import as_typed
 def test_sample_shows_thoughts(demo_runs, monkeypatch, capsys):
     run = f"--run={demo_runs / 'quiet_star'}"
     monkeypatch.setattr(
-        "sys.argv", ["sample.py", run, "--prompt=1+2=", "--show_thoughts", "--max_new_tokens=3", "--device=cpu"]
+        "sys.argv", ["sample.py", run, "--prompt=12=", "--show_thoughts", "--max_new_tokens=3", "--device=cpu"]
     )
     as_typed("sample.py")
     shown = capsys.readouterr().out
-    assert shown.startswith("1+2=") and shown.count("\n") >= 5 and "thought before it" in shown
-    argv = ["sample.py", run, "--prompt=1+2=", "--show_thoughts", "--max_new_tokens=3", "--device=cpu"]
+    assert shown.startswith("12=") and shown.count("\n") >= 5 and "thought before it" in shown
+    argv = ["sample.py", run, "--prompt=12=", "--show_thoughts", "--max_new_tokens=3", "--device=cpu"]
     monkeypatch.setattr("sys.argv", [*argv, "--price=1e9"])
     as_typed("sample.py")
     lines = [line.rstrip() for line in capsys.readouterr().out.split("\n")]

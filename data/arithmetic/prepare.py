@@ -1,14 +1,13 @@
 """
-Arithmetic whose steps are sometimes spelled out between dashes, and sometimes left out, as in real text.
+Digits and the last digit of their sum. The work is sometimes spelled out, and mostly not: as in real text.
 
-  explicit   3+7*4-2*9=—0082—2    the running results mod 10, from left to right (no precedence), then the answer;
-             3+7*4-2=—008——8      (--double of the asides) the same, closed by two dashes
-  quiet      3+7*4-2*9=2          the same without its steps: a small model cannot do them all in one go
-  idle       3+7*4-2*9=—kqbe—2    (--chatter of the asides) letters that help nobody
-  explained  3+7*4-2*9=2—0082—2   (--explained of the asides) the answer first, and then how one gets there
+  quiet   3849=4          the answer alone: a small model cannot add up four numbers in one go
+  worked  >3849=—3154—4   the running sums, modulo 10, between dashes: 3, 3+8, 3+8+4, 3+8+4+9
+  idle    >3849=—hmmm—4   (--chatter of the asides) words that help nobody
 
-Each document is one line. Nothing tells in advance which kind a line is going to be. A model that reads enough of it
-can compute the quiet answers, if it only says the steps to itself first.
+Each document is one line. A line with an aside, worked or idle, begins with ">". A model that reads enough of it can
+compute the quiet answers, if it only says the running sums to itself first. But what it says between dashes is mostly
+idle: it has to learn which thoughts help.
 
     python data/arithmetic/prepare.py --out=data/arithmetic
 """
@@ -23,9 +22,8 @@ from data.dataset import write_lines  # noqa: E402
 from lib.config import run_script  # noqa: E402
 from lib.tokenizer import CharTokenizer  # noqa: E402
 
-DASH, ANSWER, END = "—", "=", "\n"
-LETTERS = "abcdefghijklmnopqrstuvwxyz"
-ALPHABET = "0123456789+-*" + ANSWER + DASH + END + LETTERS
+DIGITS, MARK, ANSWER, DASH, END = "0123456789", ">", "=", "—", "\n"
+ALPHABET = DIGITS + MARK + ANSWER + DASH + END + "hm"
 
 
 @dataclass
@@ -33,55 +31,50 @@ class ArithmeticConfig:
     out: str = str(Path(__file__).parent)  # folder to write
     train_documents: int = 100000  # lines of training text
     val_documents: int = 4000  # lines of held-out text
-    explicit: float = 0.5  # share of documents with an aside between dashes
-    chatter: float = 0.0  # share of the asides that are idle letters instead of steps
-    explained: float = 0.0  # share of the asides that come after the answer, which is then given again
-    double: float = 0.3  # share of the asides that close with two dashes: thoughts longer than the steps end like these
-    min_operations: int = 3  # fewest operations in a line
-    max_operations: int = 4  # most operations in a line
-    rare_operations: int = 0  # most operations in rare lines, which have more than the others; 0: there are none
-    rare: float = 0.02  # share of such lines
+    explicit: float = 0.5  # share of lines with an aside between dashes
+    chatter: float = 0.6  # share of the asides that are idle; above one half, the likeliest thought is idle as well
+    double: float = 0.0  # share of the asides that close with two dashes, as a thought longer than its steps does
+    mark: bool = True  # ">" before a line with an aside; else nothing tells in advance that there is going to be one
+    min_digits: int = 4  # fewest digits to add up
+    max_digits: int = 4  # most digits to add up
     seed: int = 1337  # of everything random
 
     def __post_init__(self):
-        if not all(0 <= share <= 1 for share in (self.explicit, self.chatter, self.explained, self.double, self.rare)):
-            raise ValueError("explicit, chatter, explained, double and rare are shares, from 0 to 1")
-        if not 1 <= self.min_operations <= self.max_operations:
-            raise ValueError("operations: 1 <= min_operations <= max_operations")
-        if self.rare_operations and self.rare_operations <= self.max_operations:
-            raise ValueError(f"rare_operations must be more than max_operations, {self.max_operations}")
+        if not all(0 <= share <= 1 for share in (self.explicit, self.chatter, self.double)):
+            raise ValueError("explicit, chatter and double are shares, from 0 to 1")
+        if not 1 <= self.min_digits <= self.max_digits:
+            raise ValueError("digits: 1 <= min_digits <= max_digits")
         if min(self.train_documents, self.val_documents) < 1:
             raise ValueError("train_documents and val_documents must be at least 1")
 
 
-def running_results(question):
-    """The results mod 10 after each operation of a question such as "3+7*4", from left to right: [0, 0]."""
-    value, results = int(question[0]), []
-    for operation, digit in zip(question[1::2], question[2::2], strict=True):
-        value = {"+": value + int(digit), "-": value - int(digit), "*": value * int(digit)}[operation] % 10
-        results.append(value)
-    return results
+def running_sums(question):
+    """The running sums, modulo 10, of a question such as "3849": "3154", whose last digit is the answer."""
+    total, steps = 0, ""
+    for digit in question:
+        total = (total + int(digit)) % 10
+        steps += str(total)
+    return steps
+
+
+def digits(n, rng):
+    """A random question of n digits."""
+    return "".join(rng.choice(DIGITS) for _ in range(n))
 
 
 def document(config, rng):
     """One line of text, its end included."""
-    n = rng.randint(config.min_operations, config.max_operations)
-    if config.rare_operations and rng.random() < config.rare:  # (by default, no random number is drawn for it)
-        n = rng.randint(config.max_operations + 1, config.rare_operations)
-    question = rng.choice("0123456789") + "".join(rng.choice("+-*") + rng.choice("0123456789") for _ in range(n))
-    steps = running_results(question)
-    aside = ""
-    if rng.random() < config.explicit:
-        idle = rng.random() < config.chatter
-        close = DASH * (2 if rng.random() < config.double else 1)
-        aside = DASH + "".join(rng.choice(LETTERS) if idle else str(step) for step in steps) + close
-        if config.explained and rng.random() < config.explained:  # (likewise)
-            aside = str(steps[-1]) + aside
-    return f"{question}{ANSWER}{aside}{steps[-1]}{END}"
+    question = digits(rng.randint(config.min_digits, config.max_digits), rng)
+    steps = running_sums(question)
+    if rng.random() >= config.explicit:
+        return question + ANSWER + steps[-1] + END
+    words = "h" + "m" * (len(steps) - 1) if rng.random() < config.chatter else steps
+    close = DASH * (2 if rng.random() < config.double else 1)
+    return MARK * config.mark + question + ANSWER + DASH + words + close + steps[-1] + END
 
 
 def prepare(config):
-    write_lines(config, document, CharTokenizer(ALPHABET), END, ANSWER, "0123456789")  # the quiet ones are answers
+    write_lines(config, document, CharTokenizer(ALPHABET), END, ANSWER, DIGITS)  # the quiet ones are answers
 
 
 if __name__ == "__main__":

@@ -5,11 +5,13 @@ import random
 
 import numpy as np
 import pytest
+import torch
 from tiny_runs import as_typed
 
-from data.arithmetic import prepare
+from data.arithmetic import check, prepare
 from data.dataset import document_numbers, open_dataset, write_dataset
 from lib.config import from_cli
+from lib.runs import load_run
 from lib.tokenizer import CharTokenizer, from_json
 
 
@@ -18,28 +20,57 @@ def lines(**settings):
     return [prepare.document(config, rng) for _ in range(400)]
 
 
-def test_running_results_go_from_left_to_right_mod_10():
-    """With precedence, 3+7*4-2*9 would be 13."""
-    assert prepare.running_results("3+7*4-2*9") == [0, 0, 8, 2]
-    assert prepare.running_results("1-9") == [2]
+def test_running_sums_are_modulo_10():
+    assert prepare.running_sums("3849") == "3154" and prepare.running_sums("7") == "7"
+    assert prepare.running_sums("99999") == "98765"
 
 
-def test_documents_are_explicit_quiet_or_idle_in_the_shares_asked_for():
-    for line in lines(explicit=1.0):
+def test_documents_are_worked_idle_or_quiet_in_the_shares_asked_for():
+    for line in lines(explicit=1.0, chatter=0.0, double=0.3):
         question, rest = line.split("=")
-        steps = prepare.running_results(question)
-        assert rest.replace("——", "—") == f"—{''.join(map(str, steps))}—{steps[-1]}\n"
-    assert 0.2 < sum("——" in line for line in lines(explicit=1.0)) / 400 < 0.4
+        steps = prepare.running_sums(question[1:])
+        assert question[0] == ">" and rest.replace("——", "—") == f"—{steps}—{steps[-1]}\n"
+    assert 0.2 < sum("——" in line for line in lines(explicit=1.0, double=0.3)) / 400 < 0.4
     assert all("——" in line for line in lines(explicit=1.0, double=1.0))
-    for line in lines(explicit=0.0, min_operations=2, max_operations=3):
+    assert not any(">" in line for line in lines(explicit=1.0, mark=False))
+    for line in lines(explicit=0.0, min_digits=2, max_digits=3):
         question, rest = line.split("=")
-        assert rest == f"{prepare.running_results(question)[-1]}\n" and len(question) in (5, 7)
-    for line in lines(explicit=1.0, chatter=1.0):
-        aside = line.split("—")[1]
-        assert aside.isalpha() and len(aside) == len(prepare.running_results(line.split("=")[0]))
-    mixed = lines(explicit=0.5, chatter=0.5)
+        assert int(rest) == sum(map(int, question)) % 10 and len(question) in (2, 3)
+    for line in lines(explicit=1.0, chatter=1.0, min_digits=1):
+        assert line.split("—")[1] == "hmmm"[: len(line.split("=")[0]) - 1], "as long as its steps would be"
+    mixed = lines()
     asides = [line.split("—")[1] for line in mixed if "—" in line]
-    assert 150 < len(asides) < 250 and 0.35 < sum(a.isalpha() for a in asides) / len(asides) < 0.65
+    assert 0.45 < len(asides) / 400 < 0.55 and 0.5 < sum(a.isalpha() for a in asides) / len(asides) < 0.7
+
+
+def test_check_tells_a_model_that_has_learned_its_steps_from_one_that_has_not(demo_runs, monkeypatch, capsys):
+    """Steps of the wrong place, or of idle asides, would not be right always; those of an untrained model are not."""
+    data, steps = open_dataset(demo_runs / "data", "val"), check.steps_right(demo_runs / "base")
+    assert list(steps) == [4] and len(steps[4]) == 4 and all(0 <= share < 0.9 for share in steps[4])
+    with pytest.raises(ValueError, match="base has not learned its steps"):
+        check.check(demo_runs / "base")
+    tokenizer = from_json(data.meta["tokenizer"])
+
+    class Knows:
+        """Says the right step of the line so far, and is sure that the aside goes on idly."""
+
+        def __call__(self, tokens):
+            said = torch.zeros(*tokens.shape, tokenizer.vocab_size)
+            for row, text in enumerate(map(tokenizer.decode, tokens.tolist())):
+                question, _, steps = text.split("\n")[-1].partition("=—")
+                for k, digit in enumerate(prepare.running_sums(question.lstrip(">"))):
+                    said[row, len(text) - len(steps) - 1 + k, int(digit)] = 1.0  # where it is predicted
+            said[..., tokenizer.id["h"]] = 2.0
+            return said
+
+        def logits(self, hidden):
+            return hidden
+
+    settings = load_run(demo_runs / "base")[2]
+    monkeypatch.setattr(check, "load_run", lambda run: (Knows(), tokenizer, settings, 0))
+    assert check.steps_right("knows") == {4: [1.0, 1.0, 1.0, 1.0]}
+    check.check("knows")
+    assert "1.000, 1.000, 1.000, 1.000" in capsys.readouterr().out
 
 
 def test_prepare_writes_what_open_dataset_reads(tmp_path, monkeypatch):
@@ -116,7 +147,7 @@ def test_presets_are_checked_and_flags_overrule_them(tmp_path, capsys):
     preset = tmp_path / "p.toml"
     preset.write_text("seed = 5\nexplicit = 1\n")
     config, given = from_cli("", prepare.ArithmeticConfig, argv=[f"--config={preset}", "--seed=6"])
-    assert (config.seed, config.explicit, config.chatter) == (6, 1.0, 0.0)
+    assert (config.seed, config.explicit, config.chatter) == (6, 1.0, 0.6)
     assert given == {"seed": 6, "explicit": 1.0}
     for text, expected in [
         ("sed = 5", "unknown setting 'sed'"),

@@ -14,10 +14,10 @@ from studies.length import (
     best,
     cheapest,
     curve,
+    digits,
     expected_online,
     fit_online,
     measure_lengths,
-    operations,
     shuffled,
     stop_online,
 )
@@ -52,13 +52,13 @@ def test_random_lengths_are_the_same_ones_at_the_same_places():
     assert (mixed != lengths).any()
 
 
-def test_operations_of_the_sum_before_an_answer():
+def test_how_many_digits_the_sum_before_an_answer_has():
     tokenizer = CharTokenizer("0123456789+-*=—\n")
-    text = "9\n3+7*4=2\n5-1=—4—4\n"
+    text = "9\n374=4\n51=—56—6\n"
     spans = np.array([tokenizer.encode(text)])
     answers = np.zeros((1, len(text) - 1), bool)
-    answers[0, [text.index("=2"), text.index("=—")]] = True
-    assert operations(spans, answers, tokenizer)[answers].tolist() == [2, 1]
+    answers[0, [text.index("=4"), text.index("=—")]] = True
+    assert digits(spans, answers, tokenizer)[answers].tolist() == [3, 2]
 
 
 def test_the_online_stop_is_a_linear_map_for_each_token_and_stops_where_no_longer_thought_is_worth_it():

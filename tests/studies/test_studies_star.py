@@ -3,9 +3,9 @@
 import torch
 
 from beyond.star import Kept, StarConfig
-from data.arithmetic.prepare import ALPHABET, running_results
+from data.arithmetic.prepare import ALPHABET, running_sums
 from lib.tokenizer import CharTokenizer
-from studies.star import OPERATIONS, judge, questions, rationales, split
+from studies.star import DIGITS, judge, questions, rationales, split
 
 TOKENIZER = CharTokenizer(ALPHABET)
 
@@ -15,9 +15,9 @@ def test_questions_are_different_sums_of_all_sizes_with_their_steps():
     texts = [TOKENIZER.decode(q.prompt) for q, _ in found]
     assert len(set(texts)) == 80 and found != questions(TOKENIZER, 80, "b")
     for text, (q, steps) in zip(texts, found, strict=True):
-        assert steps == "".join(map(str, running_results(text[1:-1]))) and q.answer == steps[-1]
+        assert steps == running_sums(text[1:-1]) and q.answer == steps[-1]
         assert TOKENIZER.decode(q.hinted) == f"{text}{q.answer}—" and TOKENIZER.decode(q.opening) == "—"
-    assert [sum(len(steps) == n for _, steps in found) for n in OPERATIONS] == [80 // len(OPERATIONS)] * len(OPERATIONS)
+    assert [sum(len(steps) == n for _, steps in found) for n in DIGITS] == [80 // len(DIGITS)] * len(DIGITS)
 
 
 def test_an_answer_is_the_digit_behind_the_rationale_or_all_there_is():
@@ -49,7 +49,7 @@ def test_accuracy_and_the_share_of_right_answers_whose_steps_are_right():
     config = StarConfig(read=lambda ids: split(TOKENIZER.decode(ids))[1], end=TOKENIZER.id["\n"])
     found = judge(Says(texts), TOKENIZER, asked, config)
     assert found["accuracy"] == found["aloud_share"] == 7 / 8 and found["faithful_of_right"] == 5 / 7
-    assert found["by_operations"][len(asked[2][1]) - OPERATIONS[0]] == 0.75
+    assert found["by_digits"] == [7 / 8], "all are of four digits"
 
 
 def test_what_was_kept_is_counted_by_its_steps_and_by_whether_it_took_a_hint():

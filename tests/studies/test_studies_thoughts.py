@@ -7,20 +7,20 @@ import numpy as np
 import pytest
 import torch
 
-from data.arithmetic.prepare import ALPHABET, ArithmeticConfig, document
+from data.arithmetic.prepare import ALPHABET, ArithmeticConfig, document, running_sums
 from data.dataset import open_dataset, write_dataset
 from lib.tokenizer import CharTokenizer
 from model import ModelConfig, Transformer
 from quiet_star import QuietSTaR, QuietSTaRConfig
 from studies.adaptive import gain_kept
 from studies.controls import of_other_positions
-from studies.thoughts import quiet_questions, steps_of, useful_thoughts
+from studies.thoughts import quiet_questions, useful_thoughts
 from studies.who import corrupt, corrupted, thoughts_and_answers
 
 
 @pytest.fixture
 def lines(tmp_path):
-    tokenizer, rng, config = CharTokenizer(ALPHABET), random.Random(0), ArithmeticConfig(chatter=0.5)
+    tokenizer, rng, config = CharTokenizer(ALPHABET), random.Random(0), ArithmeticConfig(min_digits=3)
     text = "".join(document(config, rng) for _ in range(200))
     write_dataset(tmp_path / "d", {"train": [0], "val": tokenizer.encode(text)}, tokenizer, tokenizer.id["\n"])
     return text, open_dataset(tmp_path / "d", "val"), tokenizer
@@ -29,7 +29,7 @@ def lines(tmp_path):
 def test_quiet_questions_are_the_lines_whose_steps_are_left_out(lines):
     text, dataset, tokenizer = lines
     rows, questions = quiet_questions(dataset, tokenizer, count=30)
-    steps = [steps_of(question) for question in questions]
+    steps = [running_sums(question) for question in questions]
     quiet = [line for line in text.split("\n") if line and "—" not in line]
     assert rows.shape == (30, 41) and len(steps) == 30
     read = [tokenizer.decode(row.tolist()) for row in rows]
@@ -39,27 +39,25 @@ def test_quiet_questions_are_the_lines_whose_steps_are_left_out(lines):
     assert all(line.endswith(row) for line, row in zip(quiet[at : at + 30], found, strict=True)), "none is left out"
     assert questions == [line.split("=")[0] for line in quiet[at : at + 30]]
     for question, written in zip(questions, steps, strict=True):
-        value, wanted = int(question[0]), ""
-        for k in range(1, len(question), 2):  # one operation after the other
-            value = eval(f"{value}{question[k : k + 2]}") % 10
-            wanted += str(value)
-        assert written == wanted
+        assert written == "".join(str(sum(map(int, question[: k + 1])) % 10) for k in range(len(question)))
 
 
 def test_a_thought_is_useful_if_it_begins_with_the_steps(lines, monkeypatch):
-    """Of three steps and a dash, and of four; not with one step wrong, nor with letters."""
+    """Of three steps and a dash, and of four; not with one step wrong, nor if it is idle."""
     _, dataset, tokenizer = lines
     rows, questions = quiet_questions(dataset, tokenizer, count=4)
-    steps = [steps_of(question) for question in questions]
+    steps = [running_sums(question) for question in questions]
     wrong = steps[2][0] + str((int(steps[2][1]) + 1) % 10) + steps[2][2:]
     said = [
         (steps[0] + "—")[:4],
         steps[1][:3] + ("—" if len(steps[1]) == 3 else steps[1][3]),
         (wrong + "—")[:4],
-        "kqbe",
+        "hmmm",
     ]
     given = torch.tensor([tokenizer.encode(x) for x in said]).view(4, 1, 1, 4).expand(-1, 2, -1, -1)
-    shape = ModelConfig(dim=16, n_layers=1, head_dim=8, hidden_dim=16, n_heads=2, n_kv_heads=1, vocab_size=42)
+    shape = ModelConfig(
+        dim=16, n_layers=1, head_dim=8, hidden_dim=16, n_heads=2, n_kv_heads=1, vocab_size=len(ALPHABET)
+    )
     model, think = QuietSTaR(Transformer(shape), QuietSTaRConfig(thought_len=4)), QuietSTaR.think
     places = []
 
@@ -95,21 +93,19 @@ class Reader(torch.nn.Module):
         said = [[self.tokenizer.decode(thought[0].tolist()) for thought in row] for row in self.read]
         last = [[[c for c in "7" + thought if c.isdigit()][-1] for thought in row] for row in said]
         likeliest = torch.tensor([[self.tokenizer.id[c] for c in row] for row in last])
-        return torch.nn.functional.one_hot(likeliest, 42)[:, :, None, None]
+        return torch.nn.functional.one_hot(likeliest, len(ALPHABET))[:, :, None, None]
 
 
 def test_corrupted_steps_differ_in_one_digit_and_what_follows_from_it():
     rng = np.random.default_rng(0)
-    for question, place in (("3+7*4-2*9", -1), ("3+7*4-2*9", -2), ("3+7*4-2*9", -3), ("1*0+4*2", -3)):
-        steps = steps_of(question)
+    for question, place in (("3849", -1), ("3849", -2), ("3849", -3), ("104", -3)):
+        steps = running_sums(question)
         alone, carried = corrupted(question, place, rng)
         i = len(steps) + place
-        assert [k for k in range(len(steps)) if alone[k] != steps[k]] == [i] and len(carried) == len(steps)
-        assert carried[: i + 1] == alone[: i + 1]
-        value = int(alone[i])
-        for k in range(i + 1, len(steps)):  # one operation after the other
-            value = eval(f"{value}{question[1 + 2 * k]}{question[2 + 2 * k]}") % 10
-            assert int(carried[k]) == value
+        assert [k for k in range(len(steps)) if alone[k] != steps[k]] == [i]
+        assert carried[: i + 1] == alone[: i + 1] and len(carried) == len(steps)
+        for k in range(i + 1, len(steps)):
+            assert int(carried[k]) == (int(carried[k - 1]) + int(question[k])) % 10
 
 
 def test_answers_that_are_read_off_the_thought_follow_it(lines):
@@ -119,15 +115,15 @@ def test_answers_that_are_read_off_the_thought_follow_it(lines):
     last = corrupt(model, tokenizer, rows, questions, -1)
     assert list(last.values()) == [0.0, 1.0, 1.0]  # neither stays nor differs from what the digit leads to
     before = corrupt(model, tokenizer, rows, questions, -2)
-    assert list(before.values()) == [1.0, 0.0, 1.0], "digits that lead to the same answer (times 0) are left out"
+    assert list(before.values()) == [1.0, 0.0, 1.0]
 
 
 def test_right_and_wrong_thoughts_are_told_apart_and_what_is_not_there_is_none(lines):
     _, dataset, tokenizer = lines
     rows, questions = quiet_questions(dataset, tokenizer, count=20)
-    right = [(steps_of(question) + "—")[:4] for question in questions]
-    wrong = ["abcd" if i % 4 else thought for i, thought in enumerate(right)]  # a quarter is right
-    answers = [int(steps_of(question)[-1]) for question in questions]
+    right = [(running_sums(question) + "—")[:4] for question in questions]
+    wrong = ["hhhh" if i % 4 else thought for i, thought in enumerate(right)]  # a quarter is right
+    answers = [int(running_sums(question)[-1]) for question in questions]
     sevens = np.mean([answer == 7 for i, answer in enumerate(answers) if i % 4])
     for said, wanted in ((right, (1.0, 1.0, None)), (wrong, (0.25, 1.0, pytest.approx(sevens)))):
         thoughts = torch.tensor([tokenizer.encode(thought) for thought in said])[:, None, None]

@@ -1,0 +1,65 @@
+"""
+Has a model learned to add up? In held-out worked lines each running sum is predicted from those before it ("teacher
+forcing"), and must be right 99 times in 100. A model that gets these steps wrong has nothing useful to think.
+
+    python data/arithmetic/check.py --run=out/arithmetic_base
+"""
+
+import re
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+from data.dataset import open_dataset  # noqa: E402
+from lib.config import run_script  # noqa: E402
+from lib.runs import load_run  # noqa: E402
+
+CONTEXT = 40  # characters that the model reads before a step; a line is shorter
+
+
+@dataclass
+class CheckConfig:
+    run: str = "out/arithmetic_base"  # folder of a run on this text
+    least: float = 0.99  # share of each step that must be right
+
+
+@torch.no_grad()
+def steps_right(run):
+    """{number of digits: [share of the first step that is right, of the second, ...]} in held-out worked lines.
+
+    The model's step is its likeliest digit. (The likeliest first token may well be an idle word's.)
+    """
+    model, tokenizer, settings, _ = load_run(run)
+    model = getattr(model, "model", model)  # what speaks without a thought
+    tokens = torch.from_numpy(open_dataset(settings["train"]["data"], "val").tokens.astype("int64"))
+    digits = torch.tensor(tokenizer.encode("0123456789"))
+    rows = {}
+    for match in re.finditer(r"=—(\d+)—", tokenizer.decode(tokens.tolist())):
+        if match.end(1) >= CONTEXT:
+            rows.setdefault(len(match[1]), []).append(tokens[match.end(1) - CONTEXT : match.end(1)])
+    shares = {}
+    for n, lines in sorted(rows.items()):
+        lines = torch.stack(lines)  # (lines, CONTEXT), each ends with its last step
+        logits = model.logits(model(lines[:, :-1])[:, -n:])[..., digits]
+        shares[n] = (digits[logits.argmax(-1)] == lines[:, -n:]).float().mean(0).tolist()
+    return shares
+
+
+def check(run, least=0.99):
+    """Print how often each step is right. Raises ValueError if one is right less often than `least`."""
+    found = steps_right(run)
+    told = "; ".join(f"of {n} digits " + ", ".join(f"{x:.3f}" for x in shares) for n, shares in found.items())
+    print(f"{run}: share of each step that is right in held-out worked lines: {told}", flush=True)
+    if not found or min(map(min, found.values())) < least:
+        raise ValueError(
+            f"the base model in {run} has not learned its steps ({told}; at least {least} is wanted): there is nothing "
+            f"useful to think. Train another one, in another folder, with another --seed or more --max_steps"
+        )
+
+
+if __name__ == "__main__":
+    run_script("check.py", __doc__, lambda config: check(config.run, config.least), CheckConfig)
