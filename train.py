@@ -241,8 +241,7 @@ def set_up(train, model_config, quiet_config, given, held):
     step, seconds = open_run(train.out, settings, defaults, model, optimizer, tokenizer, processes)
     if processes.first and step < train.max_steps:
         where = f"{processes.world} x {processes.device.type}" + (", sharded" if train.parallel == "fsdp" else "")
-        what = f"{train.objective}, {size:,} parameters, steps {step} to {train.max_steps}, on {where}"
-        tqdm.write(f"{train.out}: {what}")
+        tqdm.write(f"{train.out}: {train.objective}, {size:,} parameters, steps {step} to {train.max_steps}, {where}")
     autocast = partial(torch.autocast, processes.device.type, torch.bfloat16) if bfloat16 else nullcontext
     start = train.think_at in ("aloud", "start") and start_token(tokenizer, train.start_text)
     job = dict(processes=processes, data=data, held_out=held_out, length=length, model=model, optimizer=optimizer)
@@ -352,8 +351,7 @@ def train_until_done(train, job, held):
 
 
 def prepare_what_is_missing(train, processes):
-    """Make the corpus by its prepare.py, and the base model by base_preset, where they are not there yet. Raises
-    ValueError if that base model has not learned what its text's check.py asks of it."""
+    """Make the corpus by its prepare.py, and by base_preset a base model that passes its check.py, where missing."""
     folder = Path(train.data)
     ours = folder.resolve().parent == HERE / "data"  # nothing is run that came with somebody's data
     if ours and not (folder / "meta.json").exists() and (folder / "prepare.py").exists():
@@ -368,7 +366,7 @@ def prepare_what_is_missing(train, processes):
                 print(f"the base model {train.init_from} comes first (once): {train.base_preset}", flush=True)
             run(*base)
         check = HERE / base[0].data / "check.py"
-        if base[0].out == train.init_from and check.exists() and not steps_done(train.out):
+        if processes.first and base[0].out == train.init_from and check.exists() and not steps_done(train.out):
             runpy.run_path(str(check))["check"](train.init_from)  # ValueError, if it has not learned what it must know
 
 

@@ -109,6 +109,20 @@ def test_thoughts_that_are_given_are_read_and_a_gate_that_is_forced_counts(demo_
     np.testing.assert_allclose(own.expected_gain, expected, atol=1e-5)
 
 
+def test_the_picture_shows_whole_documents_and_last_of_all_what_stays_wrong():
+    """No document that a span's end cuts; of one that stays wrong, not twice; of a text without ends, whole spans."""
+    spans = np.array([[9, 1, 2, 9, 3, 4, 9, 5], [6, 9, 1, 1, 9, 2, 9, 3]])
+    wrong = np.zeros((2, 7), bool)
+    wrong[0, 4] = True  # the 4
+    shown = evaluation.pieces_to_show(spans, 0, wrong, 9, tokens=100)
+    assert [spans[w, 1:][part].tolist() for w, part in shown] == [[1, 2, 9], [1, 1, 9], [2, 9], [3, 4, 9]]
+    assert len(evaluation.pieces_to_show(spans, 0, wrong, 9, tokens=6)) == 3, (
+        "at most so many tokens, and the wrong ones"
+    )
+    for document_end in (None, 7):
+        assert evaluation.pieces_to_show(spans, 1, wrong, document_end) == [(1, slice(None))]
+
+
 def test_gains_makes_a_table_pictures_and_results(demo_runs, monkeypatch, capsys):
     monkeypatch.setattr("sys.argv", ["eval.py", f"--run={demo_runs / 'quiet_star'}", "--texts=6", "--device=cpu"])
     evaluation.main()
