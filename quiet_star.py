@@ -37,9 +37,9 @@ What is different from the paper and from the authors' release, and why:
   4. log p(thought) is taken at temperature 1, at which thoughts are sampled. The release takes it at 3.
   5. Evaluation makes thoughts greedy (`with_settings`), as in the paper. The release's are samples even there.
   6. Weights are float32. The release trains bfloat16 weights, in which most updates are rounded away.
-  7. REINFORCE sums log p over a thought's tokens, and its weight is 10. The release takes their mean, and the mean of
-     all as the baseline: a weight of 1 here is its beta m N / (N - 1). Its beta is 1e6. Adam and clipping forget the
-     size of a loss; but beside so large a term, NLL hardly counts.
+  7. REINFORCE sums log p over a thought's tokens, and its weight is 1. The release takes their mean, and the mean of
+     all as the baseline: our weight 1 is its beta m N / (N - 1). Its beta is 1e6. Adam and clipping forget the size of
+     a loss; but beside so large a term, NLL hardly counts.
 What saves time and memory, and changes no number: lean/. What the paper leaves open, as where to think: beyond/.
 """
 
@@ -64,7 +64,7 @@ class QuietSTaRConfig:
     thought_len: int = 4  # sampled tokens in a thought, without start and end (m); 0: start and end alone ("pause")
     n_thoughts: int = 4  # thoughts sampled per position (N); 1: there are no others to compare it with
     n_true: int = 1  # true tokens each thought is scored on (a); the paper: more, for real text
-    reinforce_weight: float = 10.0  # weight of the REINFORCE term in the loss; 0: none
+    reinforce_weight: float = 1.0  # weight of the REINFORCE term in the loss; 0: none
     reward_on: Literal["mixed", "thought"] = "mixed"  # score thoughts by the mixed prediction (paper), or the thought's
     baseline: Literal["others", "all", "none"] = "others"  # whose mean reward a thought is compared with
     clamp_advantage: bool = True  # drop negative advantages, as the paper does: steadier, but biased

@@ -19,7 +19,7 @@ from studies.thoughts import held_out_questions, useful_thoughts
 ROWS = {
     "full": [],
     "without REINFORCE": ["--reinforce_weight=0"],
-    "reinforce_weight 1": ["--reinforce_weight=1"],
+    "reinforce_weight 10": ["--reinforce_weight=10"],
     "negative advantages kept": ["--no-clamp_advantage"],
     "baseline: mean of all": ["--baseline=all"],
     "reward on the thought branch": ["--reward_on=thought"],

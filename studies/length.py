@@ -250,7 +250,7 @@ def length(config, out):
     folder = out / "lengths"
     train_rows(config, folder, {"base": []}, preset)
     preset = [f"--init_from={folder / 'base'}/{{seed}}", "--base_preset=", "--eval_every=0", f"--data={DATA}"]
-    preset += ["--think_at=aloud", "--n_thoughts=2", "--reinforce_weight=1"]
+    preset += ["--think_at=aloud", "--n_thoughts=2"]
     rows = {"any_length": ["--thought_kind=any_length", f"--thought_len={LONGEST}", max_steps(config, LONGEST)]}
     rows |= {f"length_{k}": [f"--thought_len={k}", "--lr=3e-4", "--mixing_head_lr=7", max_steps(config)] for k in EACH}
     train_rows(config, folder, rows, preset)

@@ -129,8 +129,8 @@ def prepare(data, name, out, *flags):
 # asides are all worked: there a thought is useful from the start, and one question is left at a time.
 PLAIN, CHATTER = "data/plain", "data/arithmetic"
 TEXTS = {PLAIN: ["--chatter=0", "--double=0.3"], CHATTER: []}
-# With nothing to choose among, half of the thoughts and a tenth of REINFORCE are enough.
-SETTINGS = {PLAIN: ["--n_thoughts=2", "--reinforce_weight=1"], CHATTER: []}
+# With nothing to choose among, half of the thoughts are enough.
+SETTINGS = {PLAIN: ["--n_thoughts=2"], CHATTER: []}
 
 
 def train_bases(config, out, data=PLAIN):
