@@ -240,11 +240,10 @@ def gains(config, load=None):
     gain = trained.nll_base - trained.nll_mixed
     mean, error = mean_and_error(gain)
     wrong = answers & ~trained.right_mixed
-    wrong = answers & ~trained.right_mixed
     shown = pieces_to_show(spans, first, wrong, meta.get("document_end"))
     words = [word for w, part in shown for word in [*tokenizer.words(spans[w].tolist())[1:][part], None]]
     of_words = [np.concatenate([[*x[w, part], 0] for w, part in shown]) for x in (gain, wrong)]
-    title = "Each token, and what it gained from its thought" + " (boxed: answers that stay wrong)" * bool(wrong.any())
+    title = "Each token, and what it gained from its thought" + " (boxed: wrong answers)" * bool(wrong.any())
     draw_text(words, *of_words, out / "gains_text.png", title)
     deciles = draw_difficulty(difficulty, gain, out / "gains_by_difficulty.png")
     if settings:

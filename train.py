@@ -240,7 +240,7 @@ def set_up(train, model_config, quiet_config, given, held):
     defaults = vars(TrainConfig()) | vars(ModelConfig()) | vars(QuietSTaRConfig())
     step, seconds = open_run(train.out, settings, defaults, model, optimizer, tokenizer, processes)
     if processes.first and step < train.max_steps:
-        where = f"{processes.world} x {processes.device.type}" + (", sharded" if train.parallel == "fsdp" else "")
+        where = f"on {processes.world} x {processes.device.type}" + (", sharded" if train.parallel == "fsdp" else "")
         tqdm.write(f"{train.out}: {train.objective}, {size:,} parameters, steps {step} to {train.max_steps}, {where}")
     autocast = partial(torch.autocast, processes.device.type, torch.bfloat16) if bfloat16 else nullcontext
     start = train.think_at in ("aloud", "start") and start_token(tokenizer, train.start_text)

@@ -1,5 +1,5 @@
 """
-Which credit for thoughts points where the expected reward grows, and how noisy is it? All 361 thoughts of two tokens
+Which credit for thoughts points where the expected reward grows, and how noisy is it? All 256 thoughts of two tokens
 are read at answers of the text with idle asides, so the exact gradient is known.
 
     python -m studies.credit

@@ -1,5 +1,5 @@
 """
-What `make demo` does after its base model: teaches it to think, beside two controls, and compares the four.
+The part of `make demo` after its base model: trains Quiet-STaR and two controls, then compares all four.
 
     python -m studies.demo --out=out/demo --seed=1337
 """
@@ -28,8 +28,8 @@ ROWS = "base", *CONTROLS, "quiet_star"
 
 @dataclass
 class DemoConfig:
-    out: str = "out/demo"  # folder of the four runs that are compared; out/base is there already
-    seed: int = 1337  # of the three runs that start from it
+    out: str = "out/demo"  # folder of the four runs that are compared; its subfolder base must exist
+    seed: int = 1337  # of the three runs that start from the base model
     texts: int = 512  # held-out spans to measure on
     batch_size: int = 16  # spans per forward
     device: Literal["auto", "cpu", "cuda"] = "auto"  # auto: cuda where there is one
@@ -39,10 +39,10 @@ class DemoConfig:
             raise ValueError("texts and batch_size must be at least 1")
 
 
-def train(config):
-    """Quiet-STaR, to be watched, and its controls beside it: one thread each, for the shapes are small."""
+def train(config, data):
+    """Train Quiet-STaR, with its progress shown, and the controls beside it: each on one thread."""
     out = Path(config.out)
-    flags = [f"--init_from={out / 'base'}", f"--seed={config.seed}", f"--device={config.device}"]
+    flags = [f"--init_from={out / 'base'}", f"--data={data}", f"--seed={config.seed}", f"--device={config.device}"]
 
     def controls():
         for name, more in CONTROLS.items():
@@ -52,17 +52,24 @@ def train(config):
         waiting = beside.submit(controls)
         print(f"beside it, two controls: {', '.join(str(out / name) for name in CONTROLS)} (.log)", flush=True)
         command = [sys.executable, str(HERE / "train.py"), f"--out={out / 'quiet_star'}", *flags]
-        done = subprocess.run(command, env={**os.environ, "OMP_NUM_THREADS": "1"}).returncode
-        if done:
-            sys.exit(done)  # it has said why; its controls end or stop by themselves
+        process = subprocess.Popen(command, env={**os.environ, "OMP_NUM_THREADS": "1"})
+        try:
+            failed = process.wait()
+        except KeyboardInterrupt:  # it was asked to stop as well, and saves its step
+            process.wait()
+            raise
+        if failed:
+            print("a control is still being trained; that ends first", flush=True)
+            sys.exit(failed)
         waiting.result()
 
 
 def demo(config):
     """One table of the four runs, thoughts greedy and sampled; results.json, with the seconds of each run."""
-    out, start, device = Path(config.out), time.perf_counter(), pick_device(config.device)
+    out, device = Path(config.out), pick_device(config.device)
     base = read_config(out / "base")["train"]
-    train(config)
+    train(config, base["data"])
+    start = time.perf_counter()
     dataset = open_dataset(base["data"], "val")
     spans, answers = held_out_spans(dataset, base["span"], config.texts)
     rows, sampled, seconds = {}, {}, {}
@@ -74,7 +81,7 @@ def demo(config):
         if isinstance(model, QuietSTaR):
             found = measure(model, spans, dataset.meta, device, config.batch_size, f"{name}, sampled", temperature=1.0)
             sampled[name] = summarize(*predicted(found), answers)
-    seconds["all but the base"] = time.perf_counter() - start
+    seconds["evaluation"] = time.perf_counter() - start
     results = {
         **rows,
         "sampled_thoughts": sampled,
@@ -87,7 +94,7 @@ def demo(config):
     title = f"{answers.sum():,} answers of sums whose steps are left out, among {answers.size:,} held-out tokens"
     print(f"\n{title}; mean ± standard error; NLL in nats")
     print_table(rows | {f"{name}, thoughts sampled": row for name, row in sampled.items()})
-    print(f"table: {out / 'results.json'}   token by token, in a browser: {out / 'quiet_star'}/eval_step*/gains.html")
+    print(f"table: {out / 'results.json'}")
     sample = f"{os.path.relpath(sys.executable)} sample.py --prompt=$'\\n3849=' --show_thoughts --max_new_tokens=1"
     print(f"see it think: {sample} --run={out / 'quiet_star'}")
 

@@ -1,5 +1,5 @@
 """
-A thought must be as long as the steps that a sum needs (three). Shorter thoughts help little. Longer ones help
+A thought must be as long as the steps that a sum needs (four). Shorter thoughts help little. Longer ones help
 no more: they run on into the next line.
 
     python -m studies.thought_len

@@ -1,7 +1,7 @@
 """sample.py, end to end on a tiny model."""
 
 import pytest
-from tiny_runs import as_typed
+from tiny_runs import ROOT, as_typed
 
 
 def test_sample_shows_thoughts(demo_runs, monkeypatch, capsys):
@@ -20,3 +20,11 @@ def test_sample_shows_thoughts(demo_runs, monkeypatch, capsys):
     monkeypatch.setattr("sys.argv", ["sample.py", run, "--prompt=é", "--device=cpu"])
     with pytest.raises(SystemExit, match="not in this model's alphabet"):
         as_typed("sample.py")
+
+
+def test_the_finished_model_that_ships_thinks_the_running_sums(monkeypatch, capsys):
+    argv = ["sample.py", f"--run={ROOT / 'assets' / 'miniature'}", "--show_thoughts", "--max_new_tokens=1"]
+    monkeypatch.setattr("sys.argv", [*argv, "--prompt=\n3849=", "--device=cpu"])
+    as_typed("sample.py")
+    shown = capsys.readouterr().out
+    assert shown.startswith("\n3849=4\n") and "'3154'" in shown

@@ -39,7 +39,7 @@ def test_thinking_at_a_share_of_positions_is_the_same_training_for_every_split(w
     go(work, "--out=whole", *settings)
     go(work, "--out=parts", "--micro_batch=1", "--think_at_once=4", *settings)
     agree(work / "whole", work / "parts")
-    go(work, "--out=all", "--max_steps=3", "--think_share=0.5", *settings[3:])
+    go(work, "--out=all", "--max_steps=3", "--think_at=all", "--think_share=0.5", *settings[3:])
     one, other = (read_log(work / name)[0] for name in ("whole", "all"))
     assert one["nll_base"] == other["nll_base"] and one["reward"] != other["reward"]
 

@@ -14,9 +14,11 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
+from data.arithmetic.prepare import ALPHABET  # noqa: E402
 from data.dataset import open_dataset  # noqa: E402
 from lib.config import run_script  # noqa: E402
 from lib.runs import load_run  # noqa: E402
+from lib.tokenizer import CharTokenizer  # noqa: E402
 
 CONTEXT = 40  # characters that the model reads before a step; a line is shorter
 
@@ -34,6 +36,10 @@ def steps_right(run):
     The model's step is its likeliest digit. (The likeliest first token may well be an idle word's.)
     """
     model, tokenizer, settings, _ = load_run(run)
+    if tokenizer.to_json() != CharTokenizer(ALPHABET).to_json():
+        raise ValueError(
+            f"{run} was trained on another text: delete meta.json in {settings['train']['data']}, and begin anew"
+        )
     model = getattr(model, "model", model)  # what speaks without a thought
     tokens = torch.from_numpy(open_dataset(settings["train"]["data"], "val").tokens.astype("int64"))
     digits = torch.tensor(tokenizer.encode("0123456789"))
@@ -55,10 +61,9 @@ def check(run, least=0.99):
     told = "; ".join(f"of {n} digits " + ", ".join(f"{x:.3f}" for x in shares) for n, shares in found.items())
     print(f"{run}: share of each step that is right in held-out worked lines: {told}", flush=True)
     if not found or min(map(min, found.values())) < least:
-        raise ValueError(
-            f"the base model in {run} has not learned its steps ({told}; at least {least} is wanted): there is nothing "
-            f"useful to think. Train another one, in another folder, with another --seed or more --max_steps"
-        )
+        what = "there is nothing useful to think. More --max_steps may help"
+        another = "or another --seed, in another folder (make demo SEED=2 OUT=out/demo2)"
+        raise ValueError(f"the base model in {run} has not learned its steps ({least} are wanted): {what}, {another}")
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ from lib.runs import load_model, load_run
 
 def with_lora(rank=3):
     """A thinking model in float64 whose additions are not 0 any more."""
-    quiet = tiny(thought_len=2, n_true=2)
+    quiet = tiny(thought_len=2, n_true=2, n_thoughts=2)
     add_lora(quiet.model, rank)
     for linear in linear_maps(quiet.model):
         torch.nn.init.normal_(linear.lora_b, std=0.1)
@@ -25,7 +25,7 @@ def with_lora(rank=3):
 def test_merged_it_is_a_plain_model_with_the_same_loss():
     quiet, tokens, noise = with_lora(), ids(2, 9), uniform(2, 2, 7, 2)
     loss, _ = quiet(tokens, noise=noise)
-    names = {name for name, _ in tiny(thought_len=2, n_true=2).named_parameters()}
+    names = {name for name, _ in tiny(thought_len=2, n_true=2, n_thoughts=2).named_parameters()}
     merge_lora(quiet.model)
     assert {name for name, _ in quiet.named_parameters()} == names
     assert all(type(linear) is torch.nn.Linear for linear in linear_maps(quiet.model))

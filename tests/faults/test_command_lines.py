@@ -111,7 +111,7 @@ def test_nonsense_is_refused_by_name(capsys):
         "studies/bench.py": "think_share=0 think_share=2 gate=-1 gate=nan threads=-1 repeats=0",
         "studies/memory.py": "gpus=0 gpu_memory=0 gpu_memory=inf",
         "studies/runs.py": "jobs=0 texts=0 steps=-1",
-        "data/arithmetic/prepare.py": "explicit=2 chatter=-1 double=nan min_operations=0 max_operations=2",
+        "data/arithmetic/prepare.py": "explicit=2 chatter=-1 double=nan min_digits=0 max_digits=3",
         "data/cups/prepare.py": "explicit=2 double=nan min_swaps=0 max_swaps=2 train_documents=0",
         "data/textfile/prepare.py": "val_share=0 val_share=1 val_share=nan max_tokens=-1 processes=-1",
     }

@@ -69,7 +69,7 @@ def test_thinking_at_chosen_positions_is_thinking_there_with_their_noise(at_once
 
 def test_parts_under_autocast_give_the_gradient_of_the_whole():
     """bfloat16 products of float32 weights: each part's gradient reaches the weights in float32."""
-    quiet = tiny(thought_len=2, n_true=2).float()
+    quiet = tiny(thought_len=2, n_true=2, n_thoughts=2).float()
     tokens, noise = ids(2, 8), uniform(2, 2, 6, 2).float()
     with torch.autocast("cpu", torch.bfloat16):
         loss, _ = quiet(tokens, noise=noise)

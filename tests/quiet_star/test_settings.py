@@ -22,7 +22,7 @@ def test_bad_settings_are_refused_by_name(field, value):
 @pytest.mark.parametrize("shape", [(2, 2, 6, 3), (2, 2, 5, 2), (3, 2, 6, 2), (2, 6, 2)])
 def test_thoughts_of_a_wrong_shape_are_refused(shape):
     """Catches thoughts that broadcast silently over the wrong axis; (2, 2, 6, 2) is right here."""
-    quiet = tiny(thought_len=2, n_true=2)
+    quiet = tiny(thought_len=2, n_true=2, n_thoughts=2)
     quiet.think(ids(2, 8), ids(2, 2, 6, 2))
     with pytest.raises(ValueError, match="thoughts"):
         quiet.think(ids(2, 8), ids(*shape))
@@ -66,7 +66,7 @@ def test_start_and_end_move_faster_by_the_scale():
 
 def test_with_settings_shares_weights_and_leaves_the_original_alone():
     """Catches a copy of the weights (stale after the next step) and settings that leak back into training."""
-    quiet = tiny(thought_len=2, n_true=2)
+    quiet = tiny(thought_len=2, n_true=2, n_thoughts=2)
     other = quiet.with_settings(thought_temperature=0.0, n_thoughts=1)
     assert (quiet.config.thought_temperature, quiet.config.n_thoughts) == (1.0, 2)
     assert (other.config.thought_temperature, other.config.n_thoughts, other.config.n_true) == (0.0, 1, 2)

@@ -12,7 +12,7 @@ from studies import demo
 def test_demo_teaches_and_compares(demo_runs, monkeypatch, capsys):
     """The runs are short ones that stand there already: only what is missing would be trained."""
     trained = []
-    monkeypatch.setattr(demo, "train", lambda config: trained.append(config.seed))
+    monkeypatch.setattr(demo, "train", lambda config, data: trained.append((config.seed, data)))
     (demo_runs / "without_reinforce").symlink_to(demo_runs / "quiet_star")
     demo.demo(demo.DemoConfig(out=str(demo_runs), texts=6, device="cpu", seed=5))
     results = json.loads((demo_runs / "results.json").read_text())
@@ -20,7 +20,11 @@ def test_demo_teaches_and_compares(demo_runs, monkeypatch, capsys):
         assert {"answer_accuracy", "answer_nll", "other_nll"} <= results[row].keys()
         assert row in results["seconds"]
     assert results["sampled_thoughts"].keys() == {"without_reinforce", "quiet_star"}
-    assert results["quiet_star"] == results["without_reinforce"] and results["seed"] == 5 and trained == [5]
+    assert (
+        results["quiet_star"] == results["without_reinforce"]
+        and results["seed"] == 5
+        and trained == [(5, str(demo_runs / "data"))]
+    )
     assert "lm_control" in capsys.readouterr().out
 
 
