@@ -87,8 +87,7 @@ class TrainConfig:
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"  # bfloat16: autocast; auto: on cuda (CPU: docs/costs.md)
 
     def __post_init__(self):
-        least = dict(span=1, batch_size=1, max_steps=1, eval_texts=1, save_every=1, keep=2)  # one may be half-written
-        for name, number in least.items():
+        for name, number in dict(span=1, batch_size=1, max_steps=1, eval_texts=1, save_every=1, keep=2).items():
             if getattr(self, name) < number:
                 raise ValueError(f"{name} must be at least {number}, not {getattr(self, name)}")
         if self.lora_rank and self.parallel == "fsdp":

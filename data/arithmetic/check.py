@@ -14,7 +14,7 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from data.arithmetic.prepare import ALPHABET  # noqa: E402
+from data.arithmetic.prepare import ALPHABET, DIGITS  # noqa: E402
 from data.dataset import open_dataset  # noqa: E402
 from lib.config import run_script  # noqa: E402
 from lib.runs import load_run  # noqa: E402
@@ -42,7 +42,7 @@ def steps_right(run):
         )
     model = getattr(model, "model", model)  # what speaks without a thought
     tokens = torch.from_numpy(open_dataset(settings["train"]["data"], "val").tokens.astype("int64"))
-    digits = torch.tensor(tokenizer.encode("0123456789"))
+    digits = torch.tensor(tokenizer.encode(DIGITS))
     rows = {}
     for match in re.finditer(r"=—(\d+)—", tokenizer.decode(tokens.tolist())):
         if match.end(1) >= CONTEXT:
