@@ -35,24 +35,45 @@ class ModelConfig:
     norm_eps: float = 1e-5  # epsilon inside RMSNorm
     vocab_size: int = 32000  # number of token ids (V)
     rope_theta: float = 10000.0  # base of the rotary frequencies (Mistral-7B v0.1: 10000)
-    rope_factor: float = 1.0  # Llama 3.1 and later: low frequencies are divided by this (see rope_tables)
+    rope_factor: float = (
+        1.0  # Llama 3.1 and later: low frequencies are divided by this (see rope_tables)
+    )
     rope_low: float = 1.0  # low: less than so many turns in rope_context positions
     rope_high: float = 4.0  # high, and left as they are: more turns than so many
     rope_context: int = 8192  # positions that the model was first trained on
-    sliding_window: int | None = None  # a token sees itself and the sliding_window - 1 before it; none: all
+    sliding_window: int | None = (
+        None  # a token sees itself and the sliding_window - 1 before it; none: all
+    )
     attention_bias: bool = False  # wq, wk and wv add a bias, as Qwen2's do
     tied_embeddings: bool = False  # the head that predicts a token is the table that embeds it
 
     def __post_init__(self):
-        for name in ("dim", "n_layers", "head_dim", "hidden_dim", "n_heads", "n_kv_heads", "vocab_size", "rope_theta"):
+        for name in (
+            "dim",
+            "n_layers",
+            "head_dim",
+            "hidden_dim",
+            "n_heads",
+            "n_kv_heads",
+            "vocab_size",
+            "rope_theta",
+        ):
             if not 1 <= getattr(self, name) <= (1000 if name == "n_layers" else 2**40):
-                raise ValueError(f"{name} must be at least 1 and of a reasonable size, not {getattr(self, name)}")
+                raise ValueError(
+                    f"{name} must be at least 1 and of a reasonable size, not {getattr(self, name)}"
+                )
         if self.n_heads % self.n_kv_heads:
-            raise ValueError(f"n_heads ({self.n_heads}) must be a multiple of n_kv_heads ({self.n_kv_heads})")
+            raise ValueError(
+                f"n_heads ({self.n_heads}) must be a multiple of n_kv_heads ({self.n_kv_heads})"
+            )
         if self.head_dim % 2:
-            raise ValueError(f"head_dim must be even (rotary embedding turns pairs), not {self.head_dim}")
+            raise ValueError(
+                f"head_dim must be even (rotary embedding turns pairs), not {self.head_dim}"
+            )
         if min(self.rope_factor, self.rope_context) < 1 or self.rope_low >= self.rope_high:
-            raise ValueError("rope_factor and rope_context must be at least 1, rope_low below rope_high")
+            raise ValueError(
+                "rope_factor and rope_context must be at least 1, rope_low below rope_high"
+            )
         if self.sliding_window is not None and self.sliding_window < 1:
             raise ValueError(f"sliding_window must be at least 1, not {self.sliding_window}")
 
@@ -77,8 +98,12 @@ def rope_tables(positions, head_dim, theta, dtype, factor=1.0, low=1.0, high=4.0
     Angles are computed in float32 at least: a position of some thousands times a frequency has no digits to spare.
     """
     precise = torch.float64 if dtype == torch.float64 else torch.float32
-    frequencies = theta ** -(torch.arange(0, head_dim, 2, device=positions.device, dtype=precise) / head_dim)  # (hd/2,)
-    if factor != 1:  # Llama 3.1: slow turns slower still, so that far positions look like those of training
+    frequencies = theta ** -(
+        torch.arange(0, head_dim, 2, device=positions.device, dtype=precise) / head_dim
+    )  # (hd/2,)
+    if (
+        factor != 1
+    ):  # Llama 3.1: slow turns slower still, so that far positions look like those of training
         turns = frequencies * context / (2 * math.pi)
         keep = ((turns - low) / (high - low)).clamp(0, 1)
         frequencies = frequencies * (keep + (1 - keep) / factor)
@@ -132,7 +157,9 @@ class KVCache:
         """Add k, v (B, K, T, hd) of one layer and return views of all of its keys and values (B, K, S, hd)."""
         start, end = self.seen[layer], self.seen[layer] + k.shape[2]
         if end > self.k.shape[3]:
-            raise ValueError(f"the cache holds {self.k.shape[3]} tokens and was asked to hold {end}")
+            raise ValueError(
+                f"the cache holds {self.k.shape[3]} tokens and was asked to hold {end}"
+            )
         self.k[layer, :, :, start:end] = k
         self.v[layer, :, :, start:end] = v
         self.seen[layer] = end
@@ -147,7 +174,9 @@ class KVCache:
         tokens this one never sees. Of all rows it is a view: they are written where this one will write next."""
         other, end = object.__new__(KVCache), self.length + room
         whole = len(rows) == self.k.shape[1]
-        other.k, other.v = (x[:, :, :, :end] if whole else x[:, rows, :, :end] for x in (self.k, self.v))
+        other.k, other.v = (
+            x[:, :, :, :end] if whole else x[:, rows, :, :end] for x in (self.k, self.v)
+        )
         other.seen = [*self.seen]
         return other
 
@@ -158,8 +187,12 @@ class KVCache:
 def attention(q, k, v, mask):
     """softmax(q k / sqrt(hd)) v for q (B, H, T, hd), k and v (B, K, S, hd), mask (T, S) or (B, 1, T, S), or None
     for plain causal attention over T = S tokens. Each of the K key heads serves H/K neighbouring query heads."""
-    if q.shape[2] == 1:  # one token: query heads with the same keys are queries of one head, which reads its keys once
-        y = F.scaled_dot_product_attention(q.unflatten(1, (k.shape[1], -1))[:, :, :, 0], k, v, mask)  # (B, K, H/K, hd)
+    if (
+        q.shape[2] == 1
+    ):  # one token: query heads with the same keys are queries of one head, which reads its keys once
+        y = F.scaled_dot_product_attention(
+            q.unflatten(1, (k.shape[1], -1))[:, :, :, 0], k, v, mask
+        )  # (B, K, H/K, hd)
         return y.flatten(1, 2)[:, :, None]
     return F.scaled_dot_product_attention(
         q, k, v, attn_mask=mask, is_causal=mask is None, enable_gqa=q.shape[1] != k.shape[1]
@@ -170,9 +203,15 @@ class Attention(nn.Module):
     def __init__(self, config, layer):
         super().__init__()
         self.layer, self.head_dim = layer, config.head_dim
-        self.wq = nn.Linear(config.dim, config.n_heads * config.head_dim, bias=config.attention_bias)
-        self.wk = nn.Linear(config.dim, config.n_kv_heads * config.head_dim, bias=config.attention_bias)
-        self.wv = nn.Linear(config.dim, config.n_kv_heads * config.head_dim, bias=config.attention_bias)
+        self.wq = nn.Linear(
+            config.dim, config.n_heads * config.head_dim, bias=config.attention_bias
+        )
+        self.wk = nn.Linear(
+            config.dim, config.n_kv_heads * config.head_dim, bias=config.attention_bias
+        )
+        self.wv = nn.Linear(
+            config.dim, config.n_kv_heads * config.head_dim, bias=config.attention_bias
+        )
         self.wo = nn.Linear(config.n_heads * config.head_dim, config.dim, bias=False)
 
     def forward(self, x, rope, mask, cache):
@@ -220,7 +259,9 @@ class Transformer(nn.Module):
         super().__init__()
         self.config = config
         self.tok_embeddings = nn.Embedding(config.vocab_size, config.dim)
-        self.layers = nn.ModuleList(TransformerBlock(config, layer) for layer in range(config.n_layers))
+        self.layers = nn.ModuleList(
+            TransformerBlock(config, layer) for layer in range(config.n_layers)
+        )
         self.norm = RMSNorm(config.dim, config.norm_eps)
         self.output = nn.Linear(config.dim, config.vocab_size, bias=False)
         self.tie()
@@ -264,7 +305,9 @@ class Transformer(nn.Module):
                 everything = torch.arange(seen + T, device=x.device)
                 mask = causal_mask(positions, everything, self.config.sliding_window)  # (T, S)
         elif mask is None and cache is None:
-            raise ValueError("positions of your own need a mask of your own: what may each token see?")
+            raise ValueError(
+                "positions of your own need a mask of your own: what may each token see?"
+            )
         positions = positions if positions.dim() == 2 else positions[None]
         c = self.config
         scaling = c.rope_factor, c.rope_low, c.rope_high, c.rope_context
@@ -283,7 +326,9 @@ class Transformer(nn.Module):
         return self.output(hidden)
 
     @torch.no_grad()
-    def generate(self, tokens, max_new_tokens, temperature=1.0, generator=None, lengths=None, stop=None):
+    def generate(
+        self, tokens, max_new_tokens, temperature=1.0, generator=None, lengths=None, stop=None
+    ):
         """Continue tokens (B, T) by max_new_tokens sampled ones (temperature 0: the likeliest): (B, T + new).
 
         lengths   (B,) of prompts that are shorter than T: each row goes on from its own end, up to the same total.
@@ -292,7 +337,9 @@ class Transformer(nn.Module):
         stop      function of a row's new ids, a list: does it end here? Ends generation when all rows have ended
         """
         B, T = tokens.shape
-        cache = KVCache(self.config, B, T + max_new_tokens, tokens.device, self.tok_embeddings.weight.dtype)
+        cache = KVCache(
+            self.config, B, T + max_new_tokens, tokens.device, self.tok_embeddings.weight.dtype
+        )
         lengths = torch.full((B,), T, device=tokens.device) if lengths is None else lengths
         out = torch.cat((tokens, tokens.new_empty(B, max_new_tokens)), dim=1)
         at, total = int(lengths.min()), T + max_new_tokens
@@ -312,7 +359,9 @@ def own_token(sampled, tokens, at, lengths):
 
 def all_ended(tokens, lengths, stop):
     """Has every row of tokens (B, T) gone beyond its prompt's length, and ended by stop's judgement?"""
-    return stop is not None and all(stop(row[n:]) for row, n in zip(tokens.tolist(), lengths.tolist(), strict=True))
+    return stop is not None and all(
+        stop(row[n:]) for row, n in zip(tokens.tolist(), lengths.tolist(), strict=True)
+    )
 
 
 def sample(logits, temperature=1.0, noise=None, generator=None):
@@ -332,4 +381,6 @@ def sample(logits, temperature=1.0, noise=None, generator=None):
     # right=True, so that a noise of 0 cannot hit a leading id of probability 0.
     noise = noise[..., None].to(cumulative.dtype).clamp(max=1 - torch.finfo(cumulative.dtype).eps)
     drawn = torch.searchsorted(cumulative, noise * cumulative[..., -1:], right=True)[..., 0]
-    return drawn.clamp(max=logits.shape[-1] - 1)  # only nan goes beyond: let it reach the loss, which is looked at
+    return drawn.clamp(
+        max=logits.shape[-1] - 1
+    )  # only nan goes beyond: let it reach the loss, which is looked at

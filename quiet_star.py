@@ -62,19 +62,37 @@ from model import KVCache, all_ended, own_token, sample
 @dataclass
 class QuietSTaRConfig:
     thought_len: int = 4  # sampled tokens in a thought, without start and end (m); 0: start and end alone ("pause")
-    n_thoughts: int = 4  # thoughts sampled per position (N); 1: there are no others to compare it with
+    n_thoughts: int = (
+        4  # thoughts sampled per position (N); 1: there are no others to compare it with
+    )
     n_true: int = 1  # true tokens each thought is scored on (a); the paper: more, for real text
     reinforce_weight: float = 1.0  # weight of the REINFORCE term in the loss; 0: none
-    reward_on: Literal["mixed", "thought"] = "mixed"  # score thoughts by the mixed prediction (paper), or the thought's
-    baseline: Literal["others", "all", "none"] = "others"  # whose mean reward a thought is compared with
-    clamp_advantage: bool = True  # drop negative advantages, as the paper does: steadier, but biased
+    reward_on: Literal["mixed", "thought"] = (
+        "mixed"  # score thoughts by the mixed prediction (paper), or the thought's
+    )
+    baseline: Literal["others", "all", "none"] = (
+        "others"  # whose mean reward a thought is compared with
+    )
+    clamp_advantage: bool = (
+        True  # drop negative advantages, as the paper does: steadier, but biased
+    )
     thought_temperature: float = 1.0  # thoughts are sampled at this temperature; 0: greedily
-    log_prob_temperature: float = 1.0  # temperature of log p(thought) in the REINFORCE term (the release: 3)
-    embedding_scale: float = 20.0  # start/end are stored divided by this, so that Adam moves them that much faster
-    explicit_mask: bool = False  # attend under all of thought_mask: slow; what the fast form must equal
-    thought_kind: Literal["sampled", "any_length", "soft", "latent"] = "sampled"  # the others: beyond/kinds.py
+    log_prob_temperature: float = (
+        1.0  # temperature of log p(thought) in the REINFORCE term (the release: 3)
+    )
+    embedding_scale: float = (
+        20.0  # start/end are stored divided by this, so that Adam moves them that much faster
+    )
+    explicit_mask: bool = (
+        False  # attend under all of thought_mask: slow; what the fast form must equal
+    )
+    thought_kind: Literal["sampled", "any_length", "soft", "latent"] = (
+        "sampled"  # the others: beyond/kinds.py
+    )
     credit: Literal["advantage", "star", "posterior"] = "advantage"  # what makes a thought likelier
-    mixing: Literal["head", "none"] = "head"  # none: what is predicted after the thought stands alone
+    mixing: Literal["head", "none"] = (
+        "head"  # none: what is predicted after the thought stands alone
+    )
 
     def __post_init__(self):
         for name, least in (("thought_len", 0), ("n_thoughts", 1), ("n_true", 1)):
@@ -83,9 +101,17 @@ class QuietSTaRConfig:
         for field in fields(self):
             if get_args(field.type) and getattr(self, field.name) not in get_args(field.type):
                 choices = ", ".join(get_args(field.type))
-                raise ValueError(f"{field.name} must be one of {choices}, not {getattr(self, field.name)!r}")
-        if not (self.thought_temperature >= 0 and self.log_prob_temperature > 0 and self.embedding_scale > 0):
-            raise ValueError("thought_temperature must be >= 0, log_prob_temperature and embedding_scale > 0")
+                raise ValueError(
+                    f"{field.name} must be one of {choices}, not {getattr(self, field.name)!r}"
+                )
+        if not (
+            self.thought_temperature >= 0
+            and self.log_prob_temperature > 0
+            and self.embedding_scale > 0
+        ):
+            raise ValueError(
+                "thought_temperature must be >= 0, log_prob_temperature and embedding_scale > 0"
+            )
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -143,7 +169,9 @@ class ThoughtTokens(nn.Module):
         """Begin with these vectors (C,), or both with the first: in the paper, the embedding of an em dash."""
         for parameter, vector in ((self.start, start), (self.end, start if end is None else end)):
             if vector.shape != parameter.shape:
-                raise ValueError(f"a vector of shape {tuple(parameter.shape)} is wanted, not {tuple(vector.shape)}")
+                raise ValueError(
+                    f"a vector of shape {tuple(parameter.shape)} is wanted, not {tuple(vector.shape)}"
+                )
             parameter.copy_(vector / self.scale)
 
     def forward(self):
@@ -211,10 +239,14 @@ class Thoughts(NamedTuple):
 
     tokens: torch.Tensor  # (B, N, S, m) t_1 .. t_m
     positions: torch.Tensor  # (B, S) i: where each was thought
-    h_base: torch.Tensor  # (B, 1, S, a, C) at position i + j - 1, about to predict x_{i+j}, without the thought
+    h_base: (
+        torch.Tensor
+    )  # (B, 1, S, a, C) at position i + j - 1, about to predict x_{i+j}, without the thought
     h_thought: torch.Tensor  # (B, N, S, a, C) the same, having read the thought
     h_policy: torch.Tensor  # (B, N, S, m, C) about to say t_1 .. t_m
-    log_prob: torch.Tensor | None  # (B, N, S, m) of t_1 .. t_m: values, `learn` makes the gradient; None if given
+    log_prob: (
+        torch.Tensor | None
+    )  # (B, N, S, m) of t_1 .. t_m: values, `learn` makes the gradient; None if given
 
 
 class Targets(NamedTuple):
@@ -266,7 +298,10 @@ class QuietSTaR(nn.Module):
         targets = self.targets(tokens, thoughts.positions, documents, log_p_base)
         learned = self.learn(thoughts, h_mixed, gate, targets)  # LEARN
         loss, metrics = sum_up(self.further_losses, thoughts, targets, learned)
-        with_base = {"loss": metrics["loss"] + 0.5 * nll_base.detach(), "nll_base": nll_base.detach()}
+        with_base = {
+            "loss": metrics["loss"] + 0.5 * nll_base.detach(),
+            "nll_base": nll_base.detach(),
+        }
         return 0.5 * nll_base + loss, metrics | with_base
 
     def backward(self, tokens, *args, **kwargs):
@@ -290,21 +325,38 @@ class QuietSTaR(nn.Module):
             check(self.config, tokens, thought_ids, positions, noise)
             text = self.read_text(tokens)
         positions = self.default_positions(tokens) if positions is None else positions
-        (B, S), L, m, a = positions.shape, tokens.shape[1], self.config.thought_len, self.config.n_true
+        (B, S), L, m, a = (
+            positions.shape,
+            tokens.shape[1],
+            self.config.thought_len,
+            self.config.n_true,
+        )
         start, end = (x.expand(B, 1, S, 1, -1) for x in self.thought_tokens())
         # x_{i+1} .. x_{i+a-1}; past the text's end the last token stands in for what is not there: it is not `valid`
         inside = (positions[:, :, None] + torch.arange(1, a, device=tokens.device)).clamp(max=L - 1)
         known = self.read_out(end, take(text.embedded, inside)[:, None])  # (B, 1, S, a, C)
         if thought_ids is None:  # one step at a time; then all that is known, together
-            thought_ids, log_prob, h_policy, unread, cache = self.sample_thoughts(text, positions, noise)
+            thought_ids, log_prob, h_policy, unread, cache = self.sample_thoughts(
+                text, positions, noise
+            )
             h = self.read_steps(join(unread, known), cache)  # (B, N, S, R, C)
         else:  # everything is known
             embedded = F.embedding(thought_ids, self.model.tok_embeddings.weight)  # (B, N, S, m, C)
             h = self.read_steps(join(start, embedded, known), self.thought_cache(text, positions))
             h_policy, log_prob = h[:, :, :, :m], None
-        h_base = take(text.hidden, (positions[:, :, None] + torch.arange(a, device=tokens.device)).clamp(max=L - 1))
+        h_base = take(
+            text.hidden,
+            (positions[:, :, None] + torch.arange(a, device=tokens.device)).clamp(max=L - 1),
+        )
         h = h.expand(-1, thought_ids.shape[1], -1, -1, -1)  # if m = 0, it is the same for all N
-        return Thoughts(thought_ids, positions, h_base[:, None], h[:, :, :, -known.shape[3] :], h_policy, log_prob)
+        return Thoughts(
+            thought_ids,
+            positions,
+            h_base[:, None],
+            h[:, :, :, -known.shape[3] :],
+            h_policy,
+            log_prob,
+        )
 
     def read_out(self, end, x_true):
         """What is read when a thought is over: end (B, 1, S, 1, C), and the true tokens but the last."""
@@ -320,7 +372,9 @@ class QuietSTaR(nn.Module):
         # embed(s): the embedding of t_{s+1}, once that is sampled
         embed = embedding_in_steps(self.model.tok_embeddings.weight, thought_ids)
         cache = self.thought_cache(text, positions)
-        unread = self.thought_tokens()[0].expand(B, 1, S, 1, -1)  # start: read once, and seen by all N
+        unread = self.thought_tokens()[0].expand(
+            B, 1, S, 1, -1
+        )  # start: read once, and seen by all N
         h_policy = [unread.new_empty(B, N, S, 0, unread.shape[-1])]  # the empty ones: if m = 0
         log_prob = [unread.new_empty(B, N, S, 0)]
         for s in range(m):
@@ -329,7 +383,9 @@ class QuietSTaR(nn.Module):
                 logits = self.model.logits(h[:, :, :, 0]).expand(B, N, S, -1)
                 u = None if noise is None else noise[..., s]
                 thought_ids[..., s] = sample(logits, config.thought_temperature, u)
-                log_prob.append(log_prob_of(logits, thought_ids[..., s], config.log_prob_temperature)[..., None])
+                log_prob.append(
+                    log_prob_of(logits, thought_ids[..., s], config.log_prob_temperature)[..., None]
+                )
             h_policy.append(h.expand(B, N, S, 1, -1))
             unread = self.next_input(h, embed(s))
         return thought_ids, torch.cat(log_prob, dim=3), torch.cat(h_policy, dim=3), unread, cache
@@ -356,14 +412,18 @@ class QuietSTaR(nn.Module):
     def targets(self, tokens, positions, documents, log_p_base):
         """The true tokens after positions (B, S), and which of them count: Targets. log_p_base (B, L-1)."""
         L = tokens.shape[1]
-        ahead = positions[:, :, None] + torch.arange(1, self.config.n_true + 1, device=tokens.device)  # (B, S, a)
+        ahead = positions[:, :, None] + torch.arange(
+            1, self.config.n_true + 1, device=tokens.device
+        )  # (B, S, a)
         inside = ahead.clamp(max=L - 1)
         valid = ahead < L
         if documents is not None:
             here, there = take(documents, positions)[..., None], take(documents, inside)
             valid = valid & (here == there) & (there >= 0)
         log_p_base = take(log_p_base.detach(), inside - 1)
-        return Targets(take(tokens, inside), valid, log_p_base, shares(valid), shares(valid.any(-1)))
+        return Targets(
+            take(tokens, inside), valid, log_p_base, shares(valid), shares(valid.any(-1))
+        )
 
     def learn(self, thoughts, h_mixed, gate, targets):
         """LEARN from thoughts, sampled or given (section 4.4): Learned. The loss on the text alone is `text_loss`."""
@@ -371,10 +431,16 @@ class QuietSTaR(nn.Module):
         true = targets.tokens[:, None].expand(gate.shape)  # (B, N, S, a)
         log_p_mixed = token_log_prob(head, h_mixed, true)  # (B, N, S, a)
         with torch.no_grad():  # a reward is a fact, not something to differentiate
-            scored = log_p_mixed if config.reward_on == "mixed" else token_log_prob(head, thoughts.h_thought, true)
+            scored = (
+                log_p_mixed
+                if config.reward_on == "mixed"
+                else token_log_prob(head, thoughts.h_thought, true)
+            )
             reward, advantage = self.credit(scored, h_mixed, targets)  # (B, N, S), (B, N, S, 1)
         policy = head, thoughts.h_policy, thoughts.tokens, config.log_prob_temperature
-        log_prob = token_log_prob(*policy, known=thoughts.log_prob)  # (B, N, S, m); known: the values, not the gradient
+        log_prob = token_log_prob(
+            *policy, known=thoughts.log_prob
+        )  # (B, N, S, m); known: the values, not the gradient
         # Only its gradient means something: not clamped, it is on average minus that of the expected reward.
         reinforce = -mean_by(targets.position_share, (advantage * log_prob).sum(-1))
         nll_mixed = mean_by(targets.token_share, -log_p_mixed)
@@ -384,15 +450,21 @@ class QuietSTaR(nn.Module):
     def credit(self, log_p, h_mixed, targets):
         """The reward of each thought (B, N, S), by log p of the true tokens (B, N, S, a), and its advantage."""
         reward = thought_reward(log_p, targets.log_p_base, targets.valid)
-        return reward, thought_advantage(reward, self.config.clamp_advantage, self.config.baseline)[..., None]
+        return reward, thought_advantage(reward, self.config.clamp_advantage, self.config.baseline)[
+            ..., None
+        ]
 
     def default_positions(self, tokens):
         """All positions with n_true tokens after them, (B, S)."""
-        return torch.arange(max(0, tokens.shape[1] - self.config.n_true), device=tokens.device).expand(len(tokens), -1)
+        return torch.arange(
+            max(0, tokens.shape[1] - self.config.n_true), device=tokens.device
+        ).expand(len(tokens), -1)
 
     def with_settings(self, **changes):
         """The same model and weights with other settings (not embedding_scale): greedy thoughts for evaluation, say."""
-        other = object.__new__(type(self))  # not copy.copy: FSDP2 gives a sharded model a class that copies otherwise
+        other = object.__new__(
+            type(self)
+        )  # not copy.copy: FSDP2 gives a sharded model a class that copies otherwise
         other.__dict__ |= {**self.__dict__, "config": replace(self.config, **changes)}
         return other
 
@@ -420,13 +492,19 @@ def generate_with_thoughts(
     shortest, total = int(lengths.min()), T + max_new_tokens
     first = at = shortest if begin is None else begin
     if max_new_tokens < 1 or not 1 <= at <= shortest:
-        raise ValueError(f"max_new_tokens must be at least 1, begin must be from 1 to the shortest prompt's {shortest}")
-    cache = KVCache(model.config, B, total + m + 2, tokens.device, model.tok_embeddings.weight.dtype)
+        raise ValueError(
+            f"max_new_tokens must be at least 1, begin must be from 1 to the shortest prompt's {shortest}"
+        )
+    cache = KVCache(
+        model.config, B, total + m + 2, tokens.device, model.tok_embeddings.weight.dtype
+    )
     out, new = torch.cat((tokens, tokens.new_empty(B, max_new_tokens)), dim=1), tokens[:, :at]
     thoughts, gates = tokens.new_empty(B, total, m), cache.k.new_empty(B, total)
 
     while at < total and not all_ended(out[:, :at], lengths, stop):
-        h, thoughts[:, at], gates[:, at] = (think or read_and_think)(quiet, new, cache, thought_temperature, generator)
+        h, thoughts[:, at], gates[:, at] = (think or read_and_think)(
+            quiet, new, cache, thought_temperature, generator
+        )
         cache.forget_after(at)  # the thought is over
         token = sample(model.logits(h), temperature, generator=generator)
         new = out[:, at : at + 1].copy_(own_token(token, tokens, at, lengths)[:, None])  # (B, 1)
@@ -439,7 +517,9 @@ def read_and_think(quiet, new, cache, temperature, generator):
     of a text sees all before it: to a KVCache it is more text."""
     model, m, x = quiet.model, quiet.config.thought_len, quiet.model.tok_embeddings(new)
     start, end = (v.expand(len(x), 1, -1) for v in quiet.thought_tokens())  # (B, 1, C)
-    hidden = model(torch.cat((x, start) if m else (x, start, end), dim=1), cache=cache)  # all that is known, together
+    hidden = model(
+        torch.cat((x, start) if m else (x, start, end), dim=1), cache=cache
+    )  # all that is known, together
     h_base, h = hidden[:, x.shape[1] - 1], hidden[:, -1]
     thoughts = new.new_empty(len(x), m)
     for s in range(m):

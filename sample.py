@@ -28,7 +28,9 @@ class SampleConfig:
     temperature: float = 0.0  # of the tokens that are emitted; 0: always the likeliest
     show_thoughts: bool = False  # print the thought before each token
     without_thoughts: bool = False  # let the same model continue without thinking
-    price: float = float("-inf")  # think where, and so long as, it should gain so many nats a token; -inf: always
+    price: float = float(
+        "-inf"
+    )  # think where, and so long as, it should gain so many nats a token; -inf: always
     seed: int = 1337  # of the sampling
     device: Literal["auto", "cpu", "cuda"] = "auto"  # auto: cuda where there is one
     ANY_NUMBER = ("price",)
@@ -47,7 +49,14 @@ def say(config, load=None):
     thinking, how_long = isinstance(model, QuietSTaR) and not config.without_thoughts, None
     if thinking and config.price > float("-inf"):
         how_long = worth_its_price(model, config.price)
-    how = config.max_new_tokens, config.temperature, load.thought_temperature, config.seed, how_long, thinking
+    how = (
+        config.max_new_tokens,
+        config.temperature,
+        load.thought_temperature,
+        config.seed,
+        how_long,
+        thinking,
+    )
     said = []
     for token in think_aloud(model, tokenizer, config.prompt, *how):
         if not said:
@@ -58,7 +67,9 @@ def say(config, load=None):
     if thinking and config.show_thoughts:
         print("\n gate  token           thought before it")
         for token in said:  # "": it did not think
-            print(f"{token.gate:5.2f}  {token.text!r:14}  {'' if token.thought is None else repr(token.thought)}")
+            print(
+                f"{token.gate:5.2f}  {token.text!r:14}  {'' if token.thought is None else repr(token.thought)}"
+            )
 
 
 def printable(text):

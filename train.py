@@ -38,8 +38,26 @@ from lean.in_parts import go_back
 from lean.log_prob import text_loss
 from lib.config import from_cli, one_line_errors
 from lib.files import lock, reason
-from lib.parallel import average_gradients, average_metrics, barrier, hold, release, shard, start_processes, whole
-from lib.runs import load_model, log_line, open_run, save_run, start_thoughts, steps_done, stop_on_signals, what_is_kept
+from lib.parallel import (
+    average_gradients,
+    average_metrics,
+    barrier,
+    hold,
+    release,
+    shard,
+    start_processes,
+    whole,
+)
+from lib.runs import (
+    load_model,
+    log_line,
+    open_run,
+    save_run,
+    start_thoughts,
+    steps_done,
+    stop_on_signals,
+    what_is_kept,
+)
 from lib.tokenizer import from_json
 from lib.watch import log_thoughts, most_memory, some_thoughts
 from model import ModelConfig, Transformer
@@ -50,28 +68,46 @@ HERE = Path(__file__).resolve().parent
 
 @dataclass
 class TrainConfig:
-    objective: Literal["quiet_star", "lm"] = "quiet_star"  # "lm": plain language modelling, no thoughts
+    objective: Literal["quiet_star", "lm"] = (
+        "quiet_star"  # "lm": plain language modelling, no thoughts
+    )
     out: str = "out/arithmetic"  # folder of this run; a run that was interrupted there goes on
     data: str = "data/arithmetic"  # folder of a dataset; prepared first if it only has a prepare.py
-    init_from: str = "out/arithmetic_base"  # run folder whose model training starts from; empty: random weights
-    base_preset: str = "config/arithmetic_base.toml"  # preset that makes init_from, if it is that preset's `out`
+    init_from: str = (
+        "out/arithmetic_base"  # run folder whose model training starts from; empty: random weights
+    )
+    base_preset: str = (
+        "config/arithmetic_base.toml"  # preset that makes init_from, if it is that preset's `out`
+    )
     start_text: str = "—"  # start/end of thought begin as this text's mean embedding, where the tokenizer knows it
     end_text: str = ""  # the end as this one's, if it is to be another
     span: int = 64  # tokens of text a training example reads (the paper: 256)
     separate_documents: bool = False  # predict no token across the end of a document
     batch_size: int = 8  # texts per step, over all processes
-    micro_batch: int = 0  # texts per forward and process; 0: all of the process's; less needs less memory
-    think_at: Literal["all", "hard", "hardest", "wrong", "aloud", "start", "random", "each_document"] = "hard"  # where
+    micro_batch: int = (
+        0  # texts per forward and process; 0: all of the process's; less needs less memory
+    )
+    think_at: Literal[
+        "all", "hard", "hardest", "wrong", "aloud", "start", "random", "each_document"
+    ] = "hard"  # where
     think_share: float = 0.25  # share of a text's positions that think, where not all do
-    think_at_once: int = 0  # positions of a text that think together, fewer: less memory; 0: as many as is good
+    think_at_once: int = (
+        0  # positions of a text that think together, fewer: less memory; 0: as many as is good
+    )
     lora_rank: int = 0  # freeze the model and learn additions of this rank to it (beyond/lora.py); 0: learn all of it
     gain_head: bool = True  # also learn what a thought would bring (beyond/adaptive.py); the model learns the same
-    recompute: bool = False  # sample thoughts, then read them again to learn, fewer at once: slower, less memory
+    recompute: bool = (
+        False  # sample thoughts, then read them again to learn, fewer at once: slower, less memory
+    )
     max_steps: int = 300  # optimizer steps
     lr: float = 1e-4  # learning rate, after warm-up
     warmup_steps: int = 10  # steps in which the learning rate rises from 0
-    min_lr_share: float = 0.05  # the learning rate falls along a cosine to this share of it; 1: it stays
-    mixing_head_lr: float = 20.0  # learning rate of the mixing head (and the gain head), as a multiple of lr
+    min_lr_share: float = (
+        0.05  # the learning rate falls along a cosine to this share of it; 1: it stays
+    )
+    mixing_head_lr: float = (
+        20.0  # learning rate of the mixing head (and the gain head), as a multiple of lr
+    )
     weight_decay: float = 0.001  # AdamW, on matrices only
     beta1: float = 0.9  # AdamW
     beta2: float = 0.999  # AdamW
@@ -79,21 +115,35 @@ class TrainConfig:
     eval_every: int = 100  # steps between looks at held-out text; 0: only at the end
     eval_texts: int = 64  # held-out spans looked at
     save_every: int = 50  # steps between checkpoints
-    keep: int = 2  # checkpoints kept: the newest, and those before it for when it turns out to be damaged
+    keep: int = (
+        2  # checkpoints kept: the newest, and those before it for when it turns out to be damaged
+    )
     seed: int = 1337  # of weights, batches and thoughts
-    parallel: Literal["data", "fsdp", "none"] = "data"  # data: processes share the texts; fsdp: the model too
-    gather: Literal["step", "weights", "layer"] = "step"  # fsdp: what is kept whole within a step (lib/parallel.py)
+    parallel: Literal["data", "fsdp", "none"] = (
+        "data"  # data: processes share the texts; fsdp: the model too
+    )
+    gather: Literal["step", "weights", "layer"] = (
+        "step"  # fsdp: what is kept whole within a step (lib/parallel.py)
+    )
     device: Literal["auto", "cpu", "cuda"] = "auto"  # auto: cuda where there is one
-    dtype: Literal["auto", "float32", "bfloat16"] = "auto"  # bfloat16: autocast; auto: on cuda (CPU: docs/costs.md)
+    dtype: Literal["auto", "float32", "bfloat16"] = (
+        "auto"  # bfloat16: autocast; auto: on cuda (CPU: docs/costs.md)
+    )
 
     def __post_init__(self):
-        for name, number in dict(span=1, batch_size=1, max_steps=1, eval_texts=1, save_every=1, keep=2).items():
+        for name, number in dict(
+            span=1, batch_size=1, max_steps=1, eval_texts=1, save_every=1, keep=2
+        ).items():
             if getattr(self, name) < number:
                 raise ValueError(f"{name} must be at least {number}, not {getattr(self, name)}")
         if self.lora_rank and self.parallel == "fsdp":
             raise ValueError("lora_rank is for models that fit into each process: parallel=data")
-        if not (0 < self.think_share <= 1 and self.grad_clip > 0 and max(self.beta1, self.beta2) < 1):
-            raise ValueError("think_share must be above 0 and at most 1, grad_clip above 0, beta1 and beta2 below 1")
+        if not (
+            0 < self.think_share <= 1 and self.grad_clip > 0 and max(self.beta1, self.beta2) < 1
+        ):
+            raise ValueError(
+                "think_share must be above 0 and at most 1, grad_clip above 0, beta1 and beta2 below 1"
+            )
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -105,16 +155,22 @@ def build_model(train, model_config, quiet_config, given, tokenizer, bfloat16=Fa
     torch.manual_seed(train.seed)
     if not train.init_from:
         if given.get("vocab_size", tokenizer.vocab_size) != tokenizer.vocab_size:
-            raise ValueError(f"--vocab_size={given['vocab_size']}, but {train.data} has {tokenizer.vocab_size}")
+            raise ValueError(
+                f"--vocab_size={given['vocab_size']}, but {train.data} has {tokenizer.vocab_size}"
+            )
         start = Transformer(dataclasses.replace(model_config, vocab_size=tokenizer.vocab_size))
     else:
         start, its_tokenizer, _, _ = load_model(train.init_from)
         if its_tokenizer.to_json() != tokenizer.to_json():
-            raise ValueError(f"{train.data} was made with another tokenizer than the model in {train.init_from}")
+            raise ValueError(
+                f"{train.data} was made with another tokenizer than the model in {train.init_from}"
+            )
     transformer = start.model if isinstance(start, QuietSTaR) else start
     for name, value in dataclasses.asdict(transformer.config).items():
         if train.init_from and given.get(name, value) != value:
-            raise ValueError(f"--{name}={given[name]}, but the model in {train.init_from} has {value}")
+            raise ValueError(
+                f"--{name}={given[name]}, but the model in {train.init_from} has {value}"
+            )
     if train.lora_rank:
         add_lora(transformer, train.lora_rank, torch.bfloat16 if bfloat16 else None)
     if train.objective == "lm":
@@ -141,7 +197,10 @@ def build_optimizer(model, train):
         decay = train.weight_decay if p.dim() == 2 else 0.0
         scale = train.mixing_head_lr if name.startswith(("mixing_head.", "gain_head.")) else 1.0
         groups.setdefault((decay, scale), []).append(p)
-    groups = [{"params": ps, "weight_decay": decay, "lr_scale": scale} for (decay, scale), ps in groups.items()]
+    groups = [
+        {"params": ps, "weight_decay": decay, "lr_scale": scale}
+        for (decay, scale), ps in groups.items()
+    ]
     return torch.optim.AdamW(groups, lr=train.lr, betas=(train.beta1, train.beta2), fused=True)
 
 
@@ -170,7 +229,9 @@ def thinking_step(model, tokens, documents, scale, before_last, train, marks, no
     """Quiet-STaR, likewise. noise (B, N, span, m): decides the thoughts; marks, chance (B, span): where to think, see
     beyond/positions.py."""
     where = think_where(model, train.think_at, train.think_share, tokens, chance, *marks)
-    how = dict(scale=scale, at_once=train.think_at_once, recompute=train.recompute, before_last=before_last)
+    how = dict(
+        scale=scale, at_once=train.think_at_once, recompute=train.recompute, before_last=before_last
+    )
     return model.backward(tokens, documents=documents, noise=noise, where=where, **how)
 
 
@@ -178,16 +239,28 @@ def thinking_step(model, tokens, documents, scale, before_last, train, marks, no
 def evaluate(train, job, step):
     """Metrics on the same held-out spans every time, each process its share; one greedy thought per position."""
     processes, model = job.processes, job.model
-    offsets = batch_offsets(job.held_out, job.length, train.eval_texts, 0, 0)[processes.rank :: processes.world]
+    offsets = batch_offsets(job.held_out, job.length, train.eval_texts, 0, 0)[
+        processes.rank :: processes.world
+    ]
     names = ["nll_base"]
     if train.objective == "quiet_star":
-        model, names = model.with_settings(n_thoughts=1, thought_temperature=0.0), ["nll_base", "nll_mixed", "gate"]
-    sums, at_once = dict.fromkeys(names, 0.0), train.micro_batch or train.batch_size // processes.world
+        model, names = (
+            model.with_settings(n_thoughts=1, thought_temperature=0.0),
+            ["nll_base", "nll_mixed", "gate"],
+        )
+    sums, at_once = (
+        dict.fromkeys(names, 0.0),
+        train.micro_batch or train.batch_size // processes.world,
+    )
     for part in (offsets[i : i + at_once] for i in range(0, len(offsets), at_once)):
-        tokens, documents = read_batch(job.held_out, part, job.length, train.separate_documents, processes.device)
+        tokens, documents = read_batch(
+            job.held_out, part, job.length, train.separate_documents, processes.device
+        )
         with job.autocast():
             if train.objective == "lm":
-                metrics = {"nll_base": text_loss(model.output, model(tokens[:, :-1]), tokens, documents)[0]}
+                metrics = {
+                    "nll_base": text_loss(model.output, model(tokens[:, :-1]), tokens, documents)[0]
+                }
             else:
                 _, metrics = model(tokens, documents=documents)
         for name in names:
@@ -204,7 +277,10 @@ def evaluate(train, job, step):
 
 def run(train, model_config, quiet_config, given):
     """Train as told, from wherever the run in train.out stands. Returns when max_steps are done."""
-    with one_line_errors("train.py"), ExitStack() as held:  # the claim on the folder, let go however it ends
+    with (
+        one_line_errors("train.py"),
+        ExitStack() as held,
+    ):  # the claim on the folder, let go however it ends
         train_until_done(train, set_up(train, model_config, quiet_config, given, held), held)
 
 
@@ -217,7 +293,9 @@ def set_up(train, model_config, quiet_config, given, held):
     check_sizes(train, data, held_out, length, processes)
 
     tokenizer = from_json(data.meta["tokenizer"], train.data)
-    bfloat16 = train.dtype == "bfloat16" or train.dtype == "auto" and processes.device.type == "cuda"
+    bfloat16 = (
+        train.dtype == "bfloat16" or train.dtype == "auto" and processes.device.type == "cuda"
+    )
     model = build_model(train, model_config, quiet_config, given, tokenizer, bfloat16)
     transformer = model if train.objective == "lm" else model.model
     size = sum(p.numel() for p in model.parameters())
@@ -231,7 +309,10 @@ def set_up(train, model_config, quiet_config, given, held):
         "model": dataclasses.asdict(transformer.config),
         "quiet_star": dataclasses.asdict(quiet_config),
         "tokenizer": data.meta["tokenizer"],
-        "data": {"checksum of its text": data.checksum, "checksum of its held-out text": held_out.checksum},
+        "data": {
+            "checksum of its text": data.checksum,
+            "checksum of its held-out text": held_out.checksum,
+        },
     }
     if processes.first:
         Path(train.out).mkdir(parents=True, exist_ok=True)
@@ -239,11 +320,24 @@ def set_up(train, model_config, quiet_config, given, held):
     defaults = vars(TrainConfig()) | vars(ModelConfig()) | vars(QuietSTaRConfig())
     step, seconds = open_run(train.out, settings, defaults, model, optimizer, tokenizer, processes)
     if processes.first and step < train.max_steps:
-        where = f"on {processes.world} x {processes.device.type}" + (", sharded" if train.parallel == "fsdp" else "")
-        tqdm.write(f"{train.out}: {train.objective}, {size:,} parameters, steps {step} to {train.max_steps}, {where}")
-    autocast = partial(torch.autocast, processes.device.type, torch.bfloat16) if bfloat16 else nullcontext
+        where = f"on {processes.world} x {processes.device.type}" + (
+            ", sharded" if train.parallel == "fsdp" else ""
+        )
+        tqdm.write(
+            f"{train.out}: {train.objective}, {size:,} parameters, steps {step} to {train.max_steps}, {where}"
+        )
+    autocast = (
+        partial(torch.autocast, processes.device.type, torch.bfloat16) if bfloat16 else nullcontext
+    )
     start = train.think_at in ("aloud", "start") and start_token(tokenizer, train.start_text)
-    job = dict(processes=processes, data=data, held_out=held_out, length=length, model=model, optimizer=optimizer)
+    job = dict(
+        processes=processes,
+        data=data,
+        held_out=held_out,
+        length=length,
+        model=model,
+        optimizer=optimizer,
+    )
     job |= dict(tokenizer=tokenizer, marks=(start, data.meta["document_end"]), autocast=autocast)
     return SimpleNamespace(**job, step=step, seconds=seconds)
 
@@ -252,7 +346,10 @@ def one_step(train, job, step):
     """Gradients of a step, averaged over its texts, and its metrics. What each process does for itself."""
     processes, model = job.processes, job.model
     local = train.batch_size // processes.world
-    micro, mine = train.micro_batch or local, slice(processes.rank * local, (processes.rank + 1) * local)
+    micro, mine = (
+        train.micro_batch or local,
+        slice(processes.rank * local, (processes.rank + 1) * local),
+    )
     offsets = batch_offsets(job.data, job.length, train.batch_size, train.seed, step)[mine]
     if train.objective == "quiet_star":
         noise = thought_noise(train.batch_size, train.span, model.config, train.seed, step)
@@ -260,30 +357,53 @@ def one_step(train, job, step):
     hold(model, False, processes)
     for i in range(0, local, micro):
         part = offsets[i : i + micro]
-        tokens, documents = read_batch(job.data, part, job.length, train.separate_documents, processes.device)
-        before_last = partial(hold, model, i + micro == local, processes)  # then this step's gradients are complete
+        tokens, documents = read_batch(
+            job.data, part, job.length, train.separate_documents, processes.device
+        )
+        before_last = partial(
+            hold, model, i + micro == local, processes
+        )  # then this step's gradients are complete
         with job.autocast():
             if train.objective == "lm":
                 new = lm_step(model, tokens, documents, micro / local, before_last)
             else:
                 its = (x[mine][i : i + micro].to(processes.device) for x in noise)
-                new = thinking_step(model, tokens, documents, micro / local, before_last, train, job.marks, *its)
-        metrics = {name: metrics.get(name, 0.0) + value * micro / local for name, value in new.items()}
+                new = thinking_step(
+                    model, tokens, documents, micro / local, before_last, train, job.marks, *its
+                )
+        metrics = {
+            name: metrics.get(name, 0.0) + value * micro / local for name, value in new.items()
+        }
     return metrics
 
 
 def train_until_done(train, job, held):
     """The loop."""
-    processes, model, optimizer, step, seconds = job.processes, job.model, job.optimizer, job.step, job.seconds
+    processes, model, optimizer, step, seconds = (
+        job.processes,
+        job.model,
+        job.optimizer,
+        job.step,
+        job.seconds,
+    )
     out, say = Path(train.out), tqdm.write if processes.first else lambda text: None
     if step >= train.max_steps:
         return say(f"{out}: all {train.max_steps} steps are done already")
     stop = held.enter_context(stop_on_signals())
-    log = held.enter_context(open(out / "log.jsonl", "ab", buffering=0)) if processes.first else None
-    bar = tqdm(total=train.max_steps, initial=step, disable=None if processes.first else True, dynamic_ncols=True)
+    log = (
+        held.enter_context(open(out / "log.jsonl", "ab", buffering=0)) if processes.first else None
+    )
+    bar = tqdm(
+        total=train.max_steps,
+        initial=step,
+        disable=None if processes.first else True,
+        dynamic_ncols=True,
+    )
     # The gain head only looks on: however wrong it is, the model takes the same steps.
     named = list(model.named_parameters())
-    clipped, looks_on = ([p for name, p in named if name.startswith("gain_head.") == on] for on in (False, True))
+    clipped, looks_on = (
+        [p for name, p in named if name.startswith("gain_head.") == on] for on in (False, True)
+    )
     clipping = (clipped, train.grad_clip), (looks_on, math.inf)
     instead = f"try a lower --lr and another --out, from scratch or with --init_from={out}"
 
@@ -305,7 +425,9 @@ def train_until_done(train, job, held):
         norm, beside = (float(whole(clip_grad_norm_(some, most))) for some, most in clipping)
         for name, value in (("loss", metrics["loss"]), ("norm of the gradient", norm + beside)):
             if not math.isfinite(value):
-                raise ValueError(f"the {name} is {value} at step {step}; {what_is_kept(out)}; {instead}")
+                raise ValueError(
+                    f"the {name} is {value} at step {step}; {what_is_kept(out)}; {instead}"
+                )
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
         step += 1
@@ -318,7 +440,11 @@ def train_until_done(train, job, held):
         # 5. log and save
         took = time.perf_counter() - start_time
         seconds += took
-        metrics |= {"grad_norm": norm, "lr": lr, "tokens_per_second": train.batch_size * train.span / took}
+        metrics |= {
+            "grad_norm": norm,
+            "lr": lr,
+            "tokens_per_second": train.batch_size * train.span / took,
+        }
         metrics |= {"peak_memory_gb": most_memory(processes.device.type) / 1e9, "seconds": seconds}
         try:
             if processes.first:
@@ -336,7 +462,9 @@ def train_until_done(train, job, held):
             bar.set_postfix({**shown, "tok/s": f"{metrics['tokens_per_second']:.0f}"})
             bar.update()
             if "val_nll_base" in metrics:
-                values = "  ".join(f"{k} {v:.4f}" for k, v in metrics.items() if k.startswith("val_"))
+                values = "  ".join(
+                    f"{k} {v:.4f}" for k, v in metrics.items() if k.startswith("val_")
+                )
                 say(f"step {step}: loss {metrics['loss']:.4f}  {values}  ({seconds:.0f} s)")
         if stopping and step < train.max_steps:
             bar.close()
@@ -356,17 +484,29 @@ def prepare_what_is_missing(train, processes):
     if ours and not (folder / "meta.json").exists() and (folder / "prepare.py").exists():
         if processes.first:
             print(f"preparing {folder} (once)", flush=True)
-            subprocess.run([sys.executable, str(folder / "prepare.py")], check=False)  # it says itself what is wrong
+            subprocess.run(
+                [sys.executable, str(folder / "prepare.py")], check=False
+            )  # it says itself what is wrong
         barrier(processes)
     if train.init_from and train.base_preset:
         base = settings_from([f"--config={HERE / train.base_preset}", f"--device={train.device}"])
         if base[0].out == train.init_from and steps_done(train.init_from) < base[0].max_steps:
             if processes.first:
-                print(f"the base model {train.init_from} comes first (once): {train.base_preset}", flush=True)
+                print(
+                    f"the base model {train.init_from} comes first (once): {train.base_preset}",
+                    flush=True,
+                )
             run(*base)
         check = HERE / base[0].data / "check.py"
-        if processes.first and base[0].out == train.init_from and check.exists() and not steps_done(train.out):
-            runpy.run_path(str(check))["check"](train.init_from)  # ValueError, if it has not learned what it must know
+        if (
+            processes.first
+            and base[0].out == train.init_from
+            and check.exists()
+            and not steps_done(train.out)
+        ):
+            runpy.run_path(str(check))["check"](
+                train.init_from
+            )  # ValueError, if it has not learned what it must know
 
 
 def settings_from(argv=None):

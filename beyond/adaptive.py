@@ -46,8 +46,12 @@ class GainHead(nn.Module):
 
     def error(self, thoughts, targets, learned):
         """Mean squared error of the expected gains: one of QuietSTaR.further_losses."""
-        gain = (learned.log_p_mixed.detach() - targets.log_p_base[:, None]) * targets.valid[:, None]  # (B, N, S, a)
-        gain = gain.mean(1) if self.last.out_features > 1 else gain.mean(1).sum(-1, keepdim=True)  # (B, S, lengths)
+        gain = (learned.log_p_mixed.detach() - targets.log_p_base[:, None]) * targets.valid[
+            :, None
+        ]  # (B, N, S, a)
+        gain = (
+            gain.mean(1) if self.last.out_features > 1 else gain.mean(1).sum(-1, keepdim=True)
+        )  # (B, S, lengths)
         expected = self(thoughts.h_base[:, 0, :, 0]).view(gain.shape)
         return mean_by(targets.position_share, ((expected - gain) ** 2).mean(-1))
 
@@ -67,7 +71,9 @@ def worth_its_price(quiet, price):
     ValueError if there is no gain head.
     """
     if not hasattr(quiet, "gain_head"):
-        raise ValueError("this model has no gain head to say where a thought pays: train it with --gain_head")
+        raise ValueError(
+            "this model has no gain head to say where a thought pays: train it with --gain_head"
+        )
     m, any_length = quiet.config.thought_len, quiet.config.thought_kind == "any_length"
 
     def length(h_base):
@@ -82,7 +88,9 @@ def worth_its_price(quiet, price):
 
 def says_start(quiet, token, p):
     """As `worth_its_price`: a whole thought where the model would say `token` with a probability of more than p."""
-    return lambda h: torch.where(log_p_of(quiet, h, token) > math.log(p), quiet.config.thought_len, -1)
+    return lambda h: torch.where(
+        log_p_of(quiet, h, token) > math.log(p), quiet.config.thought_len, -1
+    )
 
 
 def log_p_of(quiet, h, token):
@@ -111,14 +119,21 @@ def read_and_think_some(quiet, new, cache, temperature, generator, how_long):
     cache = cache.of_rows(rows, room=m + 2)  # nobody else sees what is read from now on
     x, step = start.expand(len(rows), 1, -1), 0
     while len(rows):
-        left = length[rows] - step  # tokens of the thought, after the one that is read now; -1: that is its end
+        left = (
+            length[rows] - step
+        )  # tokens of the thought, after the one that is read now; -1: that is its end
         x = torch.cat((x, end.expand(len(rows), 1, -1)), dim=1) if (left == 0).all() else x
         h = model(x, cache=cache)[:, -1]
         over = left < x.shape[1] - 1
         h_last[rows[over]] = h[over]
         if over.any():
             go_on = (~over).nonzero()[:, 0]
-            rows, left, h, cache = rows[go_on], left[go_on], h[go_on], cache.of_rows(go_on, room=m + 2)
+            rows, left, h, cache = (
+                rows[go_on],
+                left[go_on],
+                h[go_on],
+                cache.of_rows(go_on, room=m + 2),
+            )
         if len(rows):
             token = sample(model.logits(h), temperature, generator=generator)
             said = left > 0

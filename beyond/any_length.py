@@ -43,7 +43,12 @@ def prefix_mask(query, key, thought_len, sliding_window=None):
     (qi, qn, q), (ki, kn, k) = query, key
     q_depth, k_depth = (depth(step, thought_len) for step in (q, k))
     mask = thought_mask((qi, qn, q_depth), (ki, kn, k_depth), sliding_window)
-    q, k, q_depth, k_depth = q[..., :, None], k[..., None, :], q_depth[..., :, None], k_depth[..., None, :]
+    q, k, q_depth, k_depth = (
+        q[..., :, None],
+        k[..., None, :],
+        q_depth[..., :, None],
+        k_depth[..., None, :],
+    )
     q_end, k_end = q > thought_len, k > thought_len
     return mask & torch.where(k_end, q == k, ~q_end | (k_depth < q_depth) | (k < 0))
 
@@ -59,14 +64,18 @@ class AnyLength(QuietSTaR):
 
     def __init__(self, model, config):
         if config.n_true != 1:
-            raise ValueError(f"thought_kind=any_length predicts one true token at each length: n_true={config.n_true}")
+            raise ValueError(
+                f"thought_kind=any_length predicts one true token at each length: n_true={config.n_true}"
+            )
         super().__init__(model, config)
 
     def thought_cache(self, text, positions):
         m, window = self.config.thought_len, self.model.config.sliding_window
         see = partial(prefix_mask, thought_len=m, sliding_window=window)
         explicit = self.config.explicit_mask
-        return ThoughtCache(see, text.keys_values, positions, explicit, partial(depth, thought_len=m))
+        return ThoughtCache(
+            see, text.keys_values, positions, explicit, partial(depth, thought_len=m)
+        )
 
     def read_out(self, end, x_true):
         """end_0 .. end_m."""
@@ -74,8 +83,14 @@ class AnyLength(QuietSTaR):
 
     def targets(self, tokens, positions, documents, log_p_base):
         """x_{i+1}, once for each length."""
-        found, lengths = super().targets(tokens, positions, documents, log_p_base), self.config.thought_len + 1
-        repeated = {name: getattr(found, name).expand(-1, -1, lengths) for name in ("tokens", "valid", "log_p_base")}
+        found, lengths = (
+            super().targets(tokens, positions, documents, log_p_base),
+            self.config.thought_len + 1,
+        )
+        repeated = {
+            name: getattr(found, name).expand(-1, -1, lengths)
+            for name in ("tokens", "valid", "log_p_base")
+        }
         share = (found.token_share / lengths).expand(-1, -1, lengths)
         return found._replace(**repeated, token_share=share)
 
@@ -83,7 +98,9 @@ class AnyLength(QuietSTaR):
         """The mean gain of a thought's prefixes (B, N, S), and the advantage of each of its tokens (B, N, S, m)."""
         gain = (log_p - targets.log_p_base[:, None]) * targets.valid[:, None]  # (B, N, S, m + 1)
         to_come = gain.flip(-1).cumsum(-1).flip(-1)[..., 1:] / gain.shape[-1]  # (B, N, S, m)
-        return gain.mean(-1), thought_advantage(to_come, self.config.clamp_advantage, self.config.baseline)
+        return gain.mean(-1), thought_advantage(
+            to_come, self.config.clamp_advantage, self.config.baseline
+        )
 
 
 def at_length(hidden, h_base, lengths):

@@ -23,12 +23,21 @@ from quiet_star import QuietSTaR, thought_reward
 
 def thinking_model(model, config):
     """A QuietSTaR of a model.Transformer, of the kind that a QuietSTaRConfig asks for. Raises ValueError."""
-    kinds = {"sampled": QuietSTaR, "any_length": AnyLength, "soft": SoftThoughts, "latent": LatentThoughts}
+    kinds = {
+        "sampled": QuietSTaR,
+        "any_length": AnyLength,
+        "soft": SoftThoughts,
+        "latent": LatentThoughts,
+    }
     quiet = kinds[config.thought_kind](model, config)
     if config.credit != "advantage":
         if config.thought_kind != "sampled":
-            raise ValueError(f"credit={config.credit} is for sampled thoughts, not for {config.thought_kind} ones")
-        quiet.credit = partial({"star": star_credit, "posterior": posterior_credit}[config.credit], quiet)
+            raise ValueError(
+                f"credit={config.credit} is for sampled thoughts, not for {config.thought_kind} ones"
+            )
+        quiet.credit = partial(
+            {"star": star_credit, "posterior": posterior_credit}[config.credit], quiet
+        )
     if config.mixing == "none":
         quiet.talk = lambda h_base, h_thought: (h_thought, torch.ones_like(h_thought[..., 0]))
     return quiet
@@ -41,12 +50,16 @@ class WithoutTokens(QuietSTaR):
     def __init__(self, model, config):
         if config.reinforce_weight or config.n_thoughts != 1:
             kind = f"thought_kind={config.thought_kind}"
-            raise ValueError(f"{kind}: nothing is sampled, so use --reinforce_weight=0 --n_thoughts=1")
+            raise ValueError(
+                f"{kind}: nothing is sampled, so use --reinforce_weight=0 --n_thoughts=1"
+            )
         super().__init__(model, config)
 
     def think(self, tokens, thought_ids=None, *args, **kwargs):
         if thought_ids is not None:
-            raise ValueError(f"{self.config.thought_kind} thoughts are no tokens: none can be given, nor recomputed")
+            raise ValueError(
+                f"{self.config.thought_kind} thoughts are no tokens: none can be given, nor recomputed"
+            )
         return super().think(tokens, None, *args, **kwargs)
 
 
@@ -64,7 +77,9 @@ def star_credit(quiet, log_p, h_mixed, targets):
     """STaR's filter (Zelikman et al. 2022) as a weight of log p(thought), in place of the advantage."""
     right = likeliest(quiet.model.output, h_mixed) == targets.tokens[:, None]  # (B, N, S, a)
     right = (right | ~targets.valid[:, None]).all(-1) & targets.valid.any(-1)[:, None]
-    return thought_reward(log_p, targets.log_p_base, targets.valid), right.to(log_p.dtype)[..., None]
+    return thought_reward(log_p, targets.log_p_base, targets.valid), right.to(log_p.dtype)[
+        ..., None
+    ]
 
 
 def posterior_credit(quiet, log_p, h_mixed, targets):

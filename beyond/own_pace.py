@@ -26,14 +26,22 @@ class OwnPaceCache(KVCache):
 
     def __init__(self, *args):
         super().__init__(*args)
-        for x in (self.k, self.v):  # what a row has not reached others may have: 0 * nan would be nan
+        for x in (
+            self.k,
+            self.v,
+        ):  # what a row has not reached others may have: 0 * nan would be nan
             x.zero_()
 
     def read(self, model, x, at):
         """One forward pass over a token of each row, x (B, C) at places [B]: h (B, C)."""
-        self.at, self.rows = torch.tensor(at, device=x.device), torch.arange(len(at), device=x.device)
+        self.at, self.rows = (
+            torch.tensor(at, device=x.device),
+            torch.arange(len(at), device=x.device),
+        )
         places = torch.arange(max(at) + 1, device=x.device)
-        mask = causal_mask(self.at[:, None], places, model.config.sliding_window)[:, None]  # (B, 1, 1, places)
+        mask = causal_mask(self.at[:, None], places, model.config.sliding_window)[
+            :, None
+        ]  # (B, 1, 1, places)
         return model(x[:, None], self.at[:, None], mask, self)[:, 0]
 
     def attend(self, layer, q, k, v, mask):
@@ -59,7 +67,9 @@ class Row:
     step: int = TEXT  # of its thought
     length: int = -1  # of its thought
     h_base: torch.Tensor | None = None  # (C,) before its thought
-    thoughts: list = field(default_factory=list)  # before each token, as generate_with_thoughts returns them
+    thoughts: list = field(
+        default_factory=list
+    )  # before each token, as generate_with_thoughts returns them
 
 
 @torch.no_grad()
@@ -73,20 +83,43 @@ def generate_at_own_pace(
     prompts = [T] * B if lengths is None else lengths.tolist()
     total, first = T + max_new_tokens, min(prompts) if begin is None else begin
     if max_new_tokens < 1 or not 1 <= first <= min(prompts):
-        raise ValueError(f"max_new_tokens must be at least 1, begin from 1 to the shortest prompt's {min(prompts)}")
-    cache = OwnPaceCache(model.config, B, total + m + 2, tokens.device, model.tok_embeddings.weight.dtype)
-    marks, gates = [x.to(cache.k.dtype) for x in quiet.thought_tokens()], cache.k.new_zeros(B, total)
+        raise ValueError(
+            f"max_new_tokens must be at least 1, begin from 1 to the shortest prompt's {min(prompts)}"
+        )
+    cache = OwnPaceCache(
+        model.config, B, total + m + 2, tokens.device, model.tok_embeddings.weight.dtype
+    )
+    marks, gates = (
+        [x.to(cache.k.dtype) for x in quiet.thought_tokens()],
+        cache.k.new_zeros(B, total),
+    )
 
     def say(which, temperature):
         """What some of the rows say next: [id]."""
-        return sample(model.logits(some(h, which)), temperature, generator=generator).tolist() if which else []
+        return (
+            sample(model.logits(some(h, which)), temperature, generator=generator).tolist()
+            if which
+            else []
+        )
 
-    everyone = [Row(b, row[:n], n, first - 1) for b, (row, n) in enumerate(zip(tokens.tolist(), prompts, strict=True))]
-    rows, h = everyone, model(tokens[:, :first], cache=cache)[:, -1]  # h (rows, C): after what each has read last
+    everyone = [
+        Row(b, row[:n], n, first - 1)
+        for b, (row, n) in enumerate(zip(tokens.tolist(), prompts, strict=True))
+    ]
+    rows, h = (
+        everyone,
+        model(tokens[:, :first], cache=cache)[:, -1],
+    )  # h (rows, C): after what each has read last
     while rows:
         choose_lengths(rows, h, how_long, m)
-        over = [i for i, row in enumerate(rows) if (row.length < 0 if row.step == TEXT else row.step > row.length)]
-        mix(quiet, rows, h, [i for i in over if rows[i].step != TEXT], gates)  # those that have read their end
+        over = [
+            i
+            for i, row in enumerate(rows)
+            if (row.length < 0 if row.step == TEXT else row.step > row.length)
+        ]
+        mix(
+            quiet, rows, h, [i for i in over if rows[i].step != TEXT], gates
+        )  # those that have read their end
         speaks = [i for i in over if rows[i].at + 1 == len(rows[i].text)]  # else its prompt does
         for i, token in zip(speaks, say(speaks, temperature), strict=True):
             rows[i].text.append(token)
@@ -95,7 +128,11 @@ def generate_at_own_pace(
             rows[i].thoughts[-1][rows[i].step] = token
         x = next_inputs(quiet, rows, h, over, thinks, marks)
 
-        done = {i for i in speaks if len(rows[i].text) == total or stop and stop(rows[i].text[rows[i].prompt :])}
+        done = {
+            i
+            for i in speaks
+            if len(rows[i].text) == total or stop and stop(rows[i].text[rows[i].prompt :])
+        }
         if done:
             go_on = [i for i in range(len(rows)) if i not in done]
             rows, x = [rows[i] for i in go_on], x[go_on]
@@ -106,7 +143,11 @@ def generate_at_own_pace(
     texts = [row.text + row.text[-1:] * (most - len(row.text)) for row in everyone]
     thoughts = [row.thoughts + [[-1] * m] * (most - first - len(row.thoughts)) for row in everyone]
     as_tensor = dict(dtype=torch.long, device=tokens.device)
-    return torch.tensor(texts, **as_tensor), torch.tensor(thoughts, **as_tensor), gates[:, first:most]
+    return (
+        torch.tensor(texts, **as_tensor),
+        torch.tensor(thoughts, **as_tensor),
+        gates[:, first:most],
+    )
 
 
 def some(h, which):

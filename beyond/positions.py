@@ -33,7 +33,9 @@ def think_where(quiet, at, share, tokens, chance, start=None, document_end=None)
         "aloud": lambda h: aloud_positions(quiet, h, share, start, chance),
         "start": lambda h: start_positions(quiet, tokens, h, share, start),
         "random": lambda h: highest(chance, share),
-        "each_document": lambda h: highest(chance - rank_in_document(tokens, chance, document_end), share),
+        "each_document": lambda h: highest(
+            chance - rank_in_document(tokens, chance, document_end), share
+        ),
     }[at]
 
 
@@ -49,7 +51,9 @@ def hard_positions(quiet, h_text, share, noise=None):
     most once (Gumbel top-k): what no thought can foresee is uncertain too, and crowds out the rest.
     """
     hardness = entropy(quiet.model.output, before_true(quiet, h_text))
-    return highest(hardness if noise is None else drawn(hardness.clamp(min=1e-9).log(), noise), share)
+    return highest(
+        hardness if noise is None else drawn(hardness.clamp(min=1e-9).log(), noise), share
+    )
 
 
 def drawn(log_weight, noise):
@@ -84,7 +88,9 @@ def start_token(tokenizer, text):
     """The id for `start_positions`. Raises ValueError if the text is not one token."""
     ids = tokenizer.encode(text)
     if len(ids) != 1:
-        raise ValueError(f"think_at=start (or aloud) wants a start_text of one token, and {text!r} is {len(ids)}")
+        raise ValueError(
+            f"think_at=start (or aloud) wants a start_text of one token, and {text!r} is {len(ids)}"
+        )
     return ids[0]
 
 
@@ -92,7 +98,9 @@ def rank_in_document(tokens, chance, document_end):
     """Of each position, how many of its document have a higher chance (B, S): 0 is the document's first choice. Raises
     ValueError if the text has no documents."""
     if document_end is None:
-        raise ValueError("think_at=each_document wants a dataset that names the token that ends a document")
+        raise ValueError(
+            "think_at=each_document wants a dataset that names the token that ends a document"
+        )
     ends = (tokens[:, : chance.shape[1]] == document_end).long()
     document = ends.cumsum(-1) - ends
     same = document[:, :, None] == document[:, None, :]

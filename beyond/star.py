@@ -70,19 +70,34 @@ def self_taught(original, questions, config):
         written = write(model, [q.prompt for q in questions], config)
         kept = right_ones(questions, written, config, hinted=False)
         if config.rationalize:
-            wrong = [q for q, text in zip(questions, written, strict=True) if config.read(text) != q.answer]
-            kept += right_ones(wrong, write(model, [q.hinted for q in wrong], config), config, hinted=True)
+            wrong = [
+                q
+                for q, text in zip(questions, written, strict=True)
+                if config.read(text) != q.answer
+            ]
+            kept += right_ones(
+                wrong, write(model, [q.hinted for q in wrong], config), config, hinted=True
+            )
         steps = config.steps_in(n)
         start = model if config.go_on else original
-        examples = [(k.question.prompt, k.written) for k in kept]  # none, if not one answer is right: it stays as it is
+        examples = [
+            (k.question.prompt, k.written) for k in kept
+        ]  # none, if not one answer is right: it stays as it is
         model = fine_tune(start, examples, steps, config, config.seed + n) if kept else start
         yield model, kept, steps
 
 
 def right_ones(questions, written, config, hinted):
     """What ends in the true answer (with keep_all: everything), as training examples without hints."""
-    pairs = [(q, (q.opening if hinted else []) + text) for q, text in zip(questions, written, strict=True)]
-    return [Kept(q, text, hinted) for q, text in pairs if config.keep_all or config.read(text) == q.answer]
+    pairs = [
+        (q, (q.opening if hinted else []) + text)
+        for q, text in zip(questions, written, strict=True)
+    ]
+    return [
+        Kept(q, text, hinted)
+        for q, text in pairs
+        if config.keep_all or config.read(text) == q.answer
+    ]
 
 
 @torch.no_grad()
@@ -92,7 +107,9 @@ def write(model, prompts, config, batch_size=1000):
     for start in range(0, len(prompts), batch_size):
         batch = prompts[start : start + batch_size]
         tokens, lengths = padded(batch)
-        out = model.generate(tokens, config.most_tokens, 0.0, lengths=lengths, stop=lambda ids: config.end in ids)
+        out = model.generate(
+            tokens, config.most_tokens, 0.0, lengths=lengths, stop=lambda ids: config.end in ids
+        )
         for row, n in zip(out.tolist(), lengths.tolist(), strict=True):
             text = row[n : n + config.most_tokens]
             found.append(text[: text.index(config.end) + 1] if config.end in text else text)
@@ -103,12 +120,17 @@ def fine_tune(model, examples, steps, config, seed):
     """A copy of the model after so many steps of AdamW on examples (prompt, what follows): the loss is the mean NLL of
     what follows. Every example comes once before any comes again."""
     model, generator = copy.deepcopy(model).train(), torch.Generator().manual_seed(seed)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=config.lr, betas=(0.9, 0.99), weight_decay=0.0)
+    optimizer = torch.optim.AdamW(
+        model.parameters(), lr=config.lr, betas=(0.9, 0.99), weight_decay=0.0
+    )
     order = torch.empty(0, dtype=torch.long)
     for step in range(steps):
         while len(order) < config.batch_size:
             order = torch.cat((order, torch.randperm(len(examples), generator=generator)))
-        chosen, order = [examples[i] for i in order[: config.batch_size].tolist()], order[config.batch_size :]
+        chosen, order = (
+            [examples[i] for i in order[: config.batch_size].tolist()],
+            order[config.batch_size :],
+        )
         for group in optimizer.param_groups:
             group["lr"] = config.lr * min(1.0, (step + 1) / 10)
         loss = loss_of(model, chosen)
@@ -124,8 +146,11 @@ def loss_of(model, examples):
     tokens, _ = padded([prompt + text for prompt, text in examples])
     at = torch.arange(1, tokens.shape[1])
     first, last = (
-        torch.tensor(x)[:, None] for x in zip(*((len(p), len(p) + len(t)) for p, t in examples), strict=True)
+        torch.tensor(x)[:, None]
+        for x in zip(*((len(p), len(p) + len(t)) for p, t in examples), strict=True)
     )
-    counts = (at >= first) & (at < last)  # behind a row's end nothing is seen by its tokens: attention is causal
+    counts = (at >= first) & (
+        at < last
+    )  # behind a row's end nothing is seen by its tokens: attention is causal
     h = model(tokens[:, :-1])[counts]
     return -token_log_prob(model.output, h, tokens[:, 1:][counts]).mean()

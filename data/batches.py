@@ -12,23 +12,39 @@ def check_sizes(train, data, held_out, length, processes):
     """Raise ValueError if texts and batches cannot be had as told."""
     for dataset in (data, held_out):
         if len(dataset.tokens) < length:
-            raise ValueError(f"{dataset.path} has {len(dataset.tokens)} tokens, fewer than one span of {length}")
+            raise ValueError(
+                f"{dataset.path} has {len(dataset.tokens)} tokens, fewer than one span of {length}"
+            )
     by_documents = "separate_documents" if train.separate_documents else "think_at=each_document"
-    if (train.separate_documents or train.think_at == "each_document") and data.meta["document_end"] is None:
+    if (train.separate_documents or train.think_at == "each_document") and data.meta[
+        "document_end"
+    ] is None:
         raise ValueError(f"{by_documents}: {train.data} names no token that ends a document")
     if train.batch_size % processes.world:
-        raise ValueError(f"batch_size {train.batch_size} cannot be split among {processes.world} processes")
+        raise ValueError(
+            f"batch_size {train.batch_size} cannot be split among {processes.world} processes"
+        )
     local = train.batch_size // processes.world
     if local % (train.micro_batch or local):
-        raise ValueError(f"micro_batch {train.micro_batch} does not divide the {local} texts of each process")
-    if train.parallel == "fsdp" and train.eval_texts % processes.world:  # all must make the same calls
-        raise ValueError(f"fsdp: eval_texts {train.eval_texts} cannot be split among {processes.world} processes")
+        raise ValueError(
+            f"micro_batch {train.micro_batch} does not divide the {local} texts of each process"
+        )
+    if (
+        train.parallel == "fsdp" and train.eval_texts % processes.world
+    ):  # all must make the same calls
+        raise ValueError(
+            f"fsdp: eval_texts {train.eval_texts} cannot be split among {processes.world} processes"
+        )
 
 
 def read_batch(dataset, offsets, length, separate_documents, device):
     """Spans of `length` tokens that start at offsets: tokens (B, length), and their documents' numbers or None."""
-    tokens = np.stack([dataset.tokens[start : start + length] for start in offsets]).astype(np.int64)
-    documents = document_numbers(tokens, dataset.meta["document_end"]) if separate_documents else None
+    tokens = np.stack([dataset.tokens[start : start + length] for start in offsets]).astype(
+        np.int64
+    )
+    documents = (
+        document_numbers(tokens, dataset.meta["document_end"]) if separate_documents else None
+    )
     return [x if x is None else torch.from_numpy(x).to(device) for x in (tokens, documents)]
 
 

@@ -34,7 +34,11 @@ class Dataset:
     @cached_property
     def answers(self):
         """Which tokens answer a question, bool; one answer's tokens follow one another. (Training never asks.)"""
-        return answers_by_rule(self.tokens, self.meta.get("answers")) if self.marks is None else self.marks
+        return (
+            answers_by_rule(self.tokens, self.meta.get("answers"))
+            if self.marks is None
+            else self.marks
+        )
 
 
 def write_dataset(folder, splits, tokenizer, document_end=None, answers=None, marks=None):
@@ -51,14 +55,18 @@ def write_dataset(folder, splits, tokenizer, document_end=None, answers=None, ma
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     content = {name: np.asarray(ids, id_type(tokenizer)).tobytes() for name, ids in splits.items()}
-    content |= {f"{name}_answers": np.asarray(mark, bool).tobytes() for name, mark in (marks or {}).items()}
+    content |= {
+        f"{name}_answers": np.asarray(mark, bool).tobytes() for name, mark in (marks or {}).items()
+    }
     with lock(folder):
         (folder / "meta.json").unlink(missing_ok=True)
         for name, bytes_of in content.items():
             replace_file(folder / f"{name}.bin", bytes_of)
         counts = {name: len(ids) for name, ids in splits.items()}
         sums = {name: zlib.crc32(bytes_of) for name, bytes_of in content.items()}
-        return write_meta(folder, counts, sums, tokenizer, document_end=document_end, answers=answers)
+        return write_meta(
+            folder, counts, sums, tokenizer, document_end=document_end, answers=answers
+        )
 
 
 def write_lines(config, document, tokenizer, end, after, among):
@@ -74,7 +82,9 @@ def write_lines(config, document, tokenizer, end, after, among):
         splits[name] = tokenizer.encode("".join(document(config, rng) for _ in range(count)))
     answers = {"after": tokenizer.id[after], "among": tokenizer.encode(among)}
     write_dataset(config.out, splits, tokenizer, tokenizer.id[end], answers)
-    print(f"{config.out}: " + ", ".join(f"{name} {len(ids):,} tokens" for name, ids in splits.items()))
+    print(
+        f"{config.out}: " + ", ".join(f"{name} {len(ids):,} tokens" for name, ids in splits.items())
+    )
 
 
 def id_type(tokenizer):
@@ -104,11 +114,18 @@ def read_meta(folder):
     if not path.exists():
         raise ValueError(f"no data in {folder} (no meta.json): run its prepare.py first")
     counts = {"train": int, "val": int}
-    shape = {"tokenizer": dict, "vocab_size": int, "dtype": Literal["uint16", "uint32"], "tokens": counts}
+    shape = {
+        "tokenizer": dict,
+        "vocab_size": int,
+        "dtype": Literal["uint16", "uint32"],
+        "tokens": counts,
+    }
     shape["document_end"] = int | None
     meta = read_json(path, shape, "is not a dataset's description, prepare it anew")
     with reading(path, "is not a dataset's description, prepare it anew"):
-        check(meta.get("checksums", {"train": 0, "val": 0}), counts, "checksums")  # once they were not there
+        check(
+            meta.get("checksums", {"train": 0, "val": 0}), counts, "checksums"
+        )  # once they were not there
         answers = {"after": 0} | (meta.get("answers") or {"among": [0]})
         check(answers, {"after": int, "among": [int]}, "answers")
         for i in (meta["document_end"] or 0, answers["after"], *answers["among"]):
@@ -134,7 +151,9 @@ def open_dataset(folder, split):
             part = tokens[start : start + 2**24]
             checksum, largest = zlib.crc32(part, checksum), int(part.max())
             if largest >= meta["vocab_size"]:
-                raise ValueError(f"it holds the token id {largest}, outside of its vocabulary of {meta['vocab_size']}")
+                raise ValueError(
+                    f"it holds the token id {largest}, outside of its vocabulary of {meta['vocab_size']}"
+                )
         if meta.get("checksums", {}).get(split, checksum) != checksum:
             raise ValueError("its checksum is wrong: it is not what was prepared")
     return Dataset(tokens, meta, path, checksum, read_marks(folder, split, tokens, meta))

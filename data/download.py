@@ -24,7 +24,9 @@ def fetch(url, path, sha256):
         with urllib.request.urlopen(url, timeout=60) as response:
             content = response.read()
     except (OSError, http.client.HTTPException) as error:
-        raise ValueError(f"cannot download {url} ({reason(error)}): fetch it yourself and give --source=FILE") from None
+        raise ValueError(
+            f"cannot download {url} ({reason(error)}): fetch it yourself and give --source=FILE"
+        ) from None
     if hashlib.sha256(content).hexdigest() != sha256:
         raise ValueError(f"{url} is no longer the file expected (its SHA-256 differs)")
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -67,7 +69,9 @@ def prepare_questions(description, folder, url, name, sha256, convert):
         out = Path(config.out or folder)
         out.mkdir(parents=True, exist_ok=True)
         _held = lock(out)  # until this function returns
-        content = read_source(config.source, url, out / name, None if config.source and config.any_hash else sha256)
+        content = read_source(
+            config.source, url, out / name, None if config.source and config.any_hash else sha256
+        )
         questions = json_lines(content, config.source or out / name, convert)
         lines = "".join(json.dumps(q) + "\n" for q in questions)
         replace_file(out / "questions.jsonl", lines.encode())

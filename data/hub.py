@@ -14,7 +14,9 @@ def hub_documents(name, subset, revision):
     try:
         from datasets import load_dataset
     except ImportError:
-        raise ValueError("this corpus is streamed by the package datasets: pip install datasets") from None
+        raise ValueError(
+            "this corpus is streamed by the package datasets: pip install datasets"
+        ) from None
     with reading(f"the dataset {name}", "cannot be had"):
         stream = load_dataset(name, subset, split="train", streaming=True, revision=revision)
 
@@ -38,7 +40,9 @@ class HubConfig:
 def prepare_hub(description, **defaults):
     """The command line of a corpus on the hub. max_tokens is 20 million if not said otherwise."""
     config, tokenize, given = from_cli(description, HubConfig, TokenizeConfig)
-    config = replace(config, **{name: value for name, value in defaults.items() if name not in given})
+    config = replace(
+        config, **{name: value for name, value in defaults.items() if name not in given}
+    )
     tokenize.max_tokens = given.get("max_tokens", 20_000_000)
     source = {"dataset": config.dataset, "subset": config.subset, "revision": config.revision}
 

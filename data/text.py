@@ -80,7 +80,12 @@ def prepare_text(documents, out, source, config, total=None, unit="B"):
                     f"of {done['documents']} documents, none became {' or '.join(n for n in SPLITS if not counts[n])}: "
                     "more documents are wanted (where does one end? --separator), or another --val_share"
                 )
-            more = {"document_end": tokenizer.eos_id, "answers": None, "documents": done["documents"], "plan": plan}
+            more = {
+                "document_end": tokenizer.eos_id,
+                "answers": None,
+                "documents": done["documents"],
+                "plan": plan,
+            }
             meta = write_meta(out, counts, done["checksums"], tokenizer, **more)
         (out / "progress.json").unlink(missing_ok=True)
     return meta
@@ -94,7 +99,14 @@ def write_documents(documents, out, config, total, unit, done, size):
             file.truncate(done["bytes"][name])
         save_progress(out, done, files)
         batches = in_batches(documents(done["documents"]), BATCH)
-        bar = tqdm(total=total, initial=done["position"], unit=unit, unit_scale=True, desc=str(out), disable=None)
+        bar = tqdm(
+            total=total,
+            initial=done["position"],
+            unit=unit,
+            unit_scale=True,
+            desc=str(out),
+            disable=None,
+        )
         for n, (count, position, ids) in enumerate(encode_all(batches, config), 1):
             for name in SPLITS:
                 done["bytes"][name] += files[name].write(ids[name])
@@ -118,7 +130,10 @@ def what_is_there(out, plan):
     """(meta, None) of a dataset that is complete, or (None, how far it came). Raises ValueError if it is another."""
     begin = {"plan": plan, "documents": 0, "position": 0}
     begin |= {"bytes": dict.fromkeys(SPLITS, 0), "checksums": dict.fromkeys(SPLITS, 0)}
-    shape = {**dict.fromkeys(("documents", "position"), int), **dict.fromkeys(("bytes", "checksums"), {str: int})}
+    shape = {
+        **dict.fromkeys(("documents", "position"), int),
+        **dict.fromkeys(("bytes", "checksums"), {str: int}),
+    }
     for name, wanted in (("meta.json", {"documents": int}), ("progress.json", shape)):
         if (out / name).exists():
             try:
@@ -126,11 +141,15 @@ def what_is_there(out, plan):
             except ValueError:
                 found = {}
             if found.get("plan") != plan:
-                raise ValueError(f"{out} holds another dataset ({name}): delete it, or choose another --out")
+                raise ValueError(
+                    f"{out} holds another dataset ({name}): delete it, or choose another --out"
+                )
             with reading(out, f"cannot be gone on with: delete {out / name}, and it begins anew"):
                 if name == "meta.json":
                     return open_dataset(out, "train") and open_dataset(out, "val").meta, None
-                for split in SPLITS:  # what was written after that is cut off; nothing may be missing before it
+                for split in (
+                    SPLITS
+                ):  # what was written after that is cut off; nothing may be missing before it
                     with open(out / f"{split}.bin", "rb") as file:
                         if checksum(file, found["bytes"][split]) != found["checksums"][split]:
                             raise ValueError(f"{split}.bin is not what it was")
@@ -168,18 +187,26 @@ def encode_all(batches, config):
             yield len(batch), batch[-1][1], encode([text for text, _ in batch])
         return
     context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(processes, context, initializer=start_worker, initargs=(*start, True)) as pool:
-        waiting: deque[tuple[int, int, Future]] = deque()  # bounded, or reading would run ahead of encoding
+    with ProcessPoolExecutor(
+        processes, context, initializer=start_worker, initargs=(*start, True)
+    ) as pool:
+        waiting: deque[tuple[int, int, Future]] = (
+            deque()
+        )  # bounded, or reading would run ahead of encoding
         try:
             while True:
                 for batch in islice(batches, 2 * processes - len(waiting)):
-                    waiting.append((len(batch), batch[-1][1], pool.submit(encode, [text for text, _ in batch])))
+                    waiting.append(
+                        (len(batch), batch[-1][1], pool.submit(encode, [text for text, _ in batch]))
+                    )
                 if not waiting:
                     return
                 count, position, ids = waiting.popleft()
                 yield count, position, ids.result()
         except BrokenProcessPool:
-            raise ValueError("a process that encodes was killed (out of memory?): run it again to go on") from None
+            raise ValueError(
+                "a process that encodes was killed (out of memory?): run it again to go on"
+            ) from None
         finally:
             pool.shutdown(cancel_futures=True)
 
@@ -200,8 +227,14 @@ def encode(texts):
     ids = {name: [np.zeros(0, np.int64)] for name in SPLITS}
     for text in texts:
         end = [] if tokenizer.eos_id is None else [tokenizer.eos_id]
-        ids["val" if is_held_out(text, val_share) else "train"] += [tokenizer.encode_array(text), end]
-    return {name: np.concatenate(parts).astype(id_type(tokenizer)).tobytes() for name, parts in ids.items()}
+        ids["val" if is_held_out(text, val_share) else "train"] += [
+            tokenizer.encode_array(text),
+            end,
+        ]
+    return {
+        name: np.concatenate(parts).astype(id_type(tokenizer)).tobytes()
+        for name, parts in ids.items()
+    }
 
 
 def is_held_out(text, val_share):
@@ -221,7 +254,9 @@ def text_files(source, pattern="*"):
     if not source.exists():
         raise ValueError(f"there is no file or folder {source}")
     found = (path for path in source.rglob(pattern) if path.is_file())
-    found = sorted(path for path in found if not any(p.startswith(".") for p in path.relative_to(source).parts))
+    found = sorted(
+        path for path in found if not any(p.startswith(".") for p in path.relative_to(source).parts)
+    )
     if not found:
         raise ValueError(f"no files like {pattern} in {source}")
     return found
@@ -253,7 +288,11 @@ def open_text(raw, path):
 
 def holds_json_lines(path, key):
     """By its name; or by its first line, which is said."""
-    if (path.with_suffix("") if path.suffix in OPEN else path).suffix in (".jsonl", ".json", ".ndjson"):
+    if (path.with_suffix("") if path.suffix in OPEN else path).suffix in (
+        ".jsonl",
+        ".json",
+        ".ndjson",
+    ):
         return True
     with open(path, "rb") as raw, open_text(raw, path) as file:
         try:
@@ -271,7 +310,9 @@ def of_lines(file, key):
             try:
                 yield parse_json(line, {key: str})[key]
             except ValueError as error:
-                raise ValueError(f"line {number}: no object with a text at {key!r}, {reason(error)}") from None
+                raise ValueError(
+                    f"line {number}: no object with a text at {key!r}, {reason(error)}"
+                ) from None
 
 
 def cut(file, separator, size=2**20):

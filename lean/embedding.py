@@ -31,10 +31,15 @@ class Zeros(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, table, tokens):
-        ctx.tokens, ctx.rows = tokens, len(table)  # saved tensors may not be filled in afterwards; these are
+        ctx.tokens, ctx.rows = (
+            tokens,
+            len(table),
+        )  # saved tensors may not be filled in afterwards; these are
         return table.new_zeros(()).expand(*tokens.shape, table.shape[1])
 
     @staticmethod
     @once_differentiable
     def backward(ctx, gradient):
-        return torch.ops.aten.embedding_dense_backward(gradient, ctx.tokens, ctx.rows, -1, False), None
+        return torch.ops.aten.embedding_dense_backward(
+            gradient, ctx.tokens, ctx.rows, -1, False
+        ), None

@@ -54,7 +54,9 @@ def backward_in_parts(
         its_noise = None if noise is None else noise[:, :, part]
         thoughts = think(quiet, tokens, positions[:, part], its_noise, leaf, recompute)
         its_targets = targets._make(x[:, part] for x in targets)
-        learned = quiet.learn(thoughts, *quiet.talk(thoughts.h_base, thoughts.h_thought), its_targets)
+        learned = quiet.learn(
+            thoughts, *quiet.talk(thoughts.h_base, thoughts.h_thought), its_targets
+        )
         loss, new = sum_up(quiet.further_losses, thoughts, its_targets, learned)
         go_back(scale * loss)
         metrics |= {name: metrics.get(name, 0.0) + value for name, value in new.items()}
@@ -63,7 +65,11 @@ def backward_in_parts(
     shared = [(text.embedded, leaf.embedded), (text.hidden, leaf.hidden)]
     for kept, its_leaf in zip(text.keys_values, leaf.keys_values, strict=True):
         shared += zip(kept, its_leaf, strict=True)
-    shared = [(x, its_leaf.grad) for x, its_leaf in shared if x.requires_grad and its_leaf.grad is not None]
+    shared = [
+        (x, its_leaf.grad)
+        for x, its_leaf in shared
+        if x.requires_grad and its_leaf.grad is not None
+    ]
     before_last()
     if shared:  # else the model is frozen
         tensors, gradients = zip(*shared, strict=True)

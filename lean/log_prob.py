@@ -14,7 +14,10 @@ from torch.autograd.function import once_differentiable
 
 from lean.tensors import mean_by, shares
 
-CHUNK_NUMBERS = {"cpu": 2**20, "cuda": 2**25}  # logits made at once: few enough for a cache, enough for a busy GPU
+CHUNK_NUMBERS = {
+    "cpu": 2**20,
+    "cuda": 2**25,
+}  # logits made at once: few enough for a cache, enough for a busy GPU
 
 
 def rows_at_once(head, device):
@@ -30,7 +33,9 @@ def token_log_prob(head, hidden, tokens, temperature=1.0, known=None, chunk_numb
     chunk_numbers = chunk_numbers or CHUNK_NUMBERS.get(hidden.device.type, 2**25)
     known = None if known is None else known.reshape(-1)
     h, t = hidden.reshape(-1, hidden.shape[-1]), tokens.reshape(-1)
-    return TokenLogProb.apply(h, head.weight, t, temperature, known, chunk_numbers).view(tokens.shape)
+    return TokenLogProb.apply(h, head.weight, t, temperature, known, chunk_numbers).view(
+        tokens.shape
+    )
 
 
 class TokenLogProb(torch.autograd.Function):
@@ -47,13 +52,19 @@ class TokenLogProb(torch.autograd.Function):
     @staticmethod
     def forward(ctx, hidden, weight, tokens, temperature, known, chunk_numbers):
         device = hidden.device.type
-        ctx.dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else weight.dtype
+        ctx.dtype = (
+            torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else weight.dtype
+        )
         ctx.temperature, ctx.chunk_numbers = temperature, chunk_numbers
         if known is not None:
             ctx.save_for_backward(hidden, weight, tokens, None, known)
             return known.clone()
         wide, log_p = torch.promote_types(ctx.dtype, torch.float32), []
-        h_cast, w_cast, total = hidden.to(ctx.dtype), weight.to(ctx.dtype), hidden.new_empty(len(hidden), dtype=wide)
+        h_cast, w_cast, total = (
+            hidden.to(ctx.dtype),
+            weight.to(ctx.dtype),
+            hidden.new_empty(len(hidden), dtype=wide),
+        )
         for rows, parts in blocks(len(hidden), len(weight), chunk_numbers):
             h, t = h_cast[rows], tokens[rows]
             sums, at_token = [], torch.zeros(len(h), dtype=wide, device=h.device)
@@ -62,7 +73,9 @@ class TokenLogProb(torch.autograd.Function):
                 sums.append(logits.logsumexp(-1))
                 here = (t - part.start)[:, None]
                 inside = (here >= 0) & (here < logits.shape[1])
-                at_token += logits.gather(1, here.clamp(0, logits.shape[1] - 1)).where(inside, 0)[:, 0]
+                at_token += logits.gather(1, here.clamp(0, logits.shape[1] - 1)).where(inside, 0)[
+                    :, 0
+                ]
             total[rows] = torch.stack(sums).logsumexp(0)
             log_p.append(at_token - total[rows])
         ctx.save_for_backward(hidden, weight, tokens, total, None)
@@ -73,28 +86,45 @@ class TokenLogProb(torch.autograd.Function):
     def backward(ctx, gradient):
         hidden, weight, tokens, total, known = ctx.saved_tensors
         of_hidden, of_weight = ctx.needs_input_grad[:2]
-        wide = torch.promote_types(weight.dtype, torch.float32)  # blocks are not added up in bfloat16
+        wide = torch.promote_types(
+            weight.dtype, torch.float32
+        )  # blocks are not added up in bfloat16
         some = gradient.nonzero()[:, 0]
-        h, t, slope = hidden[some].to(ctx.dtype), tokens[some], gradient[some].to(wide) / ctx.temperature
+        h, t, slope = (
+            hidden[some].to(ctx.dtype),
+            tokens[some],
+            gradient[some].to(wide) / ctx.temperature,
+        )
         w_cast, w_of_token = weight.to(ctx.dtype), F.embedding(t, weight).to(ctx.dtype)
         if known is None:
             total = total[some]
         else:  # as it must have been: rounded as logits are
-            total = tempered((h.to(wide) * w_of_token).sum(-1).to(ctx.dtype), ctx.temperature) - known[some]
+            total = (
+                tempered((h.to(wide) * w_of_token).sum(-1).to(ctx.dtype), ctx.temperature)
+                - known[some]
+            )
         # d log p(t) / d logits = (1 at t, else 0) - p: first the 1, then p, block by block
         d_some, d_weight = slope[:, None] * w_of_token, None
         if of_weight:
             d_weight = torch.zeros_like(weight, dtype=wide).index_add_(0, t, slope[:, None] * h)
         for rows, parts in blocks(len(some), len(weight), ctx.chunk_numbers):
             for part in parts:
-                p = tempered(h[rows] @ w_cast[part].T, ctx.temperature).sub_(total[rows, None]).exp_()
+                p = (
+                    tempered(h[rows] @ w_cast[part].T, ctx.temperature)
+                    .sub_(total[rows, None])
+                    .exp_()
+                )
                 d_logits = p.mul_(-slope[rows, None]).to(ctx.dtype)
                 d_some[rows] += d_logits @ w_cast[part]
                 if of_weight and ctx.dtype == wide:
                     d_weight[part].addmm_(d_logits.T, h[rows])
                 elif of_weight:
                     d_weight[part] += d_logits.T @ h[rows]
-        d_hidden = torch.zeros_like(hidden).index_copy_(0, some, d_some.to(hidden.dtype)) if of_hidden else None
+        d_hidden = (
+            torch.zeros_like(hidden).index_copy_(0, some, d_some.to(hidden.dtype))
+            if of_hidden
+            else None
+        )
         return d_hidden, d_weight.to(weight.dtype) if of_weight else None, None, None, None, None
 
 

@@ -42,11 +42,17 @@ def check(config, tokens, thoughts=None, positions=None, noise=None):
     N, m, (B, L) = config.n_thoughts, config.thought_len, tokens.shape
     S = L - config.n_true if positions is None else positions.shape[-1]
     if S < 1:
-        raise ValueError(f"{L} tokens are too few: thinking needs at least n_true + 1 = {config.n_true + 1}")
+        raise ValueError(
+            f"{L} tokens are too few: thinking needs at least n_true + 1 = {config.n_true + 1}"
+        )
     for name, x, wanted in (("positions", positions, (B, S)), ("noise", noise, (B, N, S, m))):
         if x is not None and tuple(x.shape) != wanted:
             raise ValueError(f"{name} of shape {wanted} are wanted, not {tuple(x.shape)}")
     if positions is not None and (positions.min() < 0 or positions.max() >= L):
         raise ValueError(f"positions must lie in the text, 0 to {L - 1}")
-    if thoughts is not None and (thoughts.dim() != 4 or thoughts.shape[::2] != (B, S) or thoughts.shape[3] != m):
-        raise ValueError(f"thoughts of shape ({B}, any, {S}, {m}) are wanted, not {tuple(thoughts.shape)}")
+    if thoughts is not None and (
+        thoughts.dim() != 4 or thoughts.shape[::2] != (B, S) or thoughts.shape[3] != m
+    ):
+        raise ValueError(
+            f"thoughts of shape ({B}, any, {S}, {m}) are wanted, not {tuple(thoughts.shape)}"
+        )

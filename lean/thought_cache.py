@@ -39,7 +39,13 @@ class ThoughtCache:
     """
 
     def __init__(self, see, text, positions, explicit=False, depth=lambda step: step):
-        self.see, self.text, self.positions, self.explicit, self.depth = see, text, positions, explicit, depth
+        self.see, self.text, self.positions, self.explicit, self.depth = (
+            see,
+            text,
+            positions,
+            explicit,
+            depth,
+        )
         self.own = [None] * len(text)  # by layer: k and v (B, K, N, S, D, hd)
         self.n_steps = 0  # steps of each thought read (D)
 
@@ -56,7 +62,10 @@ class ThoughtCache:
             query, own = ([x.flatten(1) for x in triple] for triple in (query, own))
         else:  # those that a thought may see at all: (B, S, R, T + D), alike for all thoughts of a position
             query, own = ([x[:, 0] for x in triple] for triple in (query, own))
-        key = [torch.cat((x.expand(*y.shape[:-1], -1), y), dim=-1) for x, y in zip(text, own, strict=True)]
+        key = [
+            torch.cat((x.expand(*y.shape[:-1], -1), y), dim=-1)
+            for x, y in zip(text, own, strict=True)
+        ]
         self.mask = self.see(query, key)
         ids = self.positions[:, None, :, None] + 1 + self.depth(new)
         return ids.expand(-1, N, -1, -1).flatten(1)
@@ -65,7 +74,9 @@ class ThoughtCache:
         """(position, thought, step) of some steps of all thoughts: each (B, N, S, steps)."""
         B, S = self.positions.shape
         number = torch.arange(N, device=steps.device)[:, None, None]
-        return [x.expand(B, N, S, len(steps)) for x in (self.positions[:, None, :, None], number, steps)]
+        return [
+            x.expand(B, N, S, len(steps)) for x in (self.positions[:, None, :, None], number, steps)
+        ]
 
     def attend(self, layer, q, k, v, mask):
         """q (B, H, N*S*R, hd), k and v (B, K, N*S*R, hd) -> (B, H, N*S*R, hd): remember k and v, then look."""
@@ -79,7 +90,9 @@ class ThoughtCache:
 
     def attend_whole(self, q, k_text, v_text, k_own, v_own):
         """The definition: one softmax over all keys there are."""
-        keys, values = (torch.cat((a, b.flatten(2, 4)), dim=2) for a, b in ((k_text, k_own), (v_text, v_own)))
+        keys, values = (
+            torch.cat((a, b.flatten(2, 4)), dim=2) for a, b in ((k_text, k_own), (v_text, v_own))
+        )
         return attention(q, keys, values, self.mask[:, None])
 
     def attend_in_two_parts(self, q, k_text, v_text, k_own, v_own):
@@ -91,12 +104,20 @@ class ThoughtCache:
         """
         K, T, D = k_text.shape[1], k_text.shape[2], k_own.shape[4]
         q = q.unflatten(1, (K, -1)).unflatten(3, self.shape)  # (B, K, G, N, S, R, hd)
-        q = q.movedim(2, 4).contiguous() * q.shape[-1] ** -0.5  # (B, K, N, S, G, R, hd): as the own keys want it
+        q = (
+            q.movedim(2, 4).contiguous() * q.shape[-1] ** -0.5
+        )  # (B, K, N, S, G, R, hd): as the own keys want it
         text_scores = torch.einsum("bhnsgrd,bhtd->bhnsgrt", q, k_text)
         own_scores = torch.einsum("bhnsgrd,bhnsud->bhnsgru", q, k_own)
-        if self.addend is None:  # the same for all layers. Adding 0 or -inf needs no work in the backward pass
-            addend = torch.zeros_like(self.mask, dtype=text_scores.dtype).masked_fill_(~self.mask, -torch.inf)
-            self.addend = addend[:, None, None, :, None].split((T, D), dim=-1)  # (B, 1, 1, S, 1, R, T or D)
+        if (
+            self.addend is None
+        ):  # the same for all layers. Adding 0 or -inf needs no work in the backward pass
+            addend = torch.zeros_like(self.mask, dtype=text_scores.dtype).masked_fill_(
+                ~self.mask, -torch.inf
+            )
+            self.addend = addend[:, None, None, :, None].split(
+                (T, D), dim=-1
+            )  # (B, 1, 1, S, 1, R, T or D)
         scores = torch.cat((text_scores + self.addend[0], own_scores + self.addend[1]), dim=-1)
         p_text, p_own = scores.softmax(-1).split((T, D), dim=-1)
         y = torch.einsum("bhnsgrt,bhtd->bhnsgrd", p_text, v_text)

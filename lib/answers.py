@@ -13,16 +13,18 @@ NUMBER = (
     r"|(?<![\w.])\.\d+"
 )
 EXPRESSION = re.compile(rf"(?:{NUMBER})(?:\s*%)?\s*[-−+*/×÷^x]\s*\(?\$?\d")
-EQUATION = re.compile(r"(?:[^,;(=\n]|,(?=\d)|\([^()=\n]*\))*=")  # what follows a number that is part of one
+EQUATION = re.compile(
+    r"(?:[^,;(=\n]|,(?=\d)|\([^()=\n]*\))*="
+)  # what follows a number that is part of one
 WRAP = r"[\s*_\"'`]*"
 ALONE = re.compile(  # a number and an end: "18", "6. There are", "40 (5 rows of 8)"
     rf"{WRAP}({NUMBER})[%*_`]*(?:\s*\([^()\n]*\)?)?(?:[.!]?\s*(?:\n|$)|[.!]\s|,?\s+(?:because|since|as)\b)"
 )
-COUNT = re.compile(r"\bstep\s+\d+|(?:\n|^\s*(?=1))[\s*>-]*\d[.)](?=[ \t]+\S)", re.IGNORECASE)  # the numbers of a list
+COUNT = re.compile(
+    r"\bstep\s+\d+|(?:\n|^\s*(?=1))[\s*>-]*\d[.)](?=[ \t]+\S)", re.IGNORECASE
+)  # the numbers of a list
 
-IS = (
-    r"(?:\s+(?:to|for|of)\b[^.\n:=]{0,80}?)?[\s*_,]*\b(?:is|was|are|(?:must|should|will|would|has to) be)\b[\s*_]*[:=]?"
-)
+IS = r"(?:\s+(?:to|for|of)\b[^.\n:=]{0,80}?)?[\s*_,]*\b(?:is|was|are|(?:must|should|will|would|has to) be)\b[\s*_]*[:=]?"
 MARK = re.compile(rf"####|\\boxed\s*\{{|\bans(?:wers?)?\b(?:{IS}|[\s*_]*[:=])", re.IGNORECASE)
 NEXT = re.compile(  # a question of the model's own, or an end of text spelled out
     r"\n[\s#*_>-]*(?:Q|Question|Problem|Exercise|Example|Human|User|Instruction)\b[\s\d*_]*(?:[:.)]|\n)"
@@ -41,8 +43,12 @@ def own_answer(text):
 
 
 def without_denied(text, choices=()):
-    things = "|".join([NUMBER, r"[(\[]?[A-E]\b[)\]]?", *(re.escape(choice.strip()) for choice in choices)])
-    return re.sub(rf"(?:\bnot|n['’]t)\s+(?:(?:the|an?|option)\s+)?(?:{things})", "", text, flags=re.IGNORECASE)
+    things = "|".join(
+        [NUMBER, r"[(\[]?[A-E]\b[)\]]?", *(re.escape(choice.strip()) for choice in choices)]
+    )
+    return re.sub(
+        rf"(?:\bnot|n['’]t)\s+(?:(?:the|an?|option)\s+)?(?:{things})", "", text, flags=re.IGNORECASE
+    )
 
 
 def marked(text):
@@ -67,7 +73,11 @@ def in_sentence(sentence):
     """The number that a sentence such as "18 eggs" or "12 + 6 = 18" comes to, as it is written there, or None: the one
     it begins with, if that is no part of an equation, else the one behind the last "="."""
     first = re.search(NUMBER, sentence)
-    if first and not re.search(r"\w\w", sentence[: first.start()]) and not EQUATION.match(sentence, first.end()):
+    if (
+        first
+        and not re.search(r"\w\w", sentence[: first.start()])
+        and not EQUATION.match(sentence, first.end())
+    ):
         return first[0]
     for side in reversed(sentence.split("=")):
         if (found := re.search(NUMBER, side)) and not EXPRESSION.match(side, found.start()):
@@ -83,7 +93,9 @@ def value(written):
 
 BEFORE = rf"{WRAP}(?:(?:the\s+)?(?:option|choice|letter)\b{WRAP}:?{WRAP})?"
 AFTER = r"(?=[\s*_\"'`]*(?:[.,:;!)\]}](?!\w)|$|\n|[-–—]\s|(?:because|since|as|for|but|so|which|is|and|with)\b))"
-LETTER = re.compile(rf"{BEFORE}(?:[(\[]\s*([A-E])\s*[)\]]|([A-E])(?!['’]?\w){AFTER})", re.IGNORECASE)
+LETTER = re.compile(
+    rf"{BEFORE}(?:[(\[]\s*([A-E])\s*[)\]]|([A-E])(?!['’]?\w){AFTER})", re.IGNORECASE
+)
 NO_ARTICLE = re.compile(rf"{BEFORE}([B-E])(?![\w'’.])(?=\s+\w)")
 LONE = re.compile(  # not at the beginning: in brackets, or a capital at the end of a clause
     rf"[(\[]\s*([A-Ea-e])\s*[)\]]|(?<![\w.'’])([A-E])(?={WRAP}(?:[.,;!)](?!\w)|$|\n|because\b))"
@@ -95,7 +107,9 @@ def letter_in(text, choices=()):
     beginning or the first that stands alone; else that of the only one of the choices that it names. "A" that could be
     the article does not count."""
     text = without_denied(own_answer(text), choices)
-    names = {choice.strip().lower(): letter for choice, letter in zip(choices, "ABCDE", strict=False)}
+    names = {
+        choice.strip().lower(): letter for choice, letter in zip(choices, "ABCDE", strict=False)
+    }
     longest_first = "|".join(re.escape(name) for name in sorted(names, key=len, reverse=True))
     for place in (marked(text), text):
         if found := LETTER.match(place) or NO_ARTICLE.match(place) or LONE.search(place):

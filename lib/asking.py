@@ -42,12 +42,23 @@ def candidate(model, thinking, how_long=None, temperature=0.0, seed=1337):
 
     @torch.no_grad()
     def predict(tokens, positions):
-        if thinking:  # only where an answer is read off: no other position's thought can matter to it
+        if (
+            thinking
+        ):  # only where an answer is read off: no other position's thought can matter to it
             quiet = model.with_settings(n_thoughts=1, n_true=1, thought_temperature=temperature)
-            drawn = torch.rand(len(tokens), 1, positions.shape[1], quiet.config.thought_len, generator=noise)
+            drawn = torch.rand(
+                len(tokens), 1, positions.shape[1], quiet.config.thought_len, generator=noise
+            )
             thoughts = quiet.think(tokens, positions=positions, noise=drawn.to(tokens.device))
-            hidden, h_base = quiet.talk(thoughts.h_base, thoughts.h_thought)[0][:, 0], thoughts.h_base[:, 0, :, 0]
-            hidden = hidden[:, :, -1] if how_long is None else at_length(hidden, h_base, how_long(h_base))
+            hidden, h_base = (
+                quiet.talk(thoughts.h_base, thoughts.h_thought)[0][:, 0],
+                thoughts.h_base[:, 0, :, 0],
+            )
+            hidden = (
+                hidden[:, :, -1]
+                if how_long is None
+                else at_length(hidden, h_base, how_long(h_base))
+            )
         else:
             hidden = take(plain(tokens), positions)
         return plain.logits(hidden)
@@ -78,7 +89,16 @@ def score(who, tokenizer, pairs, judge=likelihood, bos=False, batch_size=32, tit
 
 
 def complete(
-    who, tokenizer, prompts, stop=(), new=16, temperature=0.0, seed=1337, bos=False, batch_size=32, title="writing"
+    who,
+    tokenizer,
+    prompts,
+    stop=(),
+    new=16,
+    temperature=0.0,
+    seed=1337,
+    bos=False,
+    batch_size=32,
+    title="writing",
 ):
     """What a model writes after each prompt, in their order: [(text, the thought before its first token or None)].
 
@@ -88,13 +108,28 @@ def complete(
     """
 
     def ends_at(text):
-        return min((at for s in stop if (at := text.find(s, len(text) - len(text.lstrip()))) >= 0), default=None)
+        return min(
+            (at for s in stop if (at := text.find(s, len(text) - len(text.lstrip()))) >= 0),
+            default=None,
+        )
 
     ended = stop if callable(stop) else lambda text: ends_at(text) is not None
     rows = [tokenizer.encode(prompt, bos) for prompt in prompts]
-    options = new, temperature, seed, lambda ids: ended(tokenizer.decode(ids)), batch_size, who.device, title
+    options = (
+        new,
+        temperature,
+        seed,
+        lambda ids: ended(tokenizer.decode(ids)),
+        batch_size,
+        who.device,
+        title,
+    )
     written = write_answers(who, rows, tokenizer, *options)
-    return written if callable(stop) else [(text[: ends_at(text)], thought) for text, thought in written]
+    return (
+        written
+        if callable(stop)
+        else [(text[: ends_at(text)], thought) for text, thought in written]
+    )
 
 
 class Said(NamedTuple):
@@ -113,7 +148,10 @@ def think_aloud(
 ):  # fmt: skip
     """Continue a prompt until the model ends the text, token by token as it speaks: yields Said. See
     quiet_star.generate_with_thoughts, which says the same for the same seed. Raises ValueError."""
-    thinking, plain = thinking and isinstance(model, QuietSTaR), model.model if isinstance(model, QuietSTaR) else model
+    thinking, plain = (
+        thinking and isinstance(model, QuietSTaR),
+        model.model if isinstance(model, QuietSTaR) else model,
+    )
     device = plain.tok_embeddings.weight.device
     new = torch.tensor([tokenizer.encode(prompt)], dtype=torch.long, device=device)
     if not new.numel():
@@ -125,10 +163,16 @@ def think_aloud(
     for length in range(new.shape[1], total):
         thought, gate = None, 0.0
         if thinking:
-            h, thoughts, gates = some_think(how_long)(model, new, cache, thought_temperature, generator)
+            h, thoughts, gates = some_think(how_long)(
+                model, new, cache, thought_temperature, generator
+            )
             cache.forget_after(length)  # the thought is over
             thoughts, gate = thoughts[0].tolist(), float(gates[0])
-            thought = None if -1 in thoughts else "".join(tokenizer.words([x for x in thoughts if x >= 0]))
+            thought = (
+                None
+                if -1 in thoughts
+                else "".join(tokenizer.words([x for x in thoughts if x >= 0]))
+            )
         else:
             h = plain(new, cache=cache)[:, -1]
         new = sample(plain.logits(h), temperature, generator=generator)[:, None]
@@ -153,7 +197,9 @@ def continuation(tokenizer, prompt, text, bos):
     """Ids of prompt + text, and how many of them are the text's. Raises ValueError if a token spans the two."""
     before, ids = tokenizer.encode(prompt, bos), tokenizer.encode(prompt + text, bos)
     if ids[: len(before)] != before:
-        raise ValueError(f"this tokenizer joins {prompt[-8:]!r} and {text[:8]!r} into one token: no score is defined")
+        raise ValueError(
+            f"this tokenizer joins {prompt[-8:]!r} and {text[:8]!r} into one token: no score is defined"
+        )
     return ids, len(ids) - len(before)
 
 
@@ -169,11 +215,15 @@ def predict_ends(who, rows, judge, batch_size, device, title):
             ends = torch.tensor([rows[i][1] for i in batch], device=device)
             n = torch.arange(int(ends.max()), device=device)
             first = lengths - ends - 1  # the position that predicts the first of them
-            positions = first[:, None] + torch.minimum(n, ends[:, None] - 1)  # (B, S), the last one repeated
+            positions = first[:, None] + torch.minimum(
+                n, ends[:, None] - 1
+            )  # (B, S), the last one repeated
             logits = who.predict(tokens, positions)
             for row, i in enumerate(batch):
                 ids, count = rows[i]
-                found[i] = judge(logits[row, :count].float(), torch.tensor(ids[-count:], device=device))
+                found[i] = judge(
+                    logits[row, :count].float(), torch.tensor(ids[-count:], device=device)
+                )
             bar.update(len(batch))
     return found
 
@@ -196,7 +246,9 @@ def write_answers(who, rows, tokenizer, new, temperature, seed, stop, batch_size
                 n = len(rows[i])
                 text = tokenizer.decode(before_end(tokenizer, out[row, n : n + new].tolist()))
                 thought = [-1] if thoughts is None else thoughts[row, n - shortest].tolist()
-                said = [x for x in thought if x >= 0]  # -1: it did not think; -2: the thought was over
+                said = [
+                    x for x in thought if x >= 0
+                ]  # -1: it did not think; -2: the thought was over
                 found[i] = text, None if -1 in thought else tokenizer.decode(said)
             bar.update(len(batch))
     return found

@@ -29,10 +29,14 @@ def check_zip(path):
     """Raise ValueError if a file is no zip file as torch.save writes it, or if a checksum in it is wrong."""
     with reading(path), open(path, "rb") as file:
         if file.read(6) == b"\x80\x02\x8a\x0a\x6c\xfc":
-            raise ValueError("a torch before 1.6 saved it, in another form: load it and save it again")
+            raise ValueError(
+                "a torch before 1.6 saved it, in another form: load it and save it again"
+            )
         with zipfile.ZipFile(file) as parts:
             if any(part.compress_type != zipfile.ZIP_STORED for part in parts.infolist()):
-                raise ValueError("it was compressed afterwards: unzip it, and zip it without compression")
+                raise ValueError(
+                    "it was compressed afterwards: unzip it, and zip it without compression"
+                )
             if damaged := parts.testzip():
                 raise ValueError(f"wrong checksum of {damaged}")
 
@@ -93,8 +97,12 @@ def read_checkpoint(folder, mmap=False):
     in one line, if there is none."""
     found, reasons = checkpoints(folder), []
     if not found:
-        old = " (a checkpoint.dcp is of an earlier version)" * any(Path(folder).glob("checkpoint*.dcp"))
-        raise ValueError(f"there is no checkpoint in {folder}{old}: train one with train.py --out={folder}")
+        old = " (a checkpoint.dcp is of an earlier version)" * any(
+            Path(folder).glob("checkpoint*.dcp")
+        )
+        raise ValueError(
+            f"there is no checkpoint in {folder}{old}: train one with train.py --out={folder}"
+        )
     for path in found:
         try:
             state = load_tensors(path, mmap)
@@ -104,6 +112,9 @@ def read_checkpoint(folder, mmap=False):
             reasons.append(str(error))
             continue
         if reasons:
-            print(f"{'; '.join(reasons)}: going back to {path.name}, step {state['step']}", file=sys.stderr)
+            print(
+                f"{'; '.join(reasons)}: going back to {path.name}, step {state['step']}",
+                file=sys.stderr,
+            )
         return state
     raise ValueError("; ".join(reasons) + ": restore it, or delete it to start anew")

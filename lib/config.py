@@ -24,7 +24,10 @@ from lib.files import brief, check, reading
 
 class OneLineErrors(argparse.ArgumentParser):
     def error(self, message):
-        self.exit(2, f"{self.prog}: error: {' '.join(message.split())[:400]} (--help lists all settings)\n")
+        self.exit(
+            2,
+            f"{self.prog}: error: {' '.join(message.split())[:400]} (--help lists all settings)\n",
+        )
 
 
 def from_cli(description, *classes, argv=None):
@@ -34,12 +37,18 @@ def from_cli(description, *classes, argv=None):
     flags, unknown = parser.parse_known_args(argv)
     if unknown:
         name = unknown[0].lstrip("-").partition("=")[0].replace("-", "_")
-        parser.error(f"unrecognized arguments: {unknown[0]}" + "".join(f", --{x}?" for x in meant(name, classes)))
+        parser.error(
+            f"unrecognized arguments: {unknown[0]}"
+            + "".join(f", --{x}?" for x in meant(name, classes))
+        )
     flags = vars(flags)
     preset = flags.pop("config")
     try:
         given = {**(read_preset(preset, fields) if preset else {}), **flags}
-        made = [settings(cls, {name: x for name, x in given.items() if name in fields_of(cls)}) for cls in classes]
+        made = [
+            settings(cls, {name: x for name, x in given.items() if name in fields_of(cls)})
+            for cls in classes
+        ]
         return *made, given
     except ValueError as error:
         parser.error(str(error))
@@ -76,7 +85,9 @@ def choices_of(annotation):
 def flags_of(description, classes):
     """The parser of all fields of dataclasses."""
     parser = OneLineErrors(
-        description=description, allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter
+        description=description,
+        allow_abbrev=False,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--config", metavar="FILE.toml", help="a preset; flags overrule it")
     for cls in classes:
@@ -90,7 +101,9 @@ def flags_of(description, classes):
                 choices, optional = choices_of(field.type), isinstance(field.type, types.UnionType)
                 metavar = f"{{{','.join(choices)}}}" if choices else kind.__name__.upper()
                 option = dict(type=or_none(kind) if optional else kind, metavar=metavar)
-            group.add_argument(f"--{field.name}", default=argparse.SUPPRESS, help=text.replace("%", "%%"), **option)
+            group.add_argument(
+                f"--{field.name}", default=argparse.SUPPRESS, help=text.replace("%", "%%"), **option
+            )
     return parser
 
 
@@ -100,14 +113,21 @@ def plain_flag(argument, fields):
     name = name.removeprefix("--").replace("-", "_")
     if argument.startswith("--") and name in fields:
         return f"--{name}{is_}{value}"
-    return f"--no-{name[3:]}" if argument.startswith("--no") and name[3:] in fields and not is_ else argument
+    return (
+        f"--no-{name[3:]}"
+        if argument.startswith("--no") and name[3:] in fields and not is_
+        else argument
+    )
 
 
 def meant(name, classes):
     """The settings that an unknown name may have meant: by their names, else by what is said of them."""
     near = difflib.get_close_matches(name, fields_of(*classes), n=2, cutoff=0.7)
     words = name.replace("_", " ")
-    return near or [x for cls in classes for x, text in comments(cls).items() if text.startswith(words)][:2]
+    return (
+        near
+        or [x for cls in classes for x, text in comments(cls).items() if text.startswith(words)][:2]
+    )
 
 
 def read_preset(path, fields):
@@ -120,7 +140,9 @@ def read_preset(path, fields):
         if bare_type(fields[key].type) is float and type(value) is int:
             preset[key] = value = float(value)
         if type(value) is not bare_type(fields[key].type):
-            raise ValueError(f"{path}: {key} must be {bare_type(fields[key].type).__name__}, not {brief(repr(value))}")
+            raise ValueError(
+                f"{path}: {key} must be {bare_type(fields[key].type).__name__}, not {brief(repr(value))}"
+            )
     return preset
 
 
@@ -143,7 +165,9 @@ def or_none(kind):
 
 def comments(cls):
     """The comment behind each field of a dataclass, by the field's name."""
-    return dict(re.findall(r"^    (\w+): [^#\n]*#\s*(.*)$", inspect.getsource(cls), flags=re.MULTILINE))
+    return dict(
+        re.findall(r"^    (\w+): [^#\n]*#\s*(.*)$", inspect.getsource(cls), flags=re.MULTILINE)
+    )
 
 
 def run_script(name, description, function, *classes, argv=None):
@@ -158,7 +182,9 @@ def one_line_errors(name, stopped="stopped"):
     """In here, what the user or the machine got wrong (ValueError, OSError, too little memory, Ctrl-C) ends the program
     with one line on standard error."""
     for stream in (sys.stdout, sys.stderr):
-        if hasattr(stream, "reconfigure"):  # a terminal that cannot show a character gets its number
+        if hasattr(
+            stream, "reconfigure"
+        ):  # a terminal that cannot show a character gets its number
             stream.reconfigure(errors="backslashreplace")
     try:
         yield
@@ -174,4 +200,6 @@ def one_line_errors(name, stopped="stopped"):
     except (MemoryError, OverflowError, RuntimeError, TypeError) as error:
         if not re.search("memory|overflow", f"{type(error).__name__} {error}".lower()):
             raise
-        sys.exit(f"{name}: error: this does not fit into memory ({' '.join(str(error).split())[:200]})")
+        sys.exit(
+            f"{name}: error: this does not fit into memory ({' '.join(str(error).split())[:200]})"
+        )

@@ -32,7 +32,9 @@ def export(run, out, layout="official"):
         for name in ("params.json", "config.json", "quiet_star.pt", "quiet_star.json"):
             (Path(out) / name).unlink(missing_ok=True)
         if isinstance(model, QuietSTaR):
-            weights = {name: x for name, x in model.state_dict().items() if not name.startswith("model.")}
+            weights = {
+                name: x for name, x in model.state_dict().items() if not name.startswith("model.")
+            }
             write_whole(Path(out) / "quiet_star.pt", lambda file: torch.save(weights, file))
             write_json(Path(out) / "quiet_star.json", vars(model.config))
         tokenizer.save(out)
@@ -50,7 +52,9 @@ def export(run, out, layout="official"):
 class ExportConfig:
     run: str = ""  # folder of the run whose model is to be exported
     out: str = ""  # folder to write
-    layout: Literal["official", "hf"] = "official"  # official: Mistral's; hf: Hugging Face's, for transformers
+    layout: Literal["official", "hf"] = (
+        "official"  # official: Mistral's; hf: Hugging Face's, for transformers
+    )
 
     def __post_init__(self):
         if not self.run or not self.out:

@@ -37,15 +37,21 @@ def write_whole(path, write):
     temporary = Path(f"{path}.tmp")
     try:
         temporary.unlink(missing_ok=True)
-        with open(temporary, "xb") as file:  # made anew: whatever another user has put there is not followed
+        with open(
+            temporary, "xb"
+        ) as file:  # made anew: whatever another user has put there is not followed
             write(file)
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
     except BaseException as error:
         if not temporary.is_dir():
-            temporary.unlink(missing_ok=True)  # a full disk, say: what is half-written only takes up room
-        if isinstance(error, OSError | RuntimeError):  # torch.save makes a RuntimeError of a full disk
+            temporary.unlink(
+                missing_ok=True
+            )  # a full disk, say: what is half-written only takes up room
+        if isinstance(
+            error, OSError | RuntimeError
+        ):  # torch.save makes a RuntimeError of a full disk
             raise OSError(f"cannot write {path}: {reason(error)}") from None
         raise
 
@@ -53,7 +59,11 @@ def write_whole(path, write):
 def reason(error):
     """What an error says, in one line that is not long."""
     text = " ".join(str(getattr(error, "strerror", None) or error).split())[:200]
-    return text if type(error) is ValueError or isinstance(error, OSError) else f"{type(error).__name__}: {text}"
+    return (
+        text
+        if type(error) is ValueError or isinstance(error, OSError)
+        else f"{type(error).__name__}: {text}"
+    )
 
 
 def absent(path, wanted):
@@ -76,7 +86,9 @@ def reading(path, what=None):
     except (KeyboardInterrupt, SystemExit, GeneratorExit):
         raise
     except BaseException as error:  # a panic in tiktoken, for one, is no Exception
-        what = what or ("cannot be read" if isinstance(error, OSError) else "is damaged or cut short")
+        what = what or (
+            "cannot be read" if isinstance(error, OSError) else "is damaged or cut short"
+        )
         raise ValueError(f"{path} {what} ({reason(error)})") from None
 
 
@@ -92,7 +104,12 @@ def parse_json(text, wanted=dict):
         value = json.loads(text)
         level = [value]
         for _ in range(100):
-            level = [y for x in level if isinstance(x, dict | list) for y in (x.values() if isinstance(x, dict) else x)]
+            level = [
+                y
+                for x in level
+                if isinstance(x, dict | list)
+                for y in (x.values() if isinstance(x, dict) else x)
+            ]
     except RecursionError:
         level = [1]
     if level:
@@ -122,8 +139,13 @@ def check(value, wanted, name="it"):
         for x in value:
             check(x, wanted[0], f"an element of {name}")
     elif not is_one(value, wanted):
-        choices = typing.get_origin(wanted) is typing.Literal and f"one of {', '.join(typing.get_args(wanted))}"
-        raise ValueError(f"{name} must be {choices or getattr(wanted, '__name__', wanted)}, not {brief(repr(value))}")
+        choices = (
+            typing.get_origin(wanted) is typing.Literal
+            and f"one of {', '.join(typing.get_args(wanted))}"
+        )
+        raise ValueError(
+            f"{name} must be {choices or getattr(wanted, '__name__', wanted)}, not {brief(repr(value))}"
+        )
 
 
 def is_one(value, wanted):
@@ -133,7 +155,12 @@ def is_one(value, wanted):
     if typing.get_origin(wanted) is typing.Literal:
         return value in typing.get_args(wanted)
     if wanted in (int, float):
-        number = type(value) is int and abs(value) < 2**63 or type(value) is float and math.isfinite(value)
+        number = (
+            type(value) is int
+            and abs(value) < 2**63
+            or type(value) is float
+            and math.isfinite(value)
+        )
         return number and (wanted is float or type(value) is int)
     return value is None if wanted in (None, types.NoneType) else isinstance(value, wanted)
 
@@ -146,13 +173,20 @@ def lock(folder, doing="writing"):
     import errno
     import fcntl
 
-    file = os.fdopen(os.open(Path(folder) / "lock", os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666), "r+")
+    file = os.fdopen(
+        os.open(Path(folder) / "lock", os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666), "r+"
+    )
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:
         if error.errno in (errno.EWOULDBLOCK, errno.EAGAIN, errno.EACCES):
-            raise ValueError(f"another process is {doing} in {folder} right now: choose another --out") from None
-        print(f"{folder} cannot be locked ({reason(error)}): let no other process write there", file=sys.stderr)
+            raise ValueError(
+                f"another process is {doing} in {folder} right now: choose another --out"
+            ) from None
+        print(
+            f"{folder} cannot be locked ({reason(error)}): let no other process write there",
+            file=sys.stderr,
+        )
     return file
 
 
@@ -163,7 +197,9 @@ def refuse_another(path, asked):
     for key, value in asked.items():
         if old.get(key) != value:
             was = brief(repr(old.get(key)))
-            raise ValueError(f"{path} has results with {key}={was}, not {value!r}: choose another --out")
+            raise ValueError(
+                f"{path} has results with {key}={was}, not {value!r}: choose another --out"
+            )
 
 
 def kept(path, about, make):
@@ -172,7 +208,9 @@ def kept(path, about, make):
         old = read_json(path)
     except ValueError:
         old = {}
-    if old.get("about") != about or old.get("checksum") != zlib.crc32(json.dumps(old.get("value")).encode()):
+    if old.get("about") != about or old.get("checksum") != zlib.crc32(
+        json.dumps(old.get("value")).encode()
+    ):
         old = {"about": about, "value": finite(make())}
         write_json(path, {**old, "checksum": zlib.crc32(json.dumps(old["value"]).encode())})
     return old["value"]

@@ -29,12 +29,25 @@ def write_page(path, caption, spans, measured, shown, tokenizer):
         words = tokenizer.words(spans[n].tolist())
         body = [GOES_ON, html.escape(words[0])]
         for i, word in enumerate(words[1:]):
-            kind, strength = "s" if gain[row, i] >= 0 else "c", min(1.0, abs(float(gain[row, i])) / limit)
+            kind, strength = (
+                "s" if gain[row, i] >= 0 else "c",
+                min(1.0, abs(float(gain[row, i])) / limit),
+            )
             kind = "" if strength < 0.02 else "c u" if kind == "c" and strength >= 0.1 else kind
-            seen = html.escape(word).replace("\n", '<span class="end">↵</span>\n') or '<span class="end">·</span>'
-            body.append(f'<span class="t {kind}" tabindex="0" style="--a:{strength:.2f}">{seen}</span>')
-            said = [tokenizer.words([x[n, i]])[0] for x in (measured.likeliest_base, measured.likeliest_mixed)]
-            numbers = (float(x[n, i]) for x in (measured.gate, measured.nll_base, measured.nll_mixed))
+            seen = (
+                html.escape(word).replace("\n", '<span class="end">↵</span>\n')
+                or '<span class="end">·</span>'
+            )
+            body.append(
+                f'<span class="t {kind}" tabindex="0" style="--a:{strength:.2f}">{seen}</span>'
+            )
+            said = [
+                tokenizer.words([x[n, i]])[0]
+                for x in (measured.likeliest_base, measured.likeliest_mixed)
+            ]
+            numbers = (
+                float(x[n, i]) for x in (measured.gate, measured.nll_base, measured.nll_mixed)
+            )
             thought = tokenizer.decode(measured.thoughts[n, i].tolist())
             data.append([word, thought, *(round(x, 4) for x in numbers), *said])
         sections.append(f"<section>{''.join(body)}{GOES_ON}</section>")

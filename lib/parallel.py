@@ -42,10 +42,13 @@ def pick_device(name):
 def start_processes(device, parallel, gather):
     """Join the siblings. device: "cpu", "cuda", or "auto": cuda where there is one. Raises ValueError."""
     rank, world, local = (
-        int(os.environ.get(name, d)) for name, d in (("RANK", 0), ("WORLD_SIZE", 1), ("LOCAL_RANK", 0))
+        int(os.environ.get(name, d))
+        for name, d in (("RANK", 0), ("WORLD_SIZE", 1), ("LOCAL_RANK", 0))
     )
     if world > 1 and parallel == "none":
-        raise ValueError(f"parallel=none is for one process, and here are {world}: --parallel=data or fsdp")
+        raise ValueError(
+            f"parallel=none is for one process, and here are {world}: --parallel=data or fsdp"
+        )
     cuda = pick_device(device) == "cuda"
     if cuda and local >= torch.cuda.device_count():
         raise ValueError(
@@ -63,7 +66,9 @@ def start_processes(device, parallel, gather):
             dist.init_process_group(backend, store=store, rank=rank, world_size=world)
         elif parallel == "fsdp":
             dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)
-    return Processes(rank, world, torch.device("cuda", local) if cuda else torch.device("cpu"), parallel, gather)
+    return Processes(
+        rank, world, torch.device("cuda", local) if cuda else torch.device("cpu"), parallel, gather
+    )
 
 
 def barrier(processes):
@@ -73,7 +78,9 @@ def barrier(processes):
 
 def average_metrics(metrics, processes):
     """The mean over processes of a dict of scalars: a dict of floats."""
-    values = torch.stack([torch.as_tensor(x, dtype=torch.float64, device=processes.device) for x in metrics.values()])
+    values = torch.stack(
+        [torch.as_tensor(x, dtype=torch.float64, device=processes.device) for x in metrics.values()]
+    )
     if processes.world > 1:
         dist.all_reduce(values)
         values /= processes.world
@@ -101,13 +108,23 @@ def shard(model, transformer, processes, bfloat16):
     `python -m studies.bench memory` says how much.
     """
     from torch.distributed.device_mesh import init_device_mesh
-    from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
+    from torch.distributed.fsdp import (
+        MixedPrecisionPolicy,
+        fully_shard,
+        register_fsdp_forward_method,
+    )
 
     mesh = init_device_mesh(processes.device.type, (processes.world,))
-    policy = MixedPrecisionPolicy(torch.bfloat16, torch.float32) if bfloat16 else MixedPrecisionPolicy()
+    policy = (
+        MixedPrecisionPolicy(torch.bfloat16, torch.float32) if bfloat16 else MixedPrecisionPolicy()
+    )
     for layer in transformer.layers:
-        fully_shard(layer, mesh=mesh, mp_policy=policy, reshard_after_forward=processes.gather == "layer")
-    if bfloat16:  # what goes into the model stays as it is: the noise that draws thoughts must be float32
+        fully_shard(
+            layer, mesh=mesh, mp_policy=policy, reshard_after_forward=processes.gather == "layer"
+        )
+    if (
+        bfloat16
+    ):  # what goes into the model stays as it is: the noise that draws thoughts must be float32
         policy = MixedPrecisionPolicy(torch.bfloat16, torch.float32, cast_forward_inputs=False)
     fully_shard(model, mesh=mesh, mp_policy=policy, reshard_after_forward=False)
     if hasattr(model, "backward"):  # a method that calls the parts, as forward does

@@ -36,8 +36,12 @@ def picture(path, width, height, panels=1, title=None, **legend):
     if panels > 1:
         figure.tight_layout()
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "Glyph .* missing")  # of a script that the font lacks: drawn as boxes
-        write_whole(path, lambda file: figure.savefig(file, format="png", dpi=130, bbox_inches="tight"))
+        warnings.filterwarnings(
+            "ignore", "Glyph .* missing"
+        )  # of a script that the font lacks: drawn as boxes
+        write_whole(
+            path, lambda file: figure.savefig(file, format="png", dpi=130, bbox_inches="tight")
+        )
     pyplot().close(figure)
 
 
@@ -89,7 +93,10 @@ def draw_text(words, gains, boxed, path, title):
                 cell = colours(scale(gain))
                 frame = dict(ec="black", lw=1.5, zorder=2) if framed else dict(lw=0)
                 axes.add_patch(plt.Rectangle((left, bottom), len(word), 0.9, fc=cell, **frame))
-                how = {"color": "white" if np.dot(cell[:3], (0.299, 0.587, 0.114)) < 0.5 else "black", **CENTRED}
+                how = {
+                    "color": "white" if np.dot(cell[:3], (0.299, 0.587, 0.114)) < 0.5 else "black",
+                    **CENTRED,
+                }
                 for k, char in enumerate(word, start=left):
                     axes.text(k + 0.5, bottom + 0.45, char, **how)
         axes.set(xlim=(0, columns * (longest + 2)), ylim=(-height - 0.2, 0.2), title=title)
@@ -103,9 +110,17 @@ def draw_difficulty(nll_base, gain, path):
     deciles = np.array_split(np.argsort(nll_base, axis=None), 10)
     rows = [(float(nll_base.flat[d].mean()), *mean_and_error(gain.flat[d])) for d in deciles]
     with picture(path, 6, 3.6) as (axes,):
-        bars(axes, [f"{r[0]:.2f}" for r in rows], {"": [(r[1], 1.96 * r[2]) for r in rows]}, color=GREEN)
+        bars(
+            axes,
+            [f"{r[0]:.2f}" for r in rows],
+            {"": [(r[1], 1.96 * r[2]) for r in rows]},
+            color=GREEN,
+        )
         axes.axhline(0, color="black", lw=0.8)
-        axes.set(xlabel="tokens by difficulty: mean NLL without a thought, by decile (nats)", ylabel="mean gain (nats)")
+        axes.set(
+            xlabel="tokens by difficulty: mean NLL without a thought, by decile (nats)",
+            ylabel="mean gain (nats)",
+        )
         axes.set_title("Which tokens gain from a thought?")
     return [{"nll_base": r[0], "gain": r[1], "gain_error": r[2]} for r in rows]
 
@@ -125,14 +140,21 @@ def draw_curves(log, path):
         for ax, (title, names) in zip(axes, panels.items(), strict=True):
             for name in filter(logged.__contains__, names):
                 points = [(line["step"], line[name]) for line in log if name in line]
-                ax.plot(*zip(*points, strict=True), marker="o" if name.startswith("val_") else "", label=name, lw=1.2)
+                ax.plot(
+                    *zip(*points, strict=True),
+                    marker="o" if name.startswith("val_") else "",
+                    label=name,
+                    lw=1.2,
+                )
             ax.set(title=title, xlabel="step")
 
 
 def draw_scores(rows, title, path):
     """Scores of several models, {row: {metric: (mean, standard error)}}, as bars with 95 % intervals."""
     metrics = list(next(iter(rows.values())))
-    per_cent = {row: [(100 * by[m][0], 1.96 * 100 * by[m][1]) for m in metrics] for row, by in rows.items()}
+    per_cent = {
+        row: [(100 * by[m][0], 1.96 * 100 * by[m][1]) for m in metrics] for row, by in rows.items()
+    }
     with picture(path, 1.6 + 1.5 * len(metrics), 3.2) as (axes,):
         bars(axes, metrics, per_cent)
         axes.set(ylabel="per cent", title=title)
@@ -142,8 +164,12 @@ def draw_over_training(rows, name, path, title):
     """Settings over training, {setting: (steps, values (seeds, steps))}: mean over seeds, from least to most shaded."""
     with picture(path, 6.4, 4, title=title, loc="center left", bbox_to_anchor=(1, 0.5)) as (axes,):
         for number, (setting, (steps, values)) in enumerate(rows.items()):
-            (line,) = axes.plot(steps, values.mean(0), label=setting, lw=2.4 if number == 0 else 1.2)
-            axes.fill_between(steps, values.min(0), values.max(0), alpha=0.15, color=line.get_color(), lw=0)
+            (line,) = axes.plot(
+                steps, values.mean(0), label=setting, lw=2.4 if number == 0 else 1.2
+            )
+            axes.fill_between(
+                steps, values.min(0), values.max(0), alpha=0.15, color=line.get_color(), lw=0
+            )
         axes.set(xlabel="step", ylabel=name, ylim=(0, 1.02))
 
 
@@ -167,7 +193,9 @@ def draw_lines(lines, labels, path, title, level=None):
             points = {x: y for x, y in points.items() if y is not None}
             means = [y["mean"] if isinstance(y, dict) else y for y in points.values()]
             spreads = [y["spread"] if isinstance(y, dict) else np.nan for y in points.values()]
-            axes.errorbar(list(points), means, yerr=spreads, marker="o", ms=3, capsize=3, label=name)
+            axes.errorbar(
+                list(points), means, yerr=spreads, marker="o", ms=3, capsize=3, label=name
+            )
         if any(isinstance(x, str) for x in points):
             axes.tick_params(axis="x", rotation=30)
         if level:
@@ -177,10 +205,18 @@ def draw_lines(lines, labels, path, title, level=None):
 
 def draw_who(found, edges, kinds, path):
     """Gains by difficulty of own and others' thoughts, the gate's histogram, and what answers make of corruption."""
-    deciles, corrupted = [f"{x['mean']:.2f}" for x in found["base_nll_by_decile"]], found["corrupted"]
+    deciles, corrupted = (
+        [f"{x['mean']:.2f}" for x in found["base_nll_by_decile"]],
+        found["corrupted"],
+    )
     titles = {"own": "its own thought", "others": "another position's"}
-    gains = {title: mean_and_spread(found["gain_by_decile"][name]) for name, title in titles.items()}
-    answers = {kind.replace("_", " "): mean_and_spread(row[kind] for row in corrupted.values()) for kind in kinds}
+    gains = {
+        title: mean_and_spread(found["gain_by_decile"][name]) for name, title in titles.items()
+    }
+    answers = {
+        kind.replace("_", " "): mean_and_spread(row[kind] for row in corrupted.values())
+        for kind in kinds
+    }
     title = "Who gains from a thought; how much the thought counts; what an answer does when its thought is changed"
     with picture(path, 14, 3.6, 3, title) as (by_difficulty, gate, of_corruption):
         bars(by_difficulty, deciles, gains, size=7)
@@ -188,7 +224,18 @@ def draw_who(found, edges, kinds, path):
         label = "tokens by difficulty: mean NLL of the base model, by decile (nats)"
         by_difficulty.set(xlabel=label, ylabel="mean gain (nats)")
         for name, shares in found["gate_histogram"].items():
-            gate.stairs([x["mean"] for x in shares], edges, label=name.replace("_", " "), fill=True, alpha=0.5)
-        gate.set(xlabel="gate: how much of the thought goes into the prediction", ylabel="share of positions")
+            gate.stairs(
+                [x["mean"] for x in shares],
+                edges,
+                label=name.replace("_", " "),
+                fill=True,
+                alpha=0.5,
+            )
+        gate.set(
+            xlabel="gate: how much of the thought goes into the prediction",
+            ylabel="share of positions",
+        )
         bars(of_corruption, list(corrupted), answers)
-        of_corruption.set(xlabel="digit of the thought made another", ylabel="share of answers", ylim=(0, 1.4))
+        of_corruption.set(
+            xlabel="digit of the thought made another", ylabel="share of answers", ylim=(0, 1.4)
+        )

@@ -30,18 +30,37 @@ def is_published(folder):
 def read_published(folder, dtype):
     """What thinks in such a folder: the tensors of a QuietSTaR but its model's, and the settings of QuietSTaRConfig.
     Raises ValueError if one of them is not there."""
-    found = [tensor for tensor in find_tensors(folder, HUGGING_FACE_FILES) if tensor[2].startswith(THINKS)]
-    theirs = {name: checked_weight(tensor.to(dtype), name, path) for path, name, tensor in tensors_of(found)}
+    found = [
+        tensor
+        for tensor in find_tensors(folder, HUGGING_FACE_FILES)
+        if tensor[2].startswith(THINKS)
+    ]
+    theirs = {
+        name: checked_weight(tensor.to(dtype), name, path)
+        for path, name, tensor in tensors_of(found)
+    }
     for name in ("talk_head.0.0.weight", *PARTS, "start_embedding", "end_embedding"):
         if name not in theirs:
-            raise ValueError(f"{folder} thinks as the authors' release does, but it holds nothing for {name}")
+            raise ValueError(
+                f"{folder} thinks as the authors' release does, but it holds nothing for {name}"
+            )
     first = theirs["talk_head.0.0.weight"]
     weights = {f"mixing_head.{ours}": theirs[name] for name, ours in PARTS.items()}
-    weights |= {f"mixing_head.{side}.weight": x for side, x in zip(("base", "thought"), first.chunk(2, 1), strict=True)}
+    weights |= {
+        f"mixing_head.{side}.weight": x
+        for side, x in zip(("base", "thought"), first.chunk(2, 1), strict=True)
+    }
     weights |= {f"thought_tokens.{end}": theirs[f"{end}_embedding"][0] for end in ("start", "end")}
     config = read_json(folder / "config.json")
     ahead, talk = config.get("max_thoughts", 13), config.get("n_ahead_talk", 4)
     thought_len = ahead - talk - 1 - 3 if type(ahead) is type(talk) is int else -1
     if not 0 <= thought_len < 1000:
-        raise ValueError(f"{folder / 'config.json'}: max_thoughts={ahead!r} and n_ahead_talk={talk!r} make no thought")
-    return weights, {"thought_len": thought_len, "n_true": talk, "embedding_scale": 100.0, "log_prob_temperature": 3.0}
+        raise ValueError(
+            f"{folder / 'config.json'}: max_thoughts={ahead!r} and n_ahead_talk={talk!r} make no thought"
+        )
+    return weights, {
+        "thought_len": thought_len,
+        "n_true": talk,
+        "embedding_scale": 100.0,
+        "log_prob_temperature": 3.0,
+    }

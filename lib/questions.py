@@ -28,7 +28,16 @@ import numpy as np
 
 from lib.answers import NEXT, first_line, letter_in, majority, number_in, own_answer, right
 from lib.asking import candidate, complete, continuation, likelihood, score
-from lib.files import check, kept, lock, parse_json, reading, refuse_another, replace_file, write_json
+from lib.files import (
+    check,
+    kept,
+    lock,
+    parse_json,
+    reading,
+    refuse_another,
+    replace_file,
+    write_json,
+)
 from lib.parallel import pick_device
 from lib.pictures import draw_scores, mean_and_error
 from lib.runs import LoadConfig, last_run, load_to_think
@@ -69,9 +78,13 @@ class QuestionsConfig:
 
     def __post_init__(self):
         if self.n < 0 or self.max_new_tokens < 0 or self.votes < 1 or self.batch_size < 1:
-            raise ValueError("n and max_new_tokens must not be negative, votes and batch_size at least 1")
+            raise ValueError(
+                "n and max_new_tokens must not be negative, votes and batch_size at least 1"
+            )
         if self.votes > 1 and not (self.cot and self.temperature > 0):
-            raise ValueError("several votes want --cot and a temperature above 0: without, all would be the same")
+            raise ValueError(
+                "several votes want --cot and a temperature above 0: without, all would be the same"
+            )
 
 
 def answer_ids(tokenizer, kind, bos):
@@ -80,8 +93,13 @@ def answer_ids(tokenizer, kind, bos):
     size, found = len(texts[0]) + 1, []
     for text in texts:
         ids, n = continuation(tokenizer, "A:", f" {text}\n", bos)
-        if n not in (size, size + 1) or "".join(tokenizer.words(ids)[-size:]).lstrip() != text + "\n":
-            raise ValueError(f"this tokenizer does not give each of {text!r} and the line end a token of its own")
+        if (
+            n not in (size, size + 1)
+            or "".join(tokenizer.words(ids)[-size:]).lstrip() != text + "\n"
+        ):
+            raise ValueError(
+                f"this tokenizer does not give each of {text!r} and the line end a token of its own"
+            )
         found += ids[-size:-1]
     return [*found, ids[-1]]
 
@@ -90,7 +108,9 @@ def soft_score(logits, true, among):
     """The release's score: of the true ids (n,) that are in `among`, the product of their probabilities in it."""
     share = logits[:, among].softmax(-1)  # (n, len(among))
     place = {int(i): at for at, i in enumerate(among)}
-    return float(np.prod([float(share[row, place[i]]) for row, i in enumerate(true.tolist()) if i in place]))
+    return float(
+        np.prod([float(share[row, place[i]]) for row, i in enumerate(true.tolist()) if i in place])
+    )
 
 
 def ask_gsm8k(who, questions, tokenizer, config, name):
@@ -112,13 +132,21 @@ def ask_gsm8k(who, questions, tokenizer, config, name):
     for i, q in enumerate(questions):
         true = number_in(q["answer"])
         if config.cot:
-            texts = [own_answer(text) for text, _ in written[i * config.votes : (i + 1) * config.votes]]
+            texts = [
+                own_answer(text) for text, _ in written[i * config.votes : (i + 1) * config.votes]
+            ]
             answers = [number_in(text) for text in texts]
             scores = {
                 "vote": right(majority(answers), true),
                 "sample": float(np.mean([right(a, true) for a in answers])),
             }
-            found.append({**scores, "answers": [a if a is None else str(a) for a in answers], "written": texts})
+            found.append(
+                {
+                    **scores,
+                    "answers": [a if a is None else str(a) for a in answers],
+                    "written": texts,
+                }
+            )
         else:
             text, thought = written[i]
             greedy = right(number_in(first_line(text)), true)
@@ -132,7 +160,9 @@ def ask_commonsense_qa(who, questions, tokenizer, config, name):
     size, letters = config.batch_size, among[:-1]
 
     def prompt(q):
-        choices = "\n".join(f"({letter}) {text}" for letter, text in zip(LETTERS, q["choices"], strict=True))
+        choices = "\n".join(
+            f"({letter}) {text}" for letter, text in zip(LETTERS, q["choices"], strict=True)
+        )
         return DIRECT.format(question=f"{q['question']}\n{choices}")
 
     def judge(logits, true):
@@ -141,7 +171,9 @@ def ask_commonsense_qa(who, questions, tokenizer, config, name):
     pairs = [(prompt(q), f" {q['answer']}\n") for q in questions]
     judged = score(who, tokenizer, pairs, judge, config.bos, size, f"{name}: soft")
     texts = [(DIRECT.format(**q), f" {choice}") for q in questions for choice in q["choices"]]
-    log_probs = [x for x, _ in score(who, tokenizer, texts, likelihood, config.bos, size, f"{name}: text")]
+    log_probs = [
+        x for x, _ in score(who, tokenizer, texts, likelihood, config.bos, size, f"{name}: text")
+    ]
     how = config.max_new_tokens or 16, 0.0, config.seed, config.bos, size, f"{name}: writing"
     written = complete(who, tokenizer, [prompt(q) for q in questions], first_line_is_over, *how)
 
@@ -157,7 +189,12 @@ def ask_commonsense_qa(who, questions, tokenizer, config, name):
             "text": LETTERS[int(np.argmax(per_byte))],
         }
         scores |= {key: right(scores[key], q["answer"]) for key in ("greedy", "letter", "text")}
-        more = {"letter_chosen": letter, "log_p_of_texts": five, "written": written[i][0], "thought": written[i][1]}
+        more = {
+            "letter_chosen": letter,
+            "log_p_of_texts": five,
+            "written": written[i][0],
+            "thought": written[i][1],
+        }
         found.append(scores | more)
     return found
 
@@ -189,13 +226,19 @@ def check_question(kind, q):
         check(q, {"choices": [str]}, "it")
         choices = [choice for choice in q["choices"] if choice.strip()]
         if not len(choices) == len(q["choices"]) == len(LETTERS) or q["answer"] not in [*LETTERS]:
-            raise ValueError("five choices that are not empty, and one of A to E as the answer, are wanted")
+            raise ValueError(
+                "five choices that are not empty, and one of A to E as the answer, are wanted"
+            )
 
 
 def compare(x, y):
     """Paired difference y - x of two models' scores on the same questions: its mean and 95 % interval."""
     difference = np.asarray(y) - np.asarray(x)
-    error = float(difference.std(ddof=1) / len(difference) ** 0.5) if len(difference) > 1 else float("nan")
+    error = (
+        float(difference.std(ddof=1) / len(difference) ** 0.5)
+        if len(difference) > 1
+        else float("nan")
+    )
     mean = float(difference.mean())
     return {"mean": mean, "low": mean - 1.96 * error, "high": mean + 1.96 * error}
 
@@ -212,7 +255,11 @@ def ask_all(kind, config, load=None):
 
     model, tokenizer, settings, step = load_to_think(run, device, load)
     base = config.base or (settings or {}).get("train", {}).get("init_from", "")
-    default = Path(run) / f"eval_step{step:06d}" if settings else Path("out") / f"eval_{Path(run).resolve().name}"
+    default = (
+        Path(run) / f"eval_step{step:06d}"
+        if settings
+        else Path("out") / f"eval_{Path(run).resolve().name}"
+    )
     out = Path(config.out or default)
     name = re.sub(r"[ =]+", "_", title.replace("--", "")) + (f"_n{config.n}" if config.n else "")
     sha256 = hashlib.sha256((folder / "questions.jsonl").read_bytes()).hexdigest()
@@ -225,7 +272,9 @@ def ask_all(kind, config, load=None):
         "questions": str(folder),
         "sha256": sha256,
     }
-    asked = {key: value for key, value in asked.items() if key not in ("out", "device", "batch_size")}
+    asked = {
+        key: value for key, value in asked.items() if key not in ("out", "device", "batch_size")
+    }
     refuse_another(out / f"{name}.json", asked)
     must_exist(base, config.control)
     out.mkdir(parents=True, exist_ok=True)
@@ -236,7 +285,11 @@ def ask_all(kind, config, load=None):
         make = partial(ask, who, questions, tokenizer, config, row)
         return kept(out / f"{name}_{row}.part.json", asked, make)
 
-    modes = (("not_thinking", False), ("quiet_star", True)) if isinstance(model, QuietSTaR) else (("model", False),)
+    modes = (
+        (("not_thinking", False), ("quiet_star", True))
+        if isinstance(model, QuietSTaR)
+        else (("model", False),)
+    )
     own = {
         row: answers(row, candidate(model, thinking, None, load.thought_temperature, config.seed))
         for row, thinking in modes
@@ -254,11 +307,18 @@ def ask_all(kind, config, load=None):
 
     first = next(iter(scores))
     metrics = [key for key, value in scores[first][0].items() if isinstance(value, float)]
-    columns = {row: {m: [record[m] for record in records] for m in metrics} for row, records in scores.items()}
+    columns = {
+        row: {m: [record[m] for record in records] for m in metrics}
+        for row, records in scores.items()
+    }
     results = {"n": len(questions), "paper_percent": PAPER.get(title), "asked": asked}
-    results["rows"] = {row: {m: mean_and_error(x) for m, x in by.items()} for row, by in columns.items()}
+    results["rows"] = {
+        row: {m: mean_and_error(x) for m, x in by.items()} for row, by in columns.items()
+    }
     results["minus_" + first] = {
-        row: {m: compare(columns[first][m], x) for m, x in by.items()} for row, by in columns.items() if row != first
+        row: {m: compare(columns[first][m], x) for m, x in by.items()}
+        for row, by in columns.items()
+        if row != first
     }
     results["seconds"] = time.perf_counter() - start
     records = [{**q, **{row: scores[row][i] for row in scores}} for i, q in enumerate(questions)]
@@ -278,7 +338,9 @@ def must_exist(*folders):
     """Said before the work, not after it. Raises ValueError."""
     for folder in folders:
         if folder and not Path(folder).is_dir():
-            raise ValueError(f"there is no model in {folder}, which the run is to be compared with: see --base")
+            raise ValueError(
+                f"there is no model in {folder}, which the run is to be compared with: see --base"
+            )
 
 
 def print_scores(title, results, first):
@@ -287,9 +349,15 @@ def print_scores(title, results, first):
     print(f"\n{title}: {results['n']:,} questions, zero-shot; per cent ± standard error")
     print(f"{'':24}" + "".join(f"{m:>24}" for m in metrics))
     for row, by in rows.items():
-        print(f"{row:24}" + "".join(f"{f'{100 * by[m][0]:.2f} ± {100 * by[m][1]:.2f}':>24}" for m in metrics))
+        print(
+            f"{row:24}"
+            + "".join(f"{f'{100 * by[m][0]:.2f} ± {100 * by[m][1]:.2f}':>24}" for m in metrics)
+        )
     for row, by in differences.items():
-        cells = (f"{100 * d['mean']:+.2f} [{100 * d['low']:+.2f}, {100 * d['high']:+.2f}]" for d in by.values())
+        cells = (
+            f"{100 * d['mean']:+.2f} [{100 * d['low']:+.2f}, {100 * d['high']:+.2f}]"
+            for d in by.values()
+        )
         print(f"{f'{row} - {first}':24}" + "".join(f"{cell:>24}" for cell in cells))
     if differences:
         print("(differences on the same questions, with their 95 % intervals)")

@@ -31,7 +31,17 @@ from lib.checkpoint import (
     save_checkpoint,
 )
 from lib.config import settings
-from lib.files import absent, brief, check, finite, parse_json, read_json, reading, replace_file, write_json
+from lib.files import (
+    absent,
+    brief,
+    check,
+    finite,
+    parse_json,
+    read_json,
+    reading,
+    replace_file,
+    write_json,
+)
 from lib.parallel import average_metrics, barrier, slice_like, to_whole
 from lib.published import THINKS, VOCABULARY, is_published, read_published
 from lib.tokenizer import from_json, load_tokenizer
@@ -43,7 +53,9 @@ from quiet_star import QuietSTaR, QuietSTaRConfig
 def what_is_kept(folder):
     """For an error message: is there a checkpoint to go on from?"""
     found = checkpoints(folder)
-    return f"the last good checkpoint is kept ({found[0]})" if found else "there is no checkpoint yet"
+    return (
+        f"the last good checkpoint is kept ({found[0]})" if found else "there is no checkpoint yet"
+    )
 
 
 def steps_done(folder):
@@ -55,7 +67,13 @@ def read_config(folder):
     path = Path(folder) / "config.json"
     if not path.exists():
         raise ValueError(f"{folder} is no run of train.py (it has no config.json)")
-    train = {"objective": Literal["quiet_star", "lm"], "data": str, "init_from": str, "span": int, "seed": int}
+    train = {
+        "objective": Literal["quiet_star", "lm"],
+        "data": str,
+        "init_from": str,
+        "span": int,
+        "seed": int,
+    }
     wanted = {"train": train, "model": dict, "quiet_star": dict, "tokenizer": dict}
     config = read_json(path, wanted, "is not the configuration of a run")
     check(config.setdefault("data", {}), dict, f"data in {path}")  # once, runs did not note it
@@ -64,7 +82,10 @@ def read_config(folder):
 
 def log_line(metrics):
     """A line of log.jsonl, bytes: numbers to six digits that count."""
-    line = {name: float(f"{value:.6g}") if isinstance(value, float) else value for name, value in metrics.items()}
+    line = {
+        name: float(f"{value:.6g}") if isinstance(value, float) else value
+        for name, value in metrics.items()
+    }
     return json.dumps(finite(line)).encode() + b"\n"
 
 
@@ -86,8 +107,12 @@ def load_weights(module, weights, path, assign=False, but=()):
     for name in sorted(wanted.keys() | weights.keys()):
         shapes = [tuple(x[name].shape) if name in x else "nothing" for x in (weights, wanted)]
         if shapes[0] != shapes[1]:
-            raise ValueError(f"{path} does not fit this model: it holds {shapes[0]} for {name}, {shapes[1]} is wanted")
-    weights = {name: checked_weight(x, name, path).to(wanted[name].dtype) for name, x in weights.items()}
+            raise ValueError(
+                f"{path} does not fit this model: it holds {shapes[0]} for {name}, {shapes[1]} is wanted"
+            )
+    weights = {
+        name: checked_weight(x, name, path).to(wanted[name].dtype) for name, x in weights.items()
+    }
     weights = {name: slice_like(x, wanted[name]) for name, x in weights.items()}
     module.load_state_dict(weights, strict=not but, assign=assign)
 
@@ -104,9 +129,16 @@ def load_run(folder, device="cpu"):
     """The model of a run: (model, tokenizer, config, step). A Transformer if objective=lm, else a QuietSTaR."""
     config, state = read_config(folder), read_checkpoint(folder)
     tokenizer = from_json(config["tokenizer"], folder)
-    with reading(Path(folder) / "config.json", "does not fit the checkpoint beside it"), torch.device("meta"):
-        shape = settings(ModelConfig, config["model"])  # and on "meta" memory is wanted for nothing that is not there
-        if not any(name.endswith(f"layers.{shape.n_layers - 1}.ffn_norm.weight") for name in state["model"]):
+    with (
+        reading(Path(folder) / "config.json", "does not fit the checkpoint beside it"),
+        torch.device("meta"),
+    ):
+        shape = settings(
+            ModelConfig, config["model"]
+        )  # and on "meta" memory is wanted for nothing that is not there
+        if not any(
+            name.endswith(f"layers.{shape.n_layers - 1}.ffn_norm.weight") for name in state["model"]
+        ):
             raise ValueError(f"there are no {shape.n_layers} layers")
         model = transformer = Transformer(shape)
         if rank := rank_in(state["model"]):
@@ -129,17 +161,23 @@ def load_model(folder, device="cpu", dtype=torch.float32):
     folder = Path(folder)
     if not folder.is_dir():
         raise ValueError(absent(folder, "a run, or weights with their tokenizer, is wanted"))
-    if not any(any(folder.glob(name)) for name in ("params.json", "*.safetensors", "pytorch_model*.bin")):
+    if not any(
+        any(folder.glob(name)) for name in ("params.json", "*.safetensors", "pytorch_model*.bin")
+    ):
         if not (folder / "config.json").exists():
             weights = "params.json with consolidated.*, or config.json with model*.safetensors"
-            raise ValueError(f"{folder} holds neither a run (config.json, checkpoint.pt) nor weights ({weights})")
+            raise ValueError(
+                f"{folder} holds neither a run (config.json, checkpoint.pt) nor weights ({weights})"
+            )
         model, *rest = load_run(folder)
         return model.to(device, dtype), *rest
     tokenizer, published = load_tokenizer(folder), is_published(folder)
     size = min(tokenizer.vocab_size, VOCABULARY) if published else tokenizer.vocab_size
     model = load_mistral(folder, dtype, size, THINKS if published else ())
     if model.config.vocab_size < size:
-        raise ValueError(f"the tokenizer in {folder} has {size} tokens, the model {model.config.vocab_size}")
+        raise ValueError(
+            f"the tokenizer in {folder} has {size} tokens, the model {model.config.vocab_size}"
+        )
     path = folder / "quiet_star.pt"
     if published:
         weights, config = read_published(folder, dtype)
@@ -156,9 +194,13 @@ def load_model(folder, device="cpu", dtype=torch.float32):
 
 @dataclass
 class LoadConfig:
-    dtype: Literal["float32", "bfloat16"] = "float32"  # of the weights; bfloat16 takes half the memory
+    dtype: Literal["float32", "bfloat16"] = (
+        "float32"  # of the weights; bfloat16 takes half the memory
+    )
     thought_len: int | None = None  # sampled tokens of a thought; none: as many as in training
-    thought_temperature: float = 0.0  # of the thoughts; 0: always the likeliest token; 1: as in training
+    thought_temperature: float = (
+        0.0  # of the thoughts; 0: always the likeliest token; 1: as in training
+    )
     start_text: str = ""  # let start and end of thought be this text's mean embedding; empty: as they were learned
 
 
@@ -167,7 +209,9 @@ def load_to_think(folder, device, load):
     model, tokenizer, config, step = load_model(folder, device, getattr(torch, load.dtype))
     if isinstance(model, QuietSTaR):
         length = model.config.thought_len if load.thought_len is None else load.thought_len
-        model = model.with_settings(thought_len=length, thought_temperature=load.thought_temperature)
+        model = model.with_settings(
+            thought_len=length, thought_temperature=load.thought_temperature
+        )
         if load.start_text:
             start_thoughts(model, tokenizer, load.start_text)
     return model, tokenizer, config, step
@@ -177,17 +221,25 @@ def start_thoughts(quiet, tokenizer, *texts):
     """Let start and end of thought be the mean embeddings of two texts (or both of one). Raises ValueError if the
     tokenizer does not know them."""
     found = [tokenizer.encode(text) for text in texts if text]
-    quiet.thought_tokens.init_from(*(quiet.model.tok_embeddings.weight[ids].mean(0) for ids in found))
+    quiet.thought_tokens.init_from(
+        *(quiet.model.tok_embeddings.weight[ids].mean(0) for ids in found)
+    )
 
 
 def last_run():
     """The folder in out/ whose thinking model was saved last; it says which. Raises ValueError."""
-    found = sorted(Path("out").glob("**/checkpoint*.pt"), key=lambda path: path.lstat().st_mtime, reverse=True)
+    found = sorted(
+        Path("out").glob("**/checkpoint*.pt"), key=lambda path: path.lstat().st_mtime, reverse=True
+    )
     for folder in dict.fromkeys(path.parent for path in found):
         if checkpoints(folder) and read_config(folder)["train"]["objective"] == "quiet_star":
-            print(f"the run that was trained last: {folder} (another: --run=FOLDER)", file=sys.stderr)
+            print(
+                f"the run that was trained last: {folder} (another: --run=FOLDER)", file=sys.stderr
+            )
             return folder
-    raise ValueError("no thinking model in out/ yet: train one (python train.py), or name one with --run")
+    raise ValueError(
+        "no thinking model in out/ yet: train one (python train.py), or name one with --run"
+    )
 
 
 # what may change when a run goes on; everything else would make it another run
@@ -215,7 +267,9 @@ def open_run(out, wanted, defaults, model, optimizer, tokenizer, processes):
         finish_move(out, wanted["train"]["keep"])
         tokenizer.save(out)
         write_json(out / "config.json", wanted)
-        kept = [line for line in read_log(out) if line["step"] <= step]  # steps after the checkpoint are done anew
+        kept = [
+            line for line in read_log(out) if line["step"] <= step
+        ]  # steps after the checkpoint are done anew
         replace_file(out / "log.jsonl", "".join(json.dumps(line) + "\n" for line in kept).encode())
     barrier(processes)
     return step, seconds
@@ -229,9 +283,13 @@ def load_optimizer(optimizer, state):
         if kept is None:  # it had no gradient yet
             continue
         if kept["step"].dim() or not kept["exp_avg"].shape == kept["exp_avg_sq"].shape == p.shape:
-            raise ValueError(f"it holds {tuple(kept['exp_avg'].shape)} for a tensor of {tuple(p.shape)}")
+            raise ValueError(
+                f"it holds {tuple(kept['exp_avg'].shape)} for a tensor of {tuple(p.shape)}"
+            )
         state["state"][i] = {name: slice_like(x, p) if x.dim() else x for name, x in kept.items()}
-    optimizer.load_state_dict({"state": state["state"], "param_groups": optimizer.state_dict()["param_groups"]})
+    optimizer.load_state_dict(
+        {"state": state["state"], "param_groups": optimizer.state_dict()["param_groups"]}
+    )
 
 
 def refuse_another_run(out, wanted, defaults):
@@ -249,7 +307,9 @@ def refuse_another_run(out, wanted, defaults):
 
 def save_run(out, model, optimizer, step, seconds, processes, keep):
     """Write a checkpoint of the run in `out`. Raises OSError, and ValueError if the weights are not finite."""
-    good = all(getattr(p, "to_local", p.detach)().isfinite().all() for p in model.parameters())  # of slices: its own
+    good = all(
+        getattr(p, "to_local", p.detach)().isfinite().all() for p in model.parameters()
+    )  # of slices: its own
     if average_metrics({"good": float(good)}, processes)["good"] < 1:
         raise ValueError(f"the weights are not finite after step {step}")
     state = to_whole({"model": model.state_dict(), "optimizer": optimizer.state_dict()}, processes)
@@ -262,8 +322,12 @@ def stop_on_signals():
     """In here Ctrl-C, SIGTERM, a closed terminal and Slurm's SIGUSR1 ask for a stop at the end of the step instead of
     breaking off within it."""
     stop, handlers = {"asked": False}, {}
-    for number in (getattr(signal, name, None) for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1")):
-        if number and not (number.name == "SIGHUP" and signal.getsignal(number) == signal.SIG_IGN):  # nohup
+    for number in (
+        getattr(signal, name, None) for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1")
+    ):
+        if number and not (
+            number.name == "SIGHUP" and signal.getsignal(number) == signal.SIG_IGN
+        ):  # nohup
             handlers[number] = signal.signal(number, lambda *_: stop.update(asked=True))
     try:
         yield stop

@@ -70,7 +70,9 @@ class CharTokenizer:
         try:
             return [self.id[char] for char in text]
         except KeyError as error:
-            raise ValueError(f"the character {error} is not in this model's alphabet: {self.alphabet!r}") from None
+            raise ValueError(
+                f"the character {error} is not in this model's alphabet: {self.alphabet!r}"
+            ) from None
 
     def decode(self, ids):
         return "".join(self.words(ids))
@@ -106,7 +108,9 @@ class BPETokenizer:
         self.ids, self.spelled = np.asarray(words.ids, np.int64), words.spelled
         self.some_spelled = np.zeros(len(self.ids), bool)
         self.some_spelled[list(self.spelled)] = True
-        longest_first = "|".join(re.escape(text) for text in sorted(self.whole, key=len, reverse=True))
+        longest_first = "|".join(
+            re.escape(text) for text in sorted(self.whole, key=len, reverse=True)
+        )
         self.cut = re.compile(f"({longest_first})").split if self.whole else lambda text: [text]
 
     def encode(self, text, bos=False):
@@ -118,7 +122,11 @@ class BPETokenizer:
         """The same, without bos, as an int64 array: less work on a long text."""
         ids = [np.zeros(0, np.int64)]
         for part in self.cut(self.ready(text)):
-            ids += [[self.whole[part]]] if part in self.whole else [self.merge(x) for x in stretches(self.normal(part))]
+            ids += (
+                [[self.whole[part]]]
+                if part in self.whole
+                else [self.merge(x) for x in stretches(self.normal(part))]
+            )
         return np.concatenate(ids)
 
     def merge(self, text):
@@ -128,17 +136,22 @@ class BPETokenizer:
         except BaseException as error:  # Rust's PanicException is no Exception
             if type(error).__name__ != "PanicException":
                 raise
-            raise ValueError("this tokenizer's way of splitting text gives up: one stretch of it is too long") from None
+            raise ValueError(
+                "this tokenizer's way of splitting text gives up: one stretch of it is too long"
+            ) from None
         if not self.some_spelled[ranks].any():
             return self.ids[ranks]
         spelled = (
-            self.spelled.get(rank, [i]) for rank, i in zip(ranks.tolist(), self.ids[ranks].tolist(), strict=True)
+            self.spelled.get(rank, [i])
+            for rank, i in zip(ranks.tolist(), self.ids[ranks].tolist(), strict=True)
         )
         return np.asarray([i for ids in spelled for i in ids], np.int64)
 
     def decode(self, ids):
         """Text of ids. What is no UTF-8, or beyond the vocabulary, becomes U+FFFD, special tokens nothing."""
-        text = b"".join(pick(self.pieces, i, NO_TEXT.encode()) for i in ids).decode("utf-8", "replace")
+        text = b"".join(pick(self.pieces, i, NO_TEXT.encode()) for i in ids).decode(
+            "utf-8", "replace"
+        )
         return self.trim(text)
 
     def words(self, ids):
@@ -147,7 +160,11 @@ class BPETokenizer:
         return [decoder.decode(pick(self.pieces, i, NO_TEXT.encode())) for i in ids]
 
     def to_json(self):
-        return {"kind": self.kind, "file": FILES[self.kind], "sha256": hashlib.sha256(self.content).hexdigest()}
+        return {
+            "kind": self.kind,
+            "file": FILES[self.kind],
+            "sha256": hashlib.sha256(self.content).hexdigest(),
+        }
 
     def save(self, folder):
         """Put a copy of the tokenizer file into a folder."""
@@ -155,7 +172,12 @@ class BPETokenizer:
         replace_file(Path(folder) / FILES[self.kind], self.content)
 
 
-FILES = {"sentencepiece": "tokenizer.model", "tekken": "tekken.json", "bpe": "tokenizer.json", "char": "alphabet.json"}
+FILES = {
+    "sentencepiece": "tokenizer.model",
+    "tekken": "tekken.json",
+    "bpe": "tokenizer.json",
+    "char": "alphabet.json",
+}
 
 
 def load_tokenizer(path):
@@ -169,7 +191,9 @@ def load_tokenizer(path):
         if not found:
             raise ValueError(f"no tokenizer in {path}: {', '.join(FILES.values())} are known")
         path = found[0]
-    with reading(path, "is no tokenizer.model, tekken.json or tokenizer.json that can be used here"):
+    with reading(
+        path, "is no tokenizer.model, tekken.json or tokenizer.json that can be used here"
+    ):
         content = path.read_bytes()
         if content.lstrip()[:1] != b"{":
             return BPETokenizer("sentencepiece", content, read_sentencepiece(content))

@@ -26,7 +26,9 @@ class Vocabulary:
     bos_id: int | None
     eos_id: int | None
     ends: set  # ids of special tokens: none of them is ever text, and where a model writes one, its text has ended
-    spelled: dict = field(default_factory=dict)  # {rank: [ids]} for ranks that stand for several ids
+    spelled: dict = field(
+        default_factory=dict
+    )  # {rank: [ids]} for ranks that stand for several ids
     ready: callable = str  # what is done to a text beforehand
     whole: dict = field(default_factory=dict)  # {text: id} of what is then cut out
     normal: callable = str  # what is done to each part between
@@ -74,7 +76,10 @@ def read_sentencepiece(content):
     the characters, and then come all longer pieces by their score. A beginning that is left over is spelled in bytes.
     """
     pieces = []  # (text, score, type) by id
-    settings = {2: {}, 3: {}}  # how it was trained, and how text is made ready for it: fields by their numbers
+    settings = {
+        2: {},
+        3: {},
+    }  # how it was trained, and how text is made ready for it: fields by their numbers
     for number, message in protobuf(content):
         if number == 1:
             piece = dict(protobuf(message))
@@ -95,23 +100,42 @@ def read_sentencepiece(content):
     }
     for what, asked in refused.items():
         if asked or not pieces:
-            raise ValueError(f"only SentencePiece BPE is implemented, and not {what if pieces else 'without pieces'}")
+            raise ValueError(
+                f"only SentencePiece BPE is implemented, and not {what if pieces else 'without pieces'}"
+            )
     byte_id = {int(text[1:-1], 16): i for i, (text, _, kind) in enumerate(pieces) if kind == BYTE}
     if len(byte_id) < 256:
         raise ValueError("a vocabulary with all 256 bytes is wanted (byte_fallback)")
 
-    normal = [(text.replace("▁", " "), score, i) for i, (text, score, kind) in enumerate(pieces) if kind == NORMAL]
+    normal = [
+        (text.replace("▁", " "), score, i)
+        for i, (text, score, kind) in enumerate(pieces)
+        if kind == NORMAL
+    ]
     id_of = {text.encode("utf-8"): i for text, _, i in normal}
     characters = [text.encode("utf-8") for text, _, _ in normal if len(text) == 1]
     beginnings = dict.fromkeys(c[:n] for c in characters for n in range(2, len(c)))
-    longer = [text.encode("utf-8") for text, score, i in sorted(normal, key=lambda x: (-x[1], x[2])) if len(text) > 1]
-    in_order = [bytes([b]) for b in range(256)] + list(beginnings) + [c for c in characters if len(c) > 1] + longer
+    longer = [
+        text.encode("utf-8")
+        for text, score, i in sorted(normal, key=lambda x: (-x[1], x[2]))
+        if len(text) > 1
+    ]
+    in_order = (
+        [bytes([b]) for b in range(256)]
+        + list(beginnings)
+        + [c for c in characters if len(c) > 1]
+        + longer
+    )
     # No piece has a space after anything else, and few characters are in any longer piece at all (digits, say, are in
     # none): cutting there changes nothing, and short stretches are merged much faster.
-    merging = re.escape("".join(sorted({c for text, _, _ in normal if len(text) > 1 for c in text} - {" "})))
+    merging = re.escape(
+        "".join(sorted({c for text, _, _ in normal if len(text) > 1 for c in text} - {" "}))
+    )
 
     whole = {text: i for i, (text, _, kind) in enumerate(pieces) if kind == USER_DEFINED}
-    content_of = {i: text.encode("utf-8") for text, i in [*((t, i) for t, _, i in normal), *whole.items()]}
+    content_of = {
+        i: text.encode("utf-8") for text, i in [*((t, i) for t, _, i in normal), *whole.items()]
+    }
     content_of |= {i: bytes([b]) for b, i in byte_id.items()}
     special = {text: i for i, (text, _, kind) in enumerate(pieces) if kind == CONTROL}
     begin, end = (trained.get(n, name).decode("utf-8") for n, name in ((46, b"<s>"), (47, b"</s>")))
@@ -130,7 +154,9 @@ def read_sentencepiece(content):
         bos_id=special.get(begin),
         eos_id=special.get(end),
         ends={*special.values()},
-        spelled={256 + n: [byte_id[b] for b in beginning] for n, beginning in enumerate(beginnings)},
+        spelled={
+            256 + n: [byte_id[b] for b in beginning] for n, beginning in enumerate(beginnings)
+        },
         whole=whole,
         ready=ready,
         trim=lambda text: text.lstrip(" ") if squeeze else text.removeprefix(prefix),
@@ -168,7 +194,10 @@ MOST_IDS = 2**22  # more than any vocabulary has
 GPT2 = r"'(?:[sdmt]|ll|ve|re)| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
 # Digits are cut out one by one before GPT-2's pattern sees the text: so it finds the text's end before each of them.
 GPT2_DIGITS = r"'(?:[sdmt]|ll|ve|re)|\p{N}| ?\p{L}+| ?[^\s\p{L}\p{N}]+|\s+(?=\p{N})|\s+(?!\S)|\s+"
-BEGIN, END = ("<s>", "<|begin_of_text|>", "<|endoftext|>"), ("</s>", "<|end_of_text|>", "<|endoftext|>")
+BEGIN, END = (
+    ("<s>", "<|begin_of_text|>", "<|endoftext|>"),
+    ("</s>", "<|end_of_text|>", "<|endoftext|>"),
+)
 
 
 def read_byte_bpe(file):
@@ -188,9 +217,13 @@ def read_byte_bpe(file):
     for token in added:
         for flag in ("lstrip", "rstrip", "single_word", *["normalized"] * bool(normalizers)):
             if token["content"] in as_text and token.get(flag):
-                raise ValueError(f"{flag} of the added token {token['content']!r} is not implemented")
+                raise ValueError(
+                    f"{flag} of the added token {token['content']!r} is not implemented"
+                )
     size = 1 + max((i for i in names.values() if type(i) is int), default=-1)
-    if len(set(names.values())) < len(names) or not all(type(i) is int and i >= 0 for i in names.values()):
+    if len(set(names.values())) < len(names) or not all(
+        type(i) is int and i >= 0 for i in names.values()
+    ):
         raise ValueError("its ids are not whole numbers of which each is given once")
     if size > MOST_IDS:
         raise ValueError(f"the id {size - 1} is beyond any vocabulary")
@@ -204,7 +237,9 @@ def read_byte_bpe(file):
     merges = (pair.split(" ") if isinstance(pair, str) else pair for pair in model["merges"])
     merged = (b"".join(byte_of[c] for c in left + right) for left, right in merges)
     in_order = list(dict.fromkeys([*(bytes([b]) for b in range(256)), *merged]))
-    lacking = {rank: [] for rank, b in enumerate(in_order[:256]) if b not in id_of}  # bytes that text has no use for
+    lacking = {
+        rank: [] for rank, b in enumerate(in_order[:256]) if b not in id_of
+    }  # bytes that text has no use for
     if model.get("unk_token") and not lacking.keys() <= NO_UTF8:
         raise ValueError("unk_token, for bytes that are not in the vocabulary, is not implemented")
     if model.get("ignore_merges") and not id_of.keys() <= set(in_order):
@@ -239,13 +274,23 @@ def split_pattern(pre_tokenizer):
     if kinds[-1] == "ByteLevel" and not last.get("add_prefix_space"):
         if kinds == ["ByteLevel"] and last.get("use_regex", True):
             return GPT2
-        if kinds == ["Digits", "ByteLevel"] and steps[0].get("individual_digits") and last.get("use_regex", True):
+        if (
+            kinds == ["Digits", "ByteLevel"]
+            and steps[0].get("individual_digits")
+            and last.get("use_regex", True)
+        ):
             return GPT2_DIGITS
         split = steps[0]
-        if kinds == ["Split", "ByteLevel"] and not last.get("use_regex", True) and "Regex" in split["pattern"]:
+        if (
+            kinds == ["Split", "ByteLevel"]
+            and not last.get("use_regex", True)
+            and "Regex" in split["pattern"]
+        ):
             if split.get("behavior") == "Isolated" and not split.get("invert"):
                 return whole_pattern(split["pattern"]["Regex"])
-    raise ValueError(f"its way of splitting text ({' then '.join(map(str, kinds))}) is not implemented")
+    raise ValueError(
+        f"its way of splitting text ({' then '.join(map(str, kinds))}) is not implemented"
+    )
 
 
 def whole_pattern(pattern):
@@ -256,14 +301,18 @@ def whole_pattern(pattern):
 def covers_all(pattern):
     """Is each character of a text in some match? Raises ValueError if a match may be empty."""
     if matched(rf"x(?:{pattern})$", "x"):
-        raise ValueError(f"its way of splitting text, {pattern[:60]!r}, matches nothing at all and so loses some")
+        raise ValueError(
+            f"its way of splitting text, {pattern[:60]!r}, matches nothing at all and so loses some"
+        )
     return matched(pattern, PROBE) == PROBE
 
 
 def matched(pattern, text):
     """What of a text is in matches."""
     bytes_alone = {bytes([b]): b for b in range(256)}
-    encoding = tiktoken.Encoding("probe", pat_str=pattern, mergeable_ranks=bytes_alone, special_tokens={})
+    encoding = tiktoken.Encoding(
+        "probe", pat_str=pattern, mergeable_ranks=bytes_alone, special_tokens={}
+    )
     return encoding.decode(encoding.encode_ordinary(text))
 
 

@@ -27,15 +27,23 @@ def some_thoughts(model, tokens, tokenizer, count=4):
     model = model.with_settings(n_thoughts=1)
     everywhere = model.default_positions(tokens)
     positions = everywhere[:, torch.linspace(0, everywhere.shape[1] - 1, count + 1).long()[1:]]
-    noise = torch.rand(1, 1, count, model.config.thought_len, generator=torch.Generator().manual_seed(0))
+    noise = torch.rand(
+        1, 1, count, model.config.thought_len, generator=torch.Generator().manual_seed(0)
+    )
     text = model.read_text(tokens)
     thoughts = model.think(tokens, None, positions, noise.to(tokens.device), text)
-    targets = model.targets(tokens, positions, None, text_loss(model.model.output, text.hidden, tokens)[1])
+    targets = model.targets(
+        tokens, positions, None, text_loss(model.model.output, text.hidden, tokens)[1]
+    )
     learned = model.learn(thoughts, *model.talk(thoughts.h_base, thoughts.h_thought), targets)
     words, found = tokenizer.words(tokens[0].tolist()), []
     for s, i in enumerate(positions[0].tolist()):
         said = "".join(tokenizer.words(thoughts.tokens[0, 0, s].tolist()))
-        about = {"text": "".join(words[max(0, i - 30) : i + 1]), "thought": said, "next": words[i + 1]}
+        about = {
+            "text": "".join(words[max(0, i - 30) : i + 1]),
+            "thought": said,
+            "next": words[i + 1],
+        }
         found.append(
             {
                 **about,
@@ -65,7 +73,9 @@ def most_memory(device, forget=False):
         return torch.cuda.max_memory_allocated()
     status = Path("/proc/self/status")
     if not status.exists():  # no Linux: since the process began
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (
+            1 if sys.platform == "darwin" else 1024
+        )
     if forget:
         Path("/proc/self/clear_refs").write_text("5")
     return int(re.search(r"VmHWM:\s*(\d+) kB", status.read_text())[1]) * 1024

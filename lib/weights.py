@@ -15,7 +15,13 @@ from lib.config import settings
 from lib.files import brief, read_json, reading, write_json, write_whole
 from model import ModelConfig, Transformer
 
-IGNORED = {"max_seq_len", "max_position_embeddings", "max_batch_size", "model_type", "causal"}  # no part of the shape
+IGNORED = {
+    "max_seq_len",
+    "max_position_embeddings",
+    "max_batch_size",
+    "model_type",
+    "causal",
+}  # no part of the shape
 
 
 def load_mistral(folder, dtype=None, rows=None, but=()):
@@ -34,17 +40,31 @@ def load_mistral(folder, dtype=None, rows=None, but=()):
     folder = Path(folder)
     official = (folder / "params.json").exists() and any(folder.glob("consolidated*"))
     if not official and not (folder / "config.json").exists():
-        raise ValueError(f"no weights in {folder}: params.json with consolidated.*, or config.json, is wanted")
-    config = official_config(folder / "params.json") if official else hugging_face_config(folder / "config.json")
+        raise ValueError(
+            f"no weights in {folder}: params.json with consolidated.*, or config.json, is wanted"
+        )
+    config = (
+        official_config(folder / "params.json")
+        if official
+        else hugging_face_config(folder / "config.json")
+    )
     found = find_tensors(folder, OFFICIAL_FILES if official else HUGGING_FACE_FILES)
     if config.n_layers > len(found):
-        raise ValueError(f"{folder} does not fit: it holds {len(found)} tensors, too few for {config.n_layers} layers")
+        raise ValueError(
+            f"{folder} does not fit: it holds {len(found)} tensors, too few for {config.n_layers} layers"
+        )
 
     if rows is not None and rows < config.vocab_size:
         config = dataclasses.replace(config, vocab_size=rows)
-    with reading(folder, "asks for a model that cannot be"), torch.device("meta"):  # shapes alone; memory comes with
+    with (
+        reading(folder, "asks for a model that cannot be"),
+        torch.device("meta"),
+    ):  # shapes alone; memory comes with
         model = Transformer(config)  # the first tensor's dtype
-    names, missing = {name: p.shape for name, p in model.named_parameters()}, set(dict(model.named_parameters()))
+    names, missing = (
+        {name: p.shape for name, p in model.named_parameters()},
+        set(dict(model.named_parameters())),
+    )
     empty = True
     for path, name, tensor in tensors_of(found):
         if name.startswith(but):
@@ -56,17 +76,29 @@ def load_mistral(folder, dtype=None, rows=None, but=()):
             continue
         if names.get(name) != tensor.shape:
             wanted = tuple(names[name]) if name in names else "nothing"
-            raise ValueError(f"{folder} does not fit: it holds {tuple(tensor.shape)} for {name}, {wanted} is wanted")
+            raise ValueError(
+                f"{folder} does not fit: it holds {tuple(tensor.shape)} for {name}, {wanted} is wanted"
+            )
         if empty:
             model, empty = model.to(dtype or tensor.dtype).to_empty(device="cpu"), False
             model.tie()
-        copy_weight(name, checked_weight(tensor, name, path), model.get_parameter(name), config, halves=not official)
+        copy_weight(
+            name,
+            checked_weight(tensor, name, path),
+            model.get_parameter(name),
+            config,
+            halves=not official,
+        )
         if dtype not in (None, tensor.dtype):
-            checked_weight(model.get_parameter(name), name, path)  # 1e6, say, is infinite in float16
+            checked_weight(
+                model.get_parameter(name), name, path
+            )  # 1e6, say, is infinite in float16
         missing.discard(name)
         del tensor
     for name in sorted(missing):
-        raise ValueError(f"{folder} does not fit: it holds nothing for {name}, {tuple(names[name])} is wanted")
+        raise ValueError(
+            f"{folder} does not fit: it holds nothing for {name}, {tuple(names[name])} is wanted"
+        )
     return model
 
 
@@ -87,20 +119,32 @@ def save_hugging_face(model, folder, tokenizer):
     folder, c = Path(folder), model.config
     save_file = safetensors_function("torch", "save_file")
     if c.attention_bias and c.sliding_window:
-        raise ValueError("transformers has no model with both attention_bias and a sliding window, as this one has")
+        raise ValueError(
+            "transformers has no model with both attention_bias and a sliding window, as this one has"
+        )
     kind = "qwen2" if c.attention_bias else "mistral" if c.sliding_window else "llama"
     rope = {"rope_type": "default", "rope_theta": c.rope_theta}
     if c.rope_factor != 1:
-        rope |= {"rope_type": "llama3", **{theirs: getattr(c, ours) for ours, theirs in LLAMA3.items()}}
-    names = {ours: getattr(c, ours) for ours in ("head_dim", "rope_theta", "sliding_window", "vocab_size")}
+        rope |= {
+            "rope_type": "llama3",
+            **{theirs: getattr(c, ours) for ours, theirs in LLAMA3.items()},
+        }
+    names = {
+        ours: getattr(c, ours)
+        for ours in ("head_dim", "rope_theta", "sliding_window", "vocab_size")
+    }
     names |= {theirs: getattr(c, ours) for ours, theirs in SHAPE.items()}
     config = {
-        "architectures": [{"qwen2": "Qwen2", "mistral": "Mistral", "llama": "Llama"}[kind] + "ForCausalLM"],
+        "architectures": [
+            {"qwen2": "Qwen2", "mistral": "Mistral", "llama": "Llama"}[kind] + "ForCausalLM"
+        ],
         "model_type": kind,
         **names,
         "num_key_value_heads": c.n_kv_heads,
         "rope_parameters": rope,
-        "rope_scaling": rope if c.rope_factor != 1 else None,  # where older transformers look for it
+        "rope_scaling": rope
+        if c.rope_factor != 1
+        else None,  # where older transformers look for it
         "hidden_act": "silu",
         "max_position_embeddings": 32768,
         "tie_word_embeddings": c.tied_embeddings,
@@ -130,7 +174,11 @@ def find_tensors(folder, patterns):
     """[(number of elements, path, name)] of all tensors in a folder's files, of the first pattern that has any. The
     index that tells which file holds which tensor, if there is one, decides. Raises ValueError."""
     for pattern in patterns:
-        files, index, names = sorted(folder.glob(pattern)), folder / f"{pattern.replace('*', '')}.index.json", None
+        files, index, names = (
+            sorted(folder.glob(pattern)),
+            folder / f"{pattern.replace('*', '')}.index.json",
+            None,
+        )
         if files or index.exists():
             break
     else:
@@ -140,7 +188,9 @@ def find_tensors(folder, patterns):
         files = sorted({folder / file for file in names.values()})
         for path in files:
             if path.parent != folder or not path.exists():
-                raise ValueError(f"{index} names the file {brief(path.name)}, which is not in {folder}")
+                raise ValueError(
+                    f"{index} names the file {brief(path.name)}, which is not in {folder}"
+                )
     found = {}
     for path in files:
         for name, size in sizes_in(path).items():
@@ -175,7 +225,10 @@ def sizes_in(path):
     if path.suffix != ".safetensors":
         check_zip(path)
         with reading(path):
-            return {str(name): x.numel() for name, x in torch.load(path, mmap=True, weights_only=True).items()}
+            return {
+                str(name): x.numel()
+                for name, x in torch.load(path, mmap=True, weights_only=True).items()
+            }
     open_file = safetensors_function("", "safe_open")
     with reading(path), open_file(path, framework="pt") as file:
         return {name: math.prod(file.get_slice(name).get_shape()) for name in file.keys()}
@@ -184,9 +237,13 @@ def sizes_in(path):
 def safetensors_function(module, name):
     """A function of the optional package."""
     try:
-        return getattr(importlib.import_module(f"safetensors.{module}" if module else "safetensors"), name)
+        return getattr(
+            importlib.import_module(f"safetensors.{module}" if module else "safetensors"), name
+        )
     except ImportError:
-        raise ValueError("reading and writing .safetensors needs a package: pip install safetensors") from None
+        raise ValueError(
+            "reading and writing .safetensors needs a package: pip install safetensors"
+        ) from None
 
 
 def copy_weight(name, source, target, config, halves):
@@ -252,7 +309,9 @@ def official_config(path):
     fields = {field.name for field in dataclasses.fields(ModelConfig)}
     for name, value in params.items():
         if name not in fields | IGNORED and value:
-            raise ValueError(f"{path} asks for {brief(name)}={brief(repr(value))}, which is not implemented")
+            raise ValueError(
+                f"{path} asks for {brief(name)}={brief(repr(value))}, which is not implemented"
+            )
     return checked_config(path, {name: params[name] for name in fields & params.keys()})
 
 
@@ -270,19 +329,28 @@ def hugging_face_config(path):
         "mlp_bias": c.get("mlp_bias", False),
         "rope_scaling": scaled not in ("default", "llama3") and rope,
         "rope_interleaved": c.get("rope_interleaved", False),
-        "partial_rotary_factor": c.get("partial_rotary_factor", rope.get("partial_rotary_factor", 1)) != 1,
+        "partial_rotary_factor": c.get(
+            "partial_rotary_factor", rope.get("partial_rotary_factor", 1)
+        )
+        != 1,
         "quantization_config": c.get("quantization_config", False),
     }
     for name, refused in asks.items():
         if refused:
-            raise ValueError(f"{path} asks for {name}={brief(repr(c.get(name, rope)))}, which is not implemented")
+            raise ValueError(
+                f"{path} asks for {name}={brief(repr(c.get(name, rope)))}, which is not implemented"
+            )
     names = {**SHAPE, "vocab_size": "vocab_size"}
     params = {ours: c[theirs] for ours, theirs in names.items() if theirs in c}
     if len(params) == len(names):
         with reading(path, "does not say what shape the model has"):
-            params["n_kv_heads"] = c.get("num_key_value_heads", 8 if mistral else None) or params["n_heads"]
+            params["n_kv_heads"] = (
+                c.get("num_key_value_heads", 8 if mistral else None) or params["n_heads"]
+            )
             params["head_dim"] = c.get("head_dim") or params["dim"] // params["n_heads"]
-    params["rope_theta"] = next(x for x in (rope.get("rope_theta"), c.get("rope_theta"), 10000.0) if x is not None)
+    params["rope_theta"] = next(
+        x for x in (rope.get("rope_theta"), c.get("rope_theta"), 10000.0) if x is not None
+    )
     # a Llama has no window, and in Mistral's own configurations null means none
     params["sliding_window"] = c.get("sliding_window", 4096) if mistral else None
     params["attention_bias"] = kind == "qwen2"
@@ -296,7 +364,16 @@ def hugging_face_config(path):
 
 def checked_config(path, params):
     """ModelConfig(**params), all of whose shape must be given. Raises ValueError."""
-    for name in ("dim", "n_layers", "head_dim", "hidden_dim", "n_heads", "n_kv_heads", "norm_eps", "vocab_size"):
+    for name in (
+        "dim",
+        "n_layers",
+        "head_dim",
+        "hidden_dim",
+        "n_heads",
+        "n_kv_heads",
+        "norm_eps",
+        "vocab_size",
+    ):
         if name not in params:
             raise ValueError(f"{path} does not say {name}")
     with reading(path, "is not the shape of a model"):

@@ -30,7 +30,20 @@ from studies.thought_len import thought_len
 from studies.who import who
 
 STUDIES = {
-    f.__name__: f for f in (controls, chatter, thought_len, who, cups, adaptive, length, astray, star, family, credit)
+    f.__name__: f
+    for f in (
+        controls,
+        chatter,
+        thought_len,
+        who,
+        cups,
+        adaptive,
+        length,
+        astray,
+        star,
+        family,
+        credit,
+    )
 }
 
 

@@ -13,7 +13,15 @@ import numpy as np
 from lib.pictures import picture
 from lib.runs import load_run
 from studies.chatter import train_chatter
-from studies.length import compare, draw_tokens, expected_online, fit_online, measure_lengths, text_of, ways_to_think
+from studies.length import (
+    compare,
+    draw_tokens,
+    expected_online,
+    fit_online,
+    measure_lengths,
+    text_of,
+    ways_to_think,
+)
 from studies.runs import CHATTER, in_parallel, max_steps, run_studies
 from studies.tables import keep_results, over_seeds, print_rows, remembered
 
@@ -34,7 +42,10 @@ def measured_seed(run, texts):
 def measure_seed(run, texts):
     """The same, measured: as in studies.length, but sampled thoughts; and how long those are, before answers, which
     begin with a letter or with a digit."""
-    model, (spans, answers, seen, tokenizer, among) = load_run(run, "cpu")[0], text_of(CHATTER, texts)
+    model, (spans, answers, seen, tokenizer, among) = (
+        load_run(run, "cpu")[0],
+        text_of(CHATTER, texts),
+    )
     found, seen = (measure_lengths(model, x, among, temperature=1.0) for x in (spans, seen))
     ways = ways_to_think(found, {}, expected_online(found, fit_online(seen)))
     table, points, best = compare(ways, found, answers)
@@ -62,7 +73,9 @@ def astray(config, out):
     about = "sampled thoughts on idle chatter: tokens a position, accuracy; tokens of thoughts before answers"
     print_rows(f"{about}; mean and spread over seeds {config.seeds}", found["table"], COLUMNS)
     keep_results(out, "astray", found)
-    with picture(out / "astray.png", 7, 4.5, 1, title="Sampled thoughts on idle chatter") as (axes,):
+    with picture(out / "astray.png", 7, 4.5, 1, title="Sampled thoughts on idle chatter") as (
+        axes,
+    ):
         draw_tokens(axes, found["points"])
 
 

@@ -46,22 +46,33 @@ class BenchConfig:
     texts: int = 16  # texts in a training step
     span: int = 64  # positions that think in each
     think_share: float = 0.25  # share of positions that think in the row "thinking at the hardest"
-    think_at_once: int = 0  # positions of a text that think together; 0: as many as is good (see train.py)
+    think_at_once: int = (
+        0  # positions of a text that think together; 0: as many as is good (see train.py)
+    )
     recompute: bool = False  # sample first, then learn (see train.py)
     repeats: int = 5  # timed runs; the fastest counts
     new_tokens: int = 128  # tokens generated
     rows: str = "1,8,32"  # texts at once in generation
-    think_share_spoken: float = 0.09  # share of the tokens before which the model thinks in the rows "where it pays"
+    think_share_spoken: float = (
+        0.09  # share of the tokens before which the model thinks in the rows "where it pays"
+    )
     threads: int = 0  # CPU threads; 0: as torch chooses
     device: Literal["auto", "cpu", "cuda"] = "auto"  # auto: cuda where there is one
-    dtype: Literal["auto", "float32", "bfloat16"] = "auto"  # bfloat16: autocast; auto: on cuda (see train.py)
+    dtype: Literal["auto", "float32", "bfloat16"] = (
+        "auto"  # bfloat16: autocast; auto: on cuda (see train.py)
+    )
     json: bool = False  # print one JSON object instead of the table
     gate: float = 0.02  # standard deviation of the mixing head's last weights
     seed: int = 1337  # of weights and tokens
 
     def __post_init__(self):
-        if min(self.texts, self.span, self.repeats, self.new_tokens) < 1 or not 0 < self.think_share <= 1:
-            raise ValueError("texts, span, repeats and new_tokens must be at least 1, think_share a share above 0")
+        if (
+            min(self.texts, self.span, self.repeats, self.new_tokens) < 1
+            or not 0 < self.think_share <= 1
+        ):
+            raise ValueError(
+                "texts, span, repeats and new_tokens must be at least 1, think_share a share above 0"
+            )
         if not all(x.strip().isdigit() and int(x) for x in self.rows.split(",")):
             raise ValueError(f"rows must be numbers with commas between them, not {self.rows!r}")
 
@@ -93,13 +104,20 @@ def seconds_per_token(quiet, text, price, repeats=3, device="cpu"):
     )
     ways = {
         "everywhere": read,
-        "nowhere": partial(read, think=some_think(lambda h: torch.full((len(h),), -1, device=h.device))),
-        "where_it_pays": partial(generate_at_own_pace, quiet, text, 1, how_long, temperature=0, begin=1),
+        "nowhere": partial(
+            read, think=some_think(lambda h: torch.full((len(h),), -1, device=h.device))
+        ),
+        "where_it_pays": partial(
+            generate_at_own_pace, quiet, text, 1, how_long, temperature=0, begin=1
+        ),
         "waiting": partial(read, think=some_think(how_long)),
     }
     _, _, gates = ways["where_it_pays"]()  # warm up
     times = [x / text.numel() for x in fastest(list(ways.values()), repeats, device)]
-    return {**dict(zip(ways, times, strict=True)), "share_thinking": float((gates != 0).float().mean())}
+    return {
+        **dict(zip(ways, times, strict=True)),
+        "share_thinking": float((gates != 0).float().mean()),
+    }
 
 
 def read_per_token(quiet_config, share=1.0):
@@ -115,7 +133,9 @@ def speaking(quiet, prompts, new_tokens, share, repeats, device):
     chance, each row at its own pace; and the same where rows wait for those that think."""
 
     def by_chance():
-        chance = torch.Generator(device).manual_seed(0)  # the same draws in each run, so that all have as many thoughts
+        chance = torch.Generator(device).manual_seed(
+            0
+        )  # the same draws in each run, so that all have as many thoughts
 
         def how_long(h):
             thinks = torch.rand(len(h), generator=chance, device=h.device) < share
@@ -133,7 +153,10 @@ def speaking(quiet, prompts, new_tokens, share, repeats, device):
     ways[0]()  # warm up
     plain, *times = fastest(ways, repeats, device)
     names = "generate_over_plain", "where_it_pays_over_plain", "waiting_over_plain"
-    return {"plain_seconds_per_token": plain / new_tokens, **{n: x / plain for n, x in zip(names, times, strict=True)}}
+    return {
+        "plain_seconds_per_token": plain / new_tokens,
+        **{n: x / plain for n, x in zip(names, times, strict=True)},
+    }
 
 
 class Work:
@@ -151,17 +174,23 @@ class Work:
         # As many token positions: every text's own, and for each of them all that its thoughts read.
         self.copies = int(read_per_token(quiet_config))
         self.texts = torch.randint(V, (bench.texts, bench.span + a), device=device)
-        self.plain_texts = torch.randint(V, (bench.texts * self.copies, bench.span + 1), device=device)
+        self.plain_texts = torch.randint(
+            V, (bench.texts * self.copies, bench.span + 1), device=device
+        )
         for p in self.quiet.parameters():
             p.grad = torch.zeros_like(p)
 
     def autocast(self):
-        half = self.bench.dtype == "bfloat16" or self.bench.dtype == "auto" and self.device == "cuda"
+        half = (
+            self.bench.dtype == "bfloat16" or self.bench.dtype == "auto" and self.device == "cuda"
+        )
         return torch.autocast(self.device, torch.bfloat16, enabled=half)
 
     def think(self, where=None):
         with self.autocast():
-            how = dict(where=where, at_once=self.bench.think_at_once, recompute=self.bench.recompute)
+            how = dict(
+                where=where, at_once=self.bench.think_at_once, recompute=self.bench.recompute
+            )
             self.quiet.backward(self.texts, **how)
 
     def think_at_hard(self):
@@ -192,7 +221,11 @@ def show(found, as_json):
     if as_json:
         return print(json.dumps(found))
     for name, value in found.items():
-        print(f"{name.replace('_', ' '):36}{value:>14.4g}" if isinstance(value, float) else f"{name:36}{value!s:>14}")
+        print(
+            f"{name.replace('_', ' '):36}{value:>14.4g}"
+            if isinstance(value, float)
+            else f"{name:36}{value!s:>14}"
+        )
 
 
 def bench(config, model_config, quiet_config):
@@ -210,7 +243,11 @@ def bench(config, model_config, quiet_config):
     work = Work(*settings)
     steps = [work.think, work.plain, Work(*again).think, work.think_at_hard]
     if config.texts % 2 == 0:
-        steps.append(Work(replace(config, texts=config.texts // 2, span=2 * config.span), *settings[1:]).think)
+        steps.append(
+            Work(
+                replace(config, texts=config.texts // 2, span=2 * config.span), *settings[1:]
+            ).think
+        )
     for step in steps:
         step()  # warm up
     think, plain, recompute, hard, *longer = fastest(steps, config.repeats, device)
@@ -224,8 +261,11 @@ def bench(config, model_config, quiet_config):
     found = {
         "train_step_over_floor": think / plain,
         "train_peak_memory_over_floor": memory[0] / memory[1],
-        **{f"{name}, {rows} texts": x for rows, found in speak.items() for name, x in found.items()},
-        "generate_over_plain_times": next(iter(speak.values()))["generate_over_plain"] / (quiet_config.thought_len + 1),
+        **{
+            f"{name}, {rows} texts": x for rows, found in speak.items() for name, x in found.items()
+        },
+        "generate_over_plain_times": next(iter(speak.values()))["generate_over_plain"]
+        / (quiet_config.thought_len + 1),
         "recompute_time_ratio": recompute / think,
         "recompute_memory_ratio": memory[2] / memory[0],
         "growth_when_T_doubles": longer[0] / think if longer else None,
@@ -237,8 +277,15 @@ def bench(config, model_config, quiet_config):
         "train_floor_peak_bytes": memory[1],
         "train_peak_bytes_per_text_token": memory[0] / (config.texts * config.span),
         "threads": torch.get_num_threads(),
-        "device": torch.cuda.get_device_name() if device == "cuda" else f"cpu ({platform.machine()})",
-        "shape": {"texts": config.texts, "span": config.span, **asdict(model_config), **asdict(quiet_config)},
+        "device": torch.cuda.get_device_name()
+        if device == "cuda"
+        else f"cpu ({platform.machine()})",
+        "shape": {
+            "texts": config.texts,
+            "span": config.span,
+            **asdict(model_config),
+            **asdict(quiet_config),
+        },
     }
     show(found, config.json)
 

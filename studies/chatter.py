@@ -40,7 +40,10 @@ def chatter(config, out):
     tokenizer, rows, questions = held_out_questions(CHATTER)
 
     def measured(run):
-        return [(step, useful_thoughts(model, tokenizer, rows, questions)) for step, model in over_training(*run)]
+        return [
+            (step, useful_thoughts(model, tokenizer, rows, questions))
+            for step, model in over_training(*run)
+        ]
 
     found, results, curves = {}, {}, {}
     for key, run in tqdm(runs.items(), desc="measuring", unit="run", disable=None):
@@ -50,8 +53,12 @@ def chatter(config, out):
         start = over_seeds([points[0][1]["useful_share"] for points in of_seeds])
         end = over_seeds([points[-1][1] for points in of_seeds])
         results[name] = {"useful_at_start": start, **end}
-        shares = [{step: measured["useful_share"] for step, measured in points} for points in of_seeds]
-        looked = sorted(set.intersection(*map(set, shares)))  # a run that was stopped has a checkpoint of its own
+        shares = [
+            {step: measured["useful_share"] for step, measured in points} for points in of_seeds
+        ]
+        looked = sorted(
+            set.intersection(*map(set, shares))
+        )  # a run that was stopped has a checkpoint of its own
         curves[name] = looked, np.array([[share[step] for step in looked] for share in shares])
     title = f"{len(rows)} lines whose steps are left out, 4 thoughts each at temperature 1"
     title = f"{title}; mean and spread over seeds {config.seeds}"

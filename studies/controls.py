@@ -41,20 +41,36 @@ def controls(config, out):
     spans, answers, meta = text
 
     def random(tokens):
-        return lambda model: np.random.default_rng(0).choice(tokens, (*answers.shape, model.config.thought_len))
+        return lambda model: np.random.default_rng(0).choice(
+            tokens, (*answers.shape, model.config.thought_len)
+        )
 
     def others(model):
         return of_other_positions(measure(model, spans, meta).thoughts, answers)
 
-    full, of_this_text = out / "full", random(np.unique(spans))  # the model has never seen the other tokens
-    rows = {name: (out / name, {}) for name in ("base", "lm_same_tokens", "lm_same_compute", "pause")} | {
-        "trained_on_random_thoughts": (out / "trained_on_random_thoughts", {"thoughts": random(meta["vocab_size"])}),
+    full, of_this_text = (
+        out / "full",
+        random(np.unique(spans)),
+    )  # the model has never seen the other tokens
+    rows = {
+        name: (out / name, {}) for name in ("base", "lm_same_tokens", "lm_same_compute", "pause")
+    } | {
+        "trained_on_random_thoughts": (
+            out / "trained_on_random_thoughts",
+            {"thoughts": random(meta["vocab_size"])},
+        ),
         "random_thoughts": (full, {"name": "scores_random_thoughts", "thoughts": of_this_text}),
-        "another_positions_thoughts": (full, {"name": "scores_others_thoughts", "thoughts": others}),
+        "another_positions_thoughts": (
+            full,
+            {"name": "scores_others_thoughts", "thoughts": others},
+        ),
         "gate_0": (full, {"name": "scores_gate_0", "gate": 0.0}),
         "gate_1": (full, {"name": "scores_gate_1", "gate": 1.0}),
     }
-    rows |= {name: (out / name, {}) for name in ("reinforce_weight_0", "full", "full_everywhere", "full_bfloat16")}
+    rows |= {
+        name: (out / name, {})
+        for name in ("reinforce_weight_0", "full", "full_everywhere", "full_bfloat16")
+    }
     title = f"{answers.sum():,} answers of sums whose steps are left out"
     table_of_runs(config, out, "controls", title, text, rows)
     print(f"lm_same_compute: {compute} times the steps of lm_same_tokens")

@@ -41,9 +41,16 @@ def enumerate_thoughts(model, rows, V):
     for row in tqdm(rows[:, None], desc="enumerating", leave=False, disable=None):
         thoughts = model.think(row, every[None, :, None], torch.tensor([[row.shape[1] - 2]]))
         h, true = model.talk(thoughts.h_base, thoughts.h_thought)[0][0, :, 0, 0], row[0, -1]
-        log_p = [model.model.logits(thoughts.h_policy[0, :, 0, s]).double().log_softmax(-1) for s in (0, 1)]
-        reward = token_log_prob(head, h, true.expand(len(h))) - token_log_prob(head, thoughts.h_base[0, 0, 0, 0], true)
-        found.append((log_p[0][0], log_p[1][::V], reward.double(), (likeliest(head, h) == true).double()))
+        log_p = [
+            model.model.logits(thoughts.h_policy[0, :, 0, s]).double().log_softmax(-1)
+            for s in (0, 1)
+        ]
+        reward = token_log_prob(head, h, true.expand(len(h))) - token_log_prob(
+            head, thoughts.h_base[0, 0, 0, 0], true
+        )
+        found.append(
+            (log_p[0][0], log_p[1][::V], reward.double(), (likeliest(head, h) == true).double())
+        )
     return [torch.stack(x) for x in zip(*found, strict=True)]
 
 
@@ -67,10 +74,16 @@ def judge_credits(log_p1, log_p2, reward, right, generator):
     exact = (p * reward) @ score
     found = {}
     for N in THOUGHTS:
-        others = torch.multinomial(p, 256 * (N - 1), replacement=True, generator=generator).view(1, 256, N - 1)
+        others = torch.multinomial(p, 256 * (N - 1), replacement=True, generator=generator).view(
+            1, 256, N - 1
+        )
         mine = torch.arange(len(p))[:, None, None].expand(-1, 256, 1)
-        groups = torch.cat((mine, others.expand(len(p), -1, -1)), dim=2).flatten(0, 1)  # each thought among 256 groups
-        draws = torch.multinomial(p, DRAWS * N, replacement=True, generator=generator).view(DRAWS, N)
+        groups = torch.cat((mine, others.expand(len(p), -1, -1)), dim=2).flatten(
+            0, 1
+        )  # each thought among 256 groups
+        draws = torch.multinomial(p, DRAWS * N, replacement=True, generator=generator).view(
+            DRAWS, N
+        )
         for name, credit in CREDITS.items():
             weight = credit(reward[groups], right[groups])[:, 0].view(len(p), 256).mean(1)
             mean = (p * weight) @ score
@@ -92,13 +105,21 @@ def credit(config, out):
     tokenizer, rows, _ = held_out_questions(CHATTER)
 
     def measured(run):
-        *_, (_, model) = (x for x in over_training(*run) if x[0] <= 100)  # while it learns: the gate is open
+        *_, (_, model) = (
+            x for x in over_training(*run) if x[0] <= 100
+        )  # while it learns: the gate is open
         places = enumerate_thoughts(model, rows[:PLACES], tokenizer.vocab_size)
         generator = torch.Generator().manual_seed(0)
         found = [judge_credits(*x, generator) for x in zip(*places, strict=True)]
-        return {row: {key: sum(x[row][key] for x in found) / len(found) for key in x0} for row, x0 in found[0].items()}
+        return {
+            row: {key: sum(x[row][key] for x in found) / len(found) for key in x0}
+            for row, x0 in found[0].items()
+        }
 
-    of_seeds = [remembered(run[0], "credit", partial(measured, run)) for run in tqdm(runs.values(), disable=None)]
+    of_seeds = [
+        remembered(run[0], "credit", partial(measured, run))
+        for run in tqdm(runs.values(), disable=None)
+    ]
     found, columns = over_seeds(of_seeds), ("cosine", "bias", "noise")
     title = f"the gradient of the expected reward at {PLACES} answers, by all {tokenizer.vocab_size**2:,} thoughts"
     print_rows(f"{title}; mean and spread over seeds {config.seeds}", found, columns)
@@ -106,13 +127,17 @@ def credit(config, out):
     with picture(out / "credit.png", 6, 4, title="Credit for thoughts: bias and noise") as (axes,):
         for name in CREDITS:
             points = [found[f"{name}, {N}"] for N in THOUGHTS]
-            if any(point["noise"] is None for point in points):  # star, where no thought is right: its mean is 0
+            if any(
+                point["noise"] is None for point in points
+            ):  # star, where no thought is right: its mean is 0
                 continue
             x, y = ([point[key]["mean"] for point in points] for key in ("cosine", "noise"))
             axes.plot(x, y, marker="o", ms=4, label=name)
             for N, *at in zip(THOUGHTS, x, y, strict=True):
                 axes.annotate(str(N), at, size=7)
-        axes.set(xlabel="cosine of its mean with the exact gradient", ylabel="noise / length of its mean")
+        axes.set(
+            xlabel="cosine of its mean with the exact gradient", ylabel="noise / length of its mean"
+        )
 
 
 if __name__ == "__main__":

@@ -15,13 +15,25 @@ def cups(config, out):
     steps = fewer_steps(config)
     preset = [f"--config={HERE / 'config' / 'cups_base.toml'}", "--eval_every=0", *steps]
     train_rows(config, out / "cups", {"base": []}, preset)
-    preset = [f"--config={HERE / 'config' / 'cups.toml'}", "--base_preset=", "--eval_every=0", *steps]
+    preset = [
+        f"--config={HERE / 'config' / 'cups.toml'}",
+        "--base_preset=",
+        "--eval_every=0",
+        *steps,
+    ]
     preset += [f"--init_from={out / 'cups' / 'base'}/{{seed}}"]
     rows = {"lm_same_tokens": ["--objective=lm"], "pause": ["--thought_len=0"], "full": []}
     train_rows(config, out / "cups", rows, preset)
     text = held_out(config, "data/cups")
     title = f"a shell game; {text[1].sum():,} answers of games whose steps are left out"
-    table_of_runs(config, out, "cups", title, text, {name: (out / "cups" / name, {}) for name in ["base", *rows]})
+    table_of_runs(
+        config,
+        out,
+        "cups",
+        title,
+        text,
+        {name: (out / "cups" / name, {}) for name in ["base", *rows]},
+    )
 
 
 if __name__ == "__main__":

@@ -28,7 +28,9 @@ ROWS = "base", *CONTROLS, "quiet_star"
 
 @dataclass
 class DemoConfig:
-    out: str = "out/demo"  # folder of the four runs that are compared; its subfolder base must exist
+    out: str = (
+        "out/demo"  # folder of the four runs that are compared; its subfolder base must exist
+    )
     seed: int = 1337  # of the three runs that start from the base model
     texts: int = 512  # held-out spans to measure on
     batch_size: int = 16  # spans per forward
@@ -42,7 +44,12 @@ class DemoConfig:
 def train(config, data):
     """Train Quiet-STaR, with its progress shown, and the controls beside it: each on one thread."""
     out = Path(config.out)
-    flags = [f"--init_from={out / 'base'}", f"--data={data}", f"--seed={config.seed}", f"--device={config.device}"]
+    flags = [
+        f"--init_from={out / 'base'}",
+        f"--data={data}",
+        f"--seed={config.seed}",
+        f"--device={config.device}",
+    ]
 
     def controls():
         for name, more in CONTROLS.items():
@@ -50,7 +57,10 @@ def train(config, data):
 
     with ThreadPoolExecutor(1) as beside:
         waiting = beside.submit(controls)
-        print(f"beside it, two controls: {', '.join(str(out / name) for name in CONTROLS)} (.log)", flush=True)
+        print(
+            f"beside it, two controls: {', '.join(str(out / name) for name in CONTROLS)} (.log)",
+            flush=True,
+        )
         command = [sys.executable, str(HERE / "train.py"), f"--out={out / 'quiet_star'}", *flags]
         process = subprocess.Popen(command, env={**os.environ, "OMP_NUM_THREADS": "1"})
         try:
@@ -79,7 +89,15 @@ def demo(config):
         found = measure(model, spans, dataset.meta, device, config.batch_size, name)
         rows[name] = summarize(*predicted(found), answers)
         if isinstance(model, QuietSTaR):
-            found = measure(model, spans, dataset.meta, device, config.batch_size, f"{name}, sampled", temperature=1.0)
+            found = measure(
+                model,
+                spans,
+                dataset.meta,
+                device,
+                config.batch_size,
+                f"{name}, sampled",
+                temperature=1.0,
+            )
             sampled[name] = summarize(*predicted(found), answers)
     seconds["evaluation"] = time.perf_counter() - start
     results = {

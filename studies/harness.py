@@ -18,7 +18,16 @@ def adapter(base, windows):
     """The class that the harness calls. base: its LM; windows: its function that cuts a long text for `rolling`."""
 
     class QuietStarLM(base):
-        def __init__(self, run="", thinking=True, batch_size=32, device="auto", bos=False, max_length=2048, **_):
+        def __init__(
+            self,
+            run="",
+            thinking=True,
+            batch_size=32,
+            device="auto",
+            bos=False,
+            max_length=2048,
+            **_,
+        ):
             super().__init__()
             where = device if device in ("cpu", "cuda") else "auto"
             model, self.tokenizer, *_ = load_model(run, pick_device(where))
@@ -27,7 +36,9 @@ def adapter(base, windows):
 
         def loglikelihood(self, requests, disable_tqdm=False):
             """[(log p of the continuation, is it the greedy one?)]. An empty context is a line end."""
-            pairs = [(context or "\n", text) for context, text in (request.args for request in requests)]
+            pairs = [
+                (context or "\n", text) for context, text in (request.args for request in requests)
+            ]
             return score(self.who, self.tokenizer, pairs, likelihood, self.bos, self.batch_size)
 
         def loglikelihood_rolling(self, requests, disable_tqdm=False):
@@ -41,7 +52,9 @@ def adapter(base, windows):
                     rows.append(([*context, *part], len(part)))
                     owner.append(i)
             found = [0.0] * len(requests)
-            scores = predict_ends(self.who, rows, likelihood, self.batch_size, self.who.device, "rolling")
+            scores = predict_ends(
+                self.who, rows, likelihood, self.batch_size, self.who.device, "rolling"
+            )
             for i, (log_p, _) in zip(owner, scores, strict=True):
                 found[i] += log_p
             return found
@@ -53,13 +66,17 @@ def adapter(base, windows):
                 asked = dict(request.args[1])
                 stop = asked.get("until") or []
                 stop = [stop] if isinstance(stop, str) else stop
-                temperature = float(asked.get("temperature") or 0) if asked.get("do_sample") else 0.0
+                temperature = (
+                    float(asked.get("temperature") or 0) if asked.get("do_sample") else 0.0
+                )
                 how = tuple(stop), int(asked.get("max_gen_toks", 256)), temperature
                 groups.setdefault(how, []).append(i)
             for (stop, new, temperature), some in groups.items():
                 prompts = [requests[i].args[0] for i in some]
                 how = stop, new, temperature, 1337, self.bos, self.batch_size
-                for i, (text, _) in zip(some, complete(self.who, self.tokenizer, prompts, *how), strict=True):
+                for i, (text, _) in zip(
+                    some, complete(self.who, self.tokenizer, prompts, *how), strict=True
+                ):
                     found[i] = text
             return found
 
@@ -70,7 +87,9 @@ def whole_windows(get_rolling_token_windows, make_disjoint_window):
     """The harness's own windows: (context ids, ids to predict) that cover a text once."""
 
     def windows(ids, first, length):
-        cut = get_rolling_token_windows(token_list=ids, prefix_token=first, max_seq_len=length, context_len=1)
+        cut = get_rolling_token_windows(
+            token_list=ids, prefix_token=first, max_seq_len=length, context_len=1
+        )
         return map(make_disjoint_window, cut)
 
     return windows
@@ -84,7 +103,9 @@ def main():
         from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
     except ImportError:
         raise SystemExit("harness.py: error: this needs a package: pip install lm_eval") from None
-    register_model("quiet_star")(adapter(LM, whole_windows(get_rolling_token_windows, make_disjoint_window)))
+    register_model("quiet_star")(
+        adapter(LM, whole_windows(get_rolling_token_windows, make_disjoint_window))
+    )
     with torch.no_grad():
         cli_evaluate()
 

@@ -34,20 +34,36 @@ def measure_lengths(model, spans, among, temperature=0.0, batch_size=32):
     thoughts out at their end alone: (W, T, 1). thoughts (W, T, m): t_1 .. t_m; states (W, T, m, C): about to say them.
     A temperature of 0: greedy thoughts."""
     model, parts = model.with_settings(n_thoughts=1, n_true=1, thought_temperature=temperature), []
-    head, among, chance = model.model.output, torch.as_tensor(among), torch.Generator().manual_seed(0)
+    head, among, chance = (
+        model.model.output,
+        torch.as_tensor(among),
+        torch.Generator().manual_seed(0),
+    )
     shape = 1, spans.shape[1] - 1, model.config.thought_len
-    for tokens in tqdm(torch.from_numpy(spans).split(batch_size), desc="measuring", leave=False, disable=None):
+    for tokens in tqdm(
+        torch.from_numpy(spans).split(batch_size), desc="measuring", leave=False, disable=None
+    ):
         thought = model.think(tokens, noise=torch.rand(len(tokens), *shape, generator=chance))
-        h_base, h = thought.h_base[:, 0], model.talk(thought.h_base, thought.h_thought)[0][:, 0]  # (B, T, 1 or m+1, C)
+        h_base, h = (
+            thought.h_base[:, 0],
+            model.talk(thought.h_base, thought.h_thought)[0][:, 0],
+        )  # (B, T, 1 or m+1, C)
         true = tokens[:, 1:, None].expand(h.shape[:-1])
         log_p_base = token_log_prob(head, h_base, true[..., :1])
-        right_base, right = (among[(x @ head.weight[among].T).argmax(-1)] == tokens[:, 1:, None] for x in (h_base, h))
+        right_base, right = (
+            among[(x @ head.weight[among].T).argmax(-1)] == tokens[:, 1:, None] for x in (h_base, h)
+        )
         part = {"right_base": right_base[..., 0], "nll_base": -log_p_base[..., 0], "right": right}
-        part |= {"gain": token_log_prob(head, h, true) - log_p_base, "states": thought.h_policy[:, 0]}
+        part |= {
+            "gain": token_log_prob(head, h, true) - log_p_base,
+            "states": thought.h_policy[:, 0],
+        }
         part["thoughts"] = thought.tokens[:, 0]
         part["expected"] = model.gain_head(h_base[:, :, 0]).reshape(*right.shape)
         parts.append({name: x.numpy() for name, x in part.items()})
-    return SimpleNamespace(**{name: np.concatenate([part[name] for part in parts]) for name in parts[0]})
+    return SimpleNamespace(
+        **{name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+    )
 
 
 def digits(spans, answers, tokenizer):
@@ -78,7 +94,11 @@ def fit_online(found):
     for s in range(found.states.shape[2]):
         x = found.states[:, :, s].reshape(-1, found.states.shape[-1])
         x = np.concatenate((x, np.ones_like(x[:, :1])), axis=1).astype(np.float64)
-        maps.append(np.linalg.solve(x.T @ x + 1e-3 * np.eye(x.shape[1]), x.T @ found.gain.reshape(len(x), -1)))
+        maps.append(
+            np.linalg.solve(
+                x.T @ x + 1e-3 * np.eye(x.shape[1]), x.T @ found.gain.reshape(len(x), -1)
+            )
+        )
     return np.stack(maps)
 
 
@@ -94,7 +114,9 @@ def stop_online(found, online, price):
     lengths = np.where(best(found.expected, price, range(m + 1)) < 0, -1, m)
     net = online - price * np.arange(m + 1)
     for s in reversed(range(m)):
-        lengths = np.where((lengths >= 0) & (net[:, :, s, s] >= net[:, :, s, s + 1 :].max(-1)), s, lengths)
+        lengths = np.where(
+            (lengths >= 0) & (net[:, :, s, s] >= net[:, :, s, s + 1 :].max(-1)), s, lengths
+        )
     return lengths
 
 
@@ -133,7 +155,10 @@ def ways_to_think(any_length, singles, online):
 
     ways = {
         "any length": lambda price: (any_length, chosen(price)),
-        "any length, online stop": lambda price: (any_length, stop_online(any_length, online, price)),
+        "any length, online stop": lambda price: (
+            any_length,
+            stop_online(any_length, online, price),
+        ),
         "random lengths, same places": lambda price: (any_length, shuffled(chosen(price))),
         "oracle": lambda price: (any_length, best(any_length.gain, price, range(m + 1))),
     }
@@ -142,14 +167,21 @@ def ways_to_think(any_length, singles, online):
         ways[f"{k} or none"] = lambda price, one=one, k=k: (one, best(one.expected, price, [k]))
     for k in range(m + 1):
         expected = any_length.expected[..., k : k + 1]
-        ways[f"any length, {k} or none"] = lambda price, x=expected, k=k: (any_length, best(x, price, [k]))
+        ways[f"any length, {k} or none"] = lambda price, x=expected, k=k: (
+            any_length,
+            best(x, price, [k]),
+        )
     return ways
 
 
 def cheapest(points, judged, enough):
     """Of the points with enough accuracy, that with the fewest tokens: judged on the other half; and its number."""
     good = [i for i, (_, accuracy) in enumerate(points) if accuracy >= enough]
-    i = min(good, key=lambda i: points[i][0]) if good else max(range(len(points)), key=lambda i: points[i][1])
+    i = (
+        min(good, key=lambda i: points[i][0])
+        if good
+        else max(range(len(points)), key=lambda i: points[i][1])
+    )
     return *judged[i], i
 
 
@@ -182,7 +214,12 @@ def text_of(data, texts):
 
 def measured_seed(out, seed, texts):
     """All of this study's numbers of the models of one seed, kept beside its runs."""
-    return remembered(out / "any_length" / str(seed), "lengths", partial(measure_seed, out, seed, texts), texts=texts)
+    return remembered(
+        out / "any_length" / str(seed),
+        "lengths",
+        partial(measure_seed, out, seed, texts),
+        texts=texts,
+    )
 
 
 def measure_seed(out, seed, texts):
@@ -193,14 +230,19 @@ def measure_seed(out, seed, texts):
     singles = {}
     for k in EACH:
         singles[k] = measure_lengths(load_run(out / f"length_{k}" / str(seed))[0], spans, among)
-    ways, (_, second) = ways_to_think(found, singles, expected_online(found, fit_online(seen))), halves(spans)
+    ways, (_, second) = (
+        ways_to_think(found, singles, expected_online(found, fit_online(seen))),
+        halves(spans),
+    )
     table, judged, single = compare(ways, found, answers)
     without = float(found.right_base[second][answers[second]].mean())
     gains = {name: row["accuracy"] - without for name, row in table.items()}
     count, heat = digits(spans, answers, tokenizer), {}
     for name in ("any length", "any length, online stop"):
         _, lengths = ways[name](table[name]["price"])
-        heat[name] = [[float((lengths[count == n] == k).mean()) for k in range(-1, LONGEST + 1)] for n in EACH]
+        heat[name] = [
+            [float((lengths[count == n] == k).mean()) for k in range(-1, LONGEST + 1)] for n in EACH
+        ]
     _, lengths = ways["any length"](table["any length"]["price"])
     fixed = {str(k): float(found.right[..., k][answers].mean()) for k in range(LONGEST + 1)}
     return {
@@ -209,13 +251,18 @@ def measure_seed(out, seed, texts):
         "gain_kept": ratio(gains["any length"], gains[single]),
         "tokens_ratio": ratio(table["any length"]["tokens"], table[single]["tokens"]),
         "online_gain_kept": ratio(gains["any length, online stop"], gains[single]),
-        "online_tokens_ratio": ratio(table["any length, online stop"]["tokens"], table[single]["tokens"]),
+        "online_tokens_ratio": ratio(
+            table["any length, online stop"]["tokens"], table[single]["tokens"]
+        ),
         "diagonal_share": diagonal_share(heat["any length"]),
         "online_diagonal_share": diagonal_share(heat["any length, online stop"]),
         "lengths_by_digits": heat,
         "one_model": fixed,
         "one_each": {str(k): float(x.right[..., 0][answers].mean()) for k, x in singles.items()},
-        "by_digits": [[float(found.right[..., k][count == n].mean()) for k in range(LONGEST + 1)] for n in EACH],
+        "by_digits": [
+            [float(found.right[..., k][count == n].mean()) for k in range(LONGEST + 1)]
+            for n in EACH
+        ],
         "base_by_digits": [float(found.right_base[count == n].mean()) for n in EACH],
         "points": judged,
         "other_nll": {
@@ -228,7 +275,9 @@ def measure_seed(out, seed, texts):
 def diagonal_share(shares):
     """Of answers, the share whose thought has as many tokens as the sum has digits, or one more or less. Sums of
     one digit need none: there it is the share without a thought."""
-    return float(np.mean([shares[0][0], *(sum(row[n : n + 3]) for n, row in enumerate(shares[1:], 2))]))
+    return float(
+        np.mean([shares[0][0], *(sum(row[n : n + 3]) for n, row in enumerate(shares[1:], 2))])
+    )
 
 
 def ratio(a, b):
@@ -238,21 +287,43 @@ def ratio(a, b):
 
 def gain_at(found, lengths):
     """Nats that are gained where thoughts have these lengths, -1: none."""
-    return np.where(lengths < 0, 0, np.take_along_axis(found.gain, lengths.clip(0)[..., None], -1)[..., 0])
+    return np.where(
+        lengths < 0, 0, np.take_along_axis(found.gain, lengths.clip(0)[..., None], -1)[..., 0]
+    )
 
 
 def length(config, out):
     """How long to think: chosen lengths by digits of the sum; accuracy by tokens thought; one model beside six."""
     text = ["--chatter=0", "--no-mark", "--explicit=0.5", "--double=0.3"]
-    prepare(DATA, "data/arithmetic/prepare.py", out, *text, "--min_digits=1", f"--max_digits={LONGEST}")
-    preset = [f"--config={HERE / 'config' / 'arithmetic_base.toml'}", "--eval_every=0", "--sliding_window=32"]
+    prepare(
+        DATA, "data/arithmetic/prepare.py", out, *text, "--min_digits=1", f"--max_digits={LONGEST}"
+    )
+    preset = [
+        f"--config={HERE / 'config' / 'arithmetic_base.toml'}",
+        "--eval_every=0",
+        "--sliding_window=32",
+    ]
     preset += [f"--data={DATA}", *(fewer_steps(config) or ["--max_steps=3500"])]
     folder = out / "lengths"
     train_rows(config, folder, {"base": []}, preset)
-    preset = [f"--init_from={folder / 'base'}/{{seed}}", "--base_preset=", "--eval_every=0", f"--data={DATA}"]
+    preset = [
+        f"--init_from={folder / 'base'}/{{seed}}",
+        "--base_preset=",
+        "--eval_every=0",
+        f"--data={DATA}",
+    ]
     preset += ["--think_at=aloud", "--n_thoughts=2"]
-    rows = {"any_length": ["--thought_kind=any_length", f"--thought_len={LONGEST}", max_steps(config, LONGEST)]}
-    rows |= {f"length_{k}": [f"--thought_len={k}", "--lr=3e-4", "--mixing_head_lr=7", max_steps(config)] for k in EACH}
+    rows = {
+        "any_length": [
+            "--thought_kind=any_length",
+            f"--thought_len={LONGEST}",
+            max_steps(config, LONGEST),
+        ]
+    }
+    rows |= {
+        f"length_{k}": [f"--thought_len={k}", "--lr=3e-4", "--mixing_head_lr=7", max_steps(config)]
+        for k in EACH
+    }
     train_rows(config, folder, rows, preset)
 
     calls = {seed: (measured_seed, folder, seed, config.texts) for seed in config.all_seeds()}
@@ -262,19 +333,34 @@ def length(config, out):
     title = f"mean and spread over seeds {config.seeds}"
     names = ["none", *map(str, range(LONGEST + 1))]
     for name, heat in found["lengths_by_digits"].items():
-        rows = {f"{n} digits": dict(zip(names, row, strict=True)) for n, row in zip(EACH, heat, strict=True)}
-        print_rows(f"{name}: share of answers by the length of the thought before them; {title}", rows, names)
+        rows = {
+            f"{n} digits": dict(zip(names, row, strict=True))
+            for n, row in zip(EACH, heat, strict=True)
+        }
+        print_rows(
+            f"{name}: share of answers by the length of the thought before them; {title}",
+            rows,
+            names,
+        )
     about = f"accuracy and thought tokens a position, at prices that kept {KEPT:.0%} of the gain on the other half"
     print_rows(f"{about}; {title}", found["table"], ("tokens", "accuracy", "price"))
     print(f"the best of those that think at one length or not at all, by seed: {', '.join(single)}")
     keys = "gain_kept", "tokens_ratio", "diagonal_share"
     keys += tuple(f"online_{key}" for key in keys)
-    print_rows(f"any length beside the best of those; {title}", {"": {key: found[key] for key in keys}}, keys)
+    print_rows(
+        f"any length beside the best of those; {title}",
+        {"": {key: found[key] for key in keys}},
+        keys,
+    )
     lengths = [str(k) for k in range(LONGEST + 1)]
     rows = {"one model": found["one_model"], "one model each": found["one_each"]}
     print_rows(f"answers that are right after thoughts of a length; {title}", rows, lengths)
     means = {key: found[key] and found[key]["mean"] for key in keys}
-    keep_results(out, "length", {**found, "over_seeds": {key: found[key] for key in keys}, **means, "best": single})
+    keep_results(
+        out,
+        "length",
+        {**found, "over_seeds": {key: found[key] for key in keys}, **means, "best": single},
+    )
     draw_length(found, names, out / "length.png")
 
 
@@ -291,18 +377,38 @@ def draw_tokens(axes, ways):
 
 def draw_length(found, names, path):
     """Chosen lengths, accuracy against tokens, and one model beside six."""
-    title = "How long to think: chosen lengths; what they save; one model at all lengths, or one each"
+    title = (
+        "How long to think: chosen lengths; what they save; one model at all lengths, or one each"
+    )
     with picture(path, 19, 4.2, 4, title) as (*heats, tokens, each):
         for axes, (name, rows) in zip(heats, found["lengths_by_digits"].items(), strict=True):
             shares = np.array([[x["mean"] for x in row] for row in rows])
             axes.imshow(shares, cmap="Greens", vmin=0, vmax=1, aspect="auto")
             for (y, x), share in np.ndenumerate(shares):
-                axes.text(x, y, f"{share:.2f}", ha="center", va="center", size=7, color="wk"[int(share < 0.6)])
+                axes.text(
+                    x,
+                    y,
+                    f"{share:.2f}",
+                    ha="center",
+                    va="center",
+                    size=7,
+                    color="wk"[int(share < 0.6)],
+                )
             axes.set_xticks(range(len(names)), names)
             axes.set_yticks(range(len(shares)), EACH)
-            axes.set(title=name, xlabel="tokens of the thought before an answer", ylabel="digits of the sum")
-        own = [name for name in found["points"] if name.startswith("any length, ") and "online" not in name]
-        draw_tokens(tokens, {name: points for name, points in found["points"].items() if name not in own})
+            axes.set(
+                title=name,
+                xlabel="tokens of the thought before an answer",
+                ylabel="digits of the sum",
+            )
+        own = [
+            name
+            for name in found["points"]
+            if name.startswith("any length, ") and "online" not in name
+        ]
+        draw_tokens(
+            tokens, {name: points for name, points in found["points"].items() if name not in own}
+        )
         for name, label in (("one_model", "one model"), ("one_each", "one model each")):
             means, spreads = zip(*mean_and_spread(found[name].values()), strict=True)
             at_lengths = [int(k) for k in found[name]]

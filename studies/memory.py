@@ -51,7 +51,9 @@ class MemoryConfig:
         if self.gpus < 1 or min(self.gpu_memory, self.bandwidth, self.speed) <= 0:
             raise ValueError("gpus must be at least 1; gpu_memory, bandwidth and speed above 0")
         if not all(x.strip().isdigit() for x in self.thought_lens.split(",")):
-            raise ValueError(f"thought_lens must be numbers with commas between them, not {self.thought_lens!r}")
+            raise ValueError(
+                f"thought_lens must be numbers with commas between them, not {self.thought_lens!r}"
+            )
 
 
 class Alive(TorchDispatchMode):
@@ -63,12 +65,20 @@ class Alive(TorchDispatchMode):
         self.now, self.most, self.known, self.operations = 0, 0, set(), 0
 
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
-        if function is torch.ops.aten.nonzero.default:  # there are no numbers to look at: all of them, at most
+        if (
+            function is torch.ops.aten.nonzero.default
+        ):  # there are no numbers to look at: all of them, at most
             return torch.arange(len(args[0]))[:, None]
         out = function(*args, **(kwargs or {}))
-        given = {x.untyped_storage()._cdata for x in tree_leaves((args, kwargs)) if isinstance(x, torch.Tensor)}
+        given = {
+            x.untyped_storage()._cdata
+            for x in tree_leaves((args, kwargs))
+            if isinstance(x, torch.Tensor)
+        }
         self.operations += function.namespace == "aten" and not function.is_view
-        for x in tree_leaves(out):  # an output that shares its memory with an input is none of its own
+        for x in tree_leaves(
+            out
+        ):  # an output that shares its memory with an input is none of its own
             if isinstance(x, torch.Tensor) and x.untyped_storage()._cdata not in self.known | given:
                 self.watch(x.untyped_storage())
         self.most = max(self.most, self.now)
@@ -119,7 +129,9 @@ def thinking(model_config, quiet_config, train):
     return quiet
 
 
-def of_texts(train, model_config, quiet_config, texts, dtype=torch.float32, weights=torch.float32, gpu=True):
+def of_texts(
+    train, model_config, quiet_config, texts, dtype=torch.float32, weights=torch.float32, gpu=True
+):
     """Bytes that forward and backward of so many texts need at most, above weights and gradients; and their operations.
 
     dtype: of the arithmetic (autocast); weights: bfloat16 if they are gathered so (fsdp). All blocks are alike: what
@@ -129,10 +141,15 @@ def of_texts(train, model_config, quiet_config, texts, dtype=torch.float32, weig
     some = min(10, model_config.n_layers)  # with fewer, the moment of the peak is another one
     shapes = [replace(model_config, n_layers=n) for n in (max(1, some - 1), some)]
     found = [of_blocks(train, shape, quiet_config, texts, dtype, weights, gpu) for shape in shapes]
-    return [more + (model_config.n_layers - some) * (more - fewer) for fewer, more in zip(*found, strict=True)]
+    return [
+        more + (model_config.n_layers - some) * (more - fewer)
+        for fewer, more in zip(*found, strict=True)
+    ]
 
 
-def of_blocks(train, model_config, quiet_config, texts, dtype=torch.float32, weights=torch.float32, gpu=True):
+def of_blocks(
+    train, model_config, quiet_config, texts, dtype=torch.float32, weights=torch.float32, gpu=True
+):
     """The same with as many blocks as the model has."""
     with FakeTensorMode():
         default, chunk = torch.get_default_dtype(), CHUNK_NUMBERS["cpu"]
@@ -155,25 +172,37 @@ def of_model(quiet, train, texts, dtype, gpu):
     tokens = torch.zeros(texts, train.span + quiet.config.n_true, dtype=torch.long)
     everywhere, alive, marks = quiet.default_positions(tokens), Alive(), []
     device = "cuda" if gpu else "cpu"
-    at_once = equal_parts(train.span, train.think_at_once or good_part(quiet, everywhere, train.recompute, device))
+    at_once = equal_parts(
+        train.span, train.think_at_once or good_part(quiet, everywhere, train.recompute, device)
+    )
 
     def mark(h_text=None):  # when thinking begins, and when it is over
         marks.append(alive.operations)
         return everywhere[:, : 2 * at_once]
 
     with alive, torch.autocast("cpu", dtype, enabled=dtype != torch.float32):
-        quiet.backward(tokens, where=mark, at_once=at_once, recompute=train.recompute, before_last=mark)
+        quiet.backward(
+            tokens, where=mark, at_once=at_once, recompute=train.recompute, before_last=mark
+        )
     of_part = (marks[1] - marks[0]) / min(2, math.ceil(train.span / at_once))
-    return alive.most, alive.operations - (marks[1] - marks[0]) + of_part * math.ceil(train.span / at_once)
+    return alive.most, alive.operations - (marks[1] - marks[0]) + of_part * math.ceil(
+        train.span / at_once
+    )
 
 
 def messages(train, thought_len, gpus, gather):
     """How often a GPU gathers a block's weights in a step, and how often it sends a block's gradient."""
     texts, everywhere = max(1, train.batch_size // gpus), torch.empty(1, train.span, device="meta")
     calls = math.ceil(texts / (train.micro_batch or texts))
-    parts = math.ceil(train.span / (train.think_at_once or good_part(None, everywhere, train.recompute, "cuda")))
-    passes = thought_len + 1 + (1 if train.recompute else thought_len + 1)  # of a part, forward and backward
-    gathers = calls * (2 + parts * passes) if gather == "layer" else 1  # a text is read once, forward and backward
+    parts = math.ceil(
+        train.span / (train.think_at_once or good_part(None, everywhere, train.recompute, "cuda"))
+    )
+    passes = (
+        thought_len + 1 + (1 if train.recompute else thought_len + 1)
+    )  # of a part, forward and backward
+    gathers = (
+        calls * (2 + parts * passes) if gather == "layer" else 1
+    )  # a text is read once, forward and backward
     return gathers, 1 if gather == "step" else calls * (parts + 1)
 
 
@@ -189,20 +218,31 @@ def state(model_config, quiet_config, gpus, dtype, train):
 
     if train.lora_rank:  # what is frozen is kept in the dtype of the arithmetic
         frozen = dtype.itemsize * (everything - learn)
-        memory = {"weights": frozen + FULL * learn, "gradients": FULL * learn, "optimizer": 2 * FULL * learn}
+        memory = {
+            "weights": frozen + FULL * learn,
+            "gradients": FULL * learn,
+            "optimizer": 2 * FULL * learn,
+        }
         return everything, {"data": memory | {"gathered": 0}}
 
     def kept(numbers):
-        return {"weights": FULL * numbers, "gradients": FULL * numbers, "optimizer": 2 * FULL * numbers}
+        return {
+            "weights": FULL * numbers,
+            "gradients": FULL * numbers,
+            "optimizer": 2 * FULL * numbers,
+        }
 
     # What is gathered: weights, and the gradients that are added up in float32 until they are sent. On the way of a
     # block: the next one's weights, its gradient in both forms, and the one being sent.
     passing = (width + width + 2 * FULL) * block
     return everything, {
         "data": kept(everything) | {"gathered": 0},
-        "fsdp, gather=step": kept(everything / gpus) | {"gathered": (width + FULL) * everything + passing},
-        "fsdp, gather=weights": kept(everything / gpus) | {"gathered": width * everything + FULL * root + passing},
-        "fsdp, gather=layer": kept(everything / gpus) | {"gathered": (width + FULL) * root + width * block + passing},
+        "fsdp, gather=step": kept(everything / gpus)
+        | {"gathered": (width + FULL) * everything + passing},
+        "fsdp, gather=weights": kept(everything / gpus)
+        | {"gathered": width * everything + FULL * root + passing},
+        "fsdp, gather=layer": kept(everything / gpus)
+        | {"gathered": (width + FULL) * root + width * block + passing},
     }
 
 
@@ -232,14 +272,26 @@ def plan(memory, train, model_config, quiet_config):
     rows = []
     bar = tqdm(total=4 * len(lengths), desc="counting", leave=False, disable=None)
     for m, recompute in product(lengths, (False, True)):
-        settings, needs = (replace(train, recompute=recompute), model_config, replace(quiet_config, thought_len=m)), {}
+        settings, needs = (
+            (
+                replace(train, recompute=recompute),
+                model_config,
+                replace(quiet_config, thought_len=m),
+            ),
+            {},
+        )
         for weights in dict.fromkeys((torch.float32, dtype)):
             needs[weights], operations = of_texts(*settings, texts, dtype, weights)
             bar.update()
-        needs = {m: needs[torch.float32 if m == "data" and not train.lora_rank else dtype] for m in states}
+        needs = {
+            m: needs[torch.float32 if m == "data" and not train.lora_rank else dtype]
+            for m in states
+        }
         totals = {mode: sum(parts.values()) + needs[mode] for mode, parts in states.items()}
         # 2 operations a weight and token read in each of three passes, forward and the two backward; or in four
-        arithmetic = of_gpu * train.span * read_per_token(settings[2]) * (8 if recompute else 6) * parameters
+        arithmetic = (
+            of_gpu * train.span * read_per_token(settings[2]) * (8 if recompute else 6) * parameters
+        )
         row = {"thought_len": m, "recompute": recompute, "activations": needs, "total": totals}
         row |= {"sent": sent(*settings, memory.gpus, dtype), "arithmetic": arithmetic}
         rows.append(row | {"operations": operations * math.ceil(of_gpu / texts)})
@@ -251,23 +303,41 @@ def report(memory, train, model_config, quiet_config):
     """Print the plan."""
     found = plan(memory, train, model_config, quiet_config)
     at_once, N, a = train.think_at_once or train.span, quiet_config.n_thoughts, quiet_config.n_true
-    print(f"{found['parameters'] / 1e9:.3f} billion parameters, {memory.gpus} GPUs of {memory.gpu_memory:.0f} GB;")
-    print(f"texts of {train.span} tokens, {found['texts']} at a time, {at_once} positions at once, {N=}, n_true={a}\n")
+    print(
+        f"{found['parameters'] / 1e9:.3f} billion parameters, {memory.gpus} GPUs of {memory.gpu_memory:.0f} GB;"
+    )
+    print(
+        f"texts of {train.span} tokens, {found['texts']} at a time, {at_once} positions at once, {N=}, n_true={a}\n"
+    )
     modes, columns = list(found["state"]), ("activations", "total", "sent")
     print(f"{'GB on each GPU':40}" + "".join(f"{mode:>22}" for mode in modes))
     for what in found["state"]["data"]:
-        print(f"{what:40}" + "".join(f"{found['state'][mode][what] / GB:>20.1f}  " for mode in modes))
+        print(
+            f"{what:40}" + "".join(f"{found['state'][mode][what] / GB:>20.1f}  " for mode in modes)
+        )
     for kind, row in product(columns, found["rows"]):
-        cells = [(x / GB, kind == "total" and x <= memory.gpu_memory * GB) for x in (row[kind][mode] for mode in modes)]
-        print(f"{f'{kind}, {title(row)}':40}" + "".join(f"{x:>20.1f}{' *' if fits else '  '}" for x, fits in cells))
-    print("* fits. Leave some room: libraries want a GB or so, and memory in use is never without gaps.\n")
+        cells = [
+            (x / GB, kind == "total" and x <= memory.gpu_memory * GB)
+            for x in (row[kind][mode] for mode in modes)
+        ]
+        print(
+            f"{f'{kind}, {title(row)}':40}"
+            + "".join(f"{x:>20.1f}{' *' if fits else '  '}" for x, fits in cells)
+        )
+    print(
+        "* fits. Leave some room: libraries want a GB or so, and memory in use is never without gaps.\n"
+    )
     print(f"{f'seconds of sending, at {memory.bandwidth:.0f} GB/s':40}")
     for row in found["rows"]:
         seconds = [row["sent"][mode] / GB / memory.bandwidth for mode in modes]
         print(f"{title(row):40}" + "".join(f"{x:>20.2f}  " for x in seconds))
-    print(f"\nseconds of arithmetic, at {memory.speed:.0f} x 10^12 operations a second; kernels to launch")
+    print(
+        f"\nseconds of arithmetic, at {memory.speed:.0f} x 10^12 operations a second; kernels to launch"
+    )
     for row in found["rows"]:
-        print(f"{title(row):40}{row['arithmetic'] / memory.speed / 1e12:>20.2f}{row['operations']:>20,.0f}")
+        print(
+            f"{title(row):40}{row['arithmetic'] / memory.speed / 1e12:>20.2f}{row['operations']:>20,.0f}"
+        )
 
 
 def title(row):
@@ -284,8 +354,13 @@ def shape_of(folder, model_config, given):
     if folder != Path() and (folder / "config.json").exists():
         with reading(folder / "config.json", "is not the configuration of a run"):
             return settings(ModelConfig, read_config(folder)["model"])
-    if not {"dim", "n_layers", "hidden_dim", "n_heads", "n_kv_heads", "head_dim", "vocab_size"} <= given.keys():
-        raise ValueError(f"there is no model in {folder}: give its shape instead (--dim, --n_layers, ...)")
+    if (
+        not {"dim", "n_layers", "hidden_dim", "n_heads", "n_kv_heads", "head_dim", "vocab_size"}
+        <= given.keys()
+    ):
+        raise ValueError(
+            f"there is no model in {folder}: give its shape instead (--dim, --n_layers, ...)"
+        )
     return model_config
 
 

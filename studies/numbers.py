@@ -46,12 +46,18 @@ def texts_of(dataset):
     for start, end in zip([0, *ends[:-1]], ends, strict=True):
         edges = np.flatnonzero(np.diff(np.pad(dataset.answers[start:end], 1).astype(np.int8)))
         pairs = edges.reshape(-1, 2)
-        texts.append(Text(dataset.tokens[start:end].astype(np.int64), [(a, b - a) for a, b in pairs.tolist()]))
+        texts.append(
+            Text(
+                dataset.tokens[start:end].astype(np.int64), [(a, b - a) for a, b in pairs.tolist()]
+            )
+        )
     return texts
 
 
 @torch.no_grad()
-def read_numbers(model, texts, among, mark, thoughts=None, n_thoughts=1, temperature=0.0, tau=1.0, batch=16):
+def read_numbers(
+    model, texts, among, mark, thoughts=None, n_thoughts=1, temperature=0.0, tau=1.0, batch=16
+):
     """Predict every number of texts: dict of arrays by number, in their order: nll (nats), exact, and of a model that
     thinks gate (n,), thinks (n,) and thoughts (n, N, m).
 
@@ -59,40 +65,69 @@ def read_numbers(model, texts, among, mark, thoughts=None, n_thoughts=1, tempera
     thoughts      to read instead of sampling, (n, N, m);  n_thoughts: how many to average the prediction over
     temperature   of thoughts;  tau: of the prediction
     """
-    device, plain = next(model.parameters()).device, model.model if isinstance(model, QuietSTaR) else model
+    device, plain = (
+        next(model.parameters()).device,
+        model.model if isinstance(model, QuietSTaR) else model,
+    )
     dtype = next(model.parameters()).dtype
-    a = 1 + max(n for text in texts for _, n in text.numbers)  # the number, and what stands behind it
+    a = 1 + max(
+        n for text in texts for _, n in text.numbers
+    )  # the number, and what stands behind it
     number_of = np.cumsum([0, *(len(text.numbers) for text in texts)])
-    longest_first = sorted((i for i, text in enumerate(texts) if text.numbers), key=lambda i: -len(texts[i].ids))
+    longest_first = sorted(
+        (i for i, text in enumerate(texts) if text.numbers), key=lambda i: -len(texts[i].ids)
+    )
     among, generator = torch.as_tensor(among, device=device), torch.Generator(device).manual_seed(0)
     found = {}
-    for start in tqdm(range(0, len(longest_first), batch), desc="numbers", leave=False, disable=None):
+    for start in tqdm(
+        range(0, len(longest_first), batch), desc="numbers", leave=False, disable=None
+    ):
         some = longest_first[start : start + batch]
         B, S = len(some), max(len(texts[i].numbers) for i in some)
         tokens = np.zeros((B, len(texts[some[0]].ids) + a), np.int64)
-        index, first, size = np.full((B, S), -1), np.ones((B, S), np.int64), np.ones((B, S), np.int64)
+        index, first, size = (
+            np.full((B, S), -1),
+            np.ones((B, S), np.int64),
+            np.ones((B, S), np.int64),
+        )
         for row, i in enumerate(some):
             count = len(texts[i].numbers)
             tokens[row, : len(texts[i].ids)] = texts[i].ids
             index[row, :count] = np.arange(number_of[i], number_of[i + 1])
             first[row, :count], size[row, :count] = np.array(texts[i].numbers).T
         real = torch.from_numpy(index >= 0).to(device)
-        tokens, positions, size = (torch.from_numpy(x).to(device) for x in (tokens, first - 1, size))
+        tokens, positions, size = (
+            torch.from_numpy(x).to(device) for x in (tokens, first - 1, size)
+        )
         size = size[real]  # (R,) by number
         ahead = positions[:, :, None] + torch.arange(1, a + 1, device=device)  # (B, S, a)
         target = take(tokens, ahead)[real]  # (R, a)
         new = {}
         if plain is not model:
-            quiet = model.with_settings(n_thoughts=n_thoughts, n_true=a, thought_temperature=temperature)
-            noise = torch.rand(B, n_thoughts, S, quiet.config.thought_len, device=device, generator=generator)
-            given = None if thoughts is None else torch.from_numpy(thoughts[index]).transpose(1, 2).to(device)
+            quiet = model.with_settings(
+                n_thoughts=n_thoughts, n_true=a, thought_temperature=temperature
+            )
+            noise = torch.rand(
+                B, n_thoughts, S, quiet.config.thought_len, device=device, generator=generator
+            )
+            given = (
+                None
+                if thoughts is None
+                else torch.from_numpy(thoughts[index]).transpose(1, 2).to(device)
+            )
             with half_precision(device):
-                thought = quiet.think(tokens, given, positions, None if thoughts is not None else noise)
+                thought = quiet.think(
+                    tokens, given, positions, None if thoughts is not None else noise
+                )
             h_base, h_thought = thought.h_base.to(dtype), thought.h_thought.to(dtype)
             h, gate = quiet.talk(h_base, h_thought)  # (B, N, S, a, C), (B, N, S, a)
             thinks = says_start(quiet, mark, THINK_ABOVE)(h_base[:, 0, :, 0]) >= 0
             h = torch.where(thinks[:, None, :, None, None], h, h_base)
-            new = {"gate": gate[..., 0].mean(1), "thoughts": thought.tokens.transpose(1, 2), "thinks": thinks}
+            new = {
+                "gate": gate[..., 0].mean(1),
+                "thoughts": thought.tokens.transpose(1, 2),
+                "thinks": thinks,
+            }
             new = {name: x[real] for name, x in new.items()}
         else:
             with half_precision(device):
@@ -101,12 +136,16 @@ def read_numbers(model, texts, among, mark, thoughts=None, n_thoughts=1, tempera
         for states in h.transpose(1, 2)[real].split(32):  # (R, N, a, C)
             logits = plain.logits(states).float() / tau
             logits[:, :, 0, mark] = -math.inf
-            log_p.append(logits.log_softmax(-1).logsumexp(1) - math.log(logits.shape[1]))  # (R, a, V)
+            log_p.append(
+                logits.log_softmax(-1).logsumexp(1) - math.log(logits.shape[1])
+            )  # (R, a, V)
         log_p = torch.cat(log_p)
         inside = torch.arange(a, device=device) < size[:, None]
         new["nll"] = -log_p.gather(-1, target[..., None])[..., 0].where(inside, 0).sum(-1)
         said = among[log_p[..., among].argmax(-1)] == target
-        behind = torch.isin(log_p.argmax(-1).gather(1, size[:, None])[:, 0], among)  # the number would go on
+        behind = torch.isin(
+            log_p.argmax(-1).gather(1, size[:, None])[:, 0], among
+        )  # the number would go on
         new["exact"] = (said | ~inside).all(-1) & ~behind
         for name, value in new.items():
             found.setdefault(name, []).append(value.cpu().numpy())
@@ -120,7 +159,9 @@ def other_tokens(model, dataset, mark, count, span=256, batch=8):
     """Mean NLL of the tokens in no marked number, on `count` spans: thinking where the model would say "<<"."""
     (spans, answers), sums = held_out_spans(dataset, span, count), []
     quiet = (
-        model.with_settings(n_thoughts=1, n_true=1, thought_temperature=0.0) if isinstance(model, QuietSTaR) else None
+        model.with_settings(n_thoughts=1, n_true=1, thought_temperature=0.0)
+        if isinstance(model, QuietSTaR)
+        else None
     )
     plain, device = quiet.model if quiet else model, next(model.parameters()).device
     for i in tqdm(range(0, len(spans), batch), desc="other tokens", leave=False, disable=None):
@@ -129,11 +170,15 @@ def other_tokens(model, dataset, mark, count, span=256, batch=8):
             h = plain(tokens[:, :-1]).float()
         if quiet:
             thinks = says_start(quiet, mark, THINK_ABOVE)(h) >= 0
-            positions = thinks.float().topk(max(1, int(thinks.sum(1).max()))).indices  # some too many, in some texts
+            positions = (
+                thinks.float().topk(max(1, int(thinks.sum(1).max()))).indices
+            )  # some too many, in some texts
             with half_precision(device):
                 thought = quiet.think(tokens, positions=positions)
             mixed = quiet.talk(thought.h_base.float(), thought.h_thought.float())[0][:, 0, :, 0]
-            h = torch.where(thinks[..., None], h.scatter(1, positions[..., None].expand_as(mixed), mixed), h)
+            h = torch.where(
+                thinks[..., None], h.scatter(1, positions[..., None].expand_as(mixed), mixed), h
+            )
         nll = -token_log_prob(plain.output, h, tokens[:, 1:]).cpu().numpy()
         sums.append(nll[~answers[i : i + batch]])
     return float(np.concatenate(sums).mean())
@@ -152,7 +197,12 @@ def arithmetic(thought, calculation, number):
     asked = calculation.replace(",", "").split("=")[0]
     operands = [sorted(re.findall(r"[\d.]+", x)) for x in (said[1], asked)]
     result = number_of(said[2])
-    return True, close(value_of(said[1]), result), operands[0] == operands[1], close(result, number_of(number))
+    return (
+        True,
+        close(value_of(said[1]), result),
+        operands[0] == operands[1],
+        close(result, number_of(number)),
+    )
 
 
 def number_of(text):
@@ -174,7 +224,12 @@ def value_of(expression):
         return math.nan
 
 
-OPERATIONS = {ast.Add: operator.add, ast.Sub: operator.sub, ast.Mult: operator.mul, ast.Div: operator.truediv}
+OPERATIONS = {
+    ast.Add: operator.add,
+    ast.Sub: operator.sub,
+    ast.Mult: operator.mul,
+    ast.Div: operator.truediv,
+}
 
 
 def calculate(node):
@@ -195,4 +250,9 @@ def compare(a, b, documents):
     by_document = np.bincount(documents, difference - mean)
     error = float((by_document**2).sum() ** 0.5 / len(difference))
     p = math.erfc(abs(mean) / error / 2**0.5) if error else 1.0
-    return {"mean": float(mean), "low": float(mean - 1.96 * error), "high": float(mean + 1.96 * error), "p": p}
+    return {
+        "mean": float(mean),
+        "low": float(mean - 1.96 * error),
+        "high": float(mean + 1.96 * error),
+        "p": p,
+    }

@@ -53,13 +53,20 @@ def run_studies(description, *studies, argv=None):
         out = Path(config.out) / f"{config.steps}_steps" if config.steps else Path(config.out)
         out.mkdir(parents=True, exist_ok=True)
         for study in studies:
-            name, start, asked = study.__name__, time.perf_counter(), {"seeds": config.seeds, "texts": config.texts}
+            name, start, asked = (
+                study.__name__,
+                time.perf_counter(),
+                {"seeds": config.seeds, "texts": config.texts},
+            )
             refuse_another(out / f"{name}_asked.json", asked)
             print(f"\n{name}: {' '.join(study.__doc__.split())}", flush=True)
             study(config, out)
             write_json(out / f"{name}_asked.json", {"asked": asked})
             took = time.perf_counter() - start
-            print(f"\ntable: {out / 'results.json'}   picture: {out / name}.png   {took:.0f} s", flush=True)
+            print(
+                f"\ntable: {out / 'results.json'}   picture: {out / name}.png   {took:.0f} s",
+                flush=True,
+            )
 
     run_script("studies", description, run, StudyConfig, argv=argv)
 
@@ -67,7 +74,10 @@ def run_studies(description, *studies, argv=None):
 def script(name, *flags, log):
     """Run a script of this project on one thread; what it prints goes to a file. Raises ValueError, in one line."""
     log.parent.mkdir(parents=True, exist_ok=True)
-    command, environment = [sys.executable, str(HERE / name), *flags], {**os.environ, "OMP_NUM_THREADS": "1"}
+    command, environment = (
+        [sys.executable, str(HERE / name), *flags],
+        {**os.environ, "OMP_NUM_THREADS": "1"},
+    )
     with open(log, "a", encoding="utf-8") as file:
         done = subprocess.run(command, env=environment, stdout=file, stderr=subprocess.STDOUT)
     if done.returncode:
@@ -79,7 +89,13 @@ def train_all(runs, jobs):
     """Train runs {folder: flags}, `jobs` at a time."""
 
     def train(folder, flags):
-        script("train.py", f"--out={folder}", "--device=cpu", *flags, log=folder.parent / f"{folder.name}.log")
+        script(
+            "train.py",
+            f"--out={folder}",
+            "--device=cpu",
+            *flags,
+            log=folder.parent / f"{folder.name}.log",
+        )
 
     with ThreadPoolExecutor(jobs) as pool:
         waiting = [pool.submit(train, *run) for run in runs.items()]
@@ -103,7 +119,9 @@ def train_rows(config, out, rows, preset):
     {seed} in a flag is the seed."""
     runs = {}
     for name, seed in product(rows, config.all_seeds()):
-        flags = [flag.replace("{seed}", str(seed)) for flag in [*preset, *rows[name], "--seed={seed}"]]
+        flags = [
+            flag.replace("{seed}", str(seed)) for flag in [*preset, *rows[name], "--seed={seed}"]
+        ]
         runs[name, seed] = out / re.sub("[^a-zA-Z0-9]+", "_", name) / str(seed), flags
     train_all(dict(runs.values()), config.jobs)
     return runs
@@ -138,11 +156,20 @@ def train_bases(config, out, data=PLAIN):
     folder, if one of them has not learned its steps."""
     prepare(data, "data/arithmetic/prepare.py", out, *TEXTS[data])
     name = "base" if data == PLAIN else "chatter_base"
-    preset = [f"--config={HERE / 'config' / 'arithmetic_base.toml'}", f"--data={data}", "--eval_every=0"]
+    preset = [
+        f"--config={HERE / 'config' / 'arithmetic_base.toml'}",
+        f"--data={data}",
+        "--eval_every=0",
+    ]
     for folder, _ in train_rows(config, out, {name: []}, [*preset, *fewer_steps(config)]).values():
         if not config.steps:
             check(folder)
-    flags = [f"--init_from={out / name}/{{seed}}", f"--data={data}", "--base_preset=", "--eval_every=0"]
+    flags = [
+        f"--init_from={out / name}/{{seed}}",
+        f"--data={data}",
+        "--base_preset=",
+        "--eval_every=0",
+    ]
     return [*flags, *SETTINGS[data], max_steps(config)]
 
 

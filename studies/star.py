@@ -15,12 +15,24 @@ from beyond.star import Question, StarConfig, fine_tune, self_taught, write
 from data.arithmetic.prepare import digits, running_sums
 from lib.pictures import picture
 from lib.runs import load_run
-from studies.runs import HERE, fewer_steps, in_parallel, prepare, run_studies, train_bases, train_rows
+from studies.runs import (
+    HERE,
+    fewer_steps,
+    in_parallel,
+    prepare,
+    run_studies,
+    train_bases,
+    train_rows,
+)
 from studies.tables import keep_results, over_seeds, print_rows, remembered
 
 DIGITS = range(4, 5)
 TRAIN, TEST = 2000, 1000  # questions, as many of each number of digits
-EXPLICIT, BASE_STEPS, BASE_LR = 0.15, 200, 2e-4  # share of lines that think aloud in what the base model has read last
+EXPLICIT, BASE_STEPS, BASE_LR = (
+    0.15,
+    200,
+    2e-4,
+)  # share of lines that think aloud in what the base model has read last
 ITERATIONS = 8
 ROWS = {  # settings of StarConfig; two controls are no STaR
     "direct": None,
@@ -39,7 +51,9 @@ def questions(tokenizer, count, seed):
         n = DIGITS[len(found) % len(DIGITS)]
         sum_ = digits(n, rng)
         steps = running_sums(sum_)
-        prompt, hinted, opening = map(tokenizer.encode, (f"\n{sum_}=", f"\n{sum_}={steps[-1]}—", "—"))
+        prompt, hinted, opening = map(
+            tokenizer.encode, (f"\n{sum_}=", f"\n{sum_}={steps[-1]}—", "—")
+        )
         found.setdefault(sum_, (Question(prompt, hinted, steps[-1], opening), steps))
     return list(found.values())
 
@@ -53,10 +67,17 @@ def split(text):
 def judge(model, tokenizer, asked, config):
     """Of questions [(Question, steps)]: accuracy, by number of digits too; the share that is answered after steps;
     and of right answers, the share whose steps are all right."""
-    said = [split(tokenizer.decode(ids)) for ids in write(model, [q.prompt for q, _ in asked], config)]
+    said = [
+        split(tokenizer.decode(ids)) for ids in write(model, [q.prompt for q, _ in asked], config)
+    ]
     right = [answer == q.answer for (_, answer), (q, _) in zip(said, asked, strict=True)]
-    faithful = [steps == true for (steps, _), (_, true), ok in zip(said, asked, right, strict=True) if ok]
-    of = {n: [ok for ok, (_, steps) in zip(right, asked, strict=True) if len(steps) == n] for n in DIGITS}
+    faithful = [
+        steps == true for (steps, _), (_, true), ok in zip(said, asked, right, strict=True) if ok
+    ]
+    of = {
+        n: [ok for ok, (_, steps) in zip(right, asked, strict=True) if len(steps) == n]
+        for n in DIGITS
+    }
     return {
         "accuracy": sum(right) / len(right),
         "by_digits": [sum(x) / len(x) for x in of.values()],
@@ -68,7 +89,10 @@ def judge(model, tokenizer, asked, config):
 def rationales(kept, steps_of, tokenizer, count):
     """Of what was kept for fine-tuning: its share of all questions, and the share whose steps are all right; of that
     which took a hint, too."""
-    good = [(k.hinted, split(tokenizer.decode(k.written))[0] == steps_of[tuple(k.question.prompt)]) for k in kept]
+    good = [
+        (k.hinted, split(tokenizer.decode(k.written))[0] == steps_of[tuple(k.question.prompt)])
+        for k in kept
+    ]
     faithful = sum(ok for _, ok in good) / len(good) if good else None
     shares = {"kept_share": len(good) / count, "faithful_share": faithful}
     hinted = [ok for by_hint, ok in good if by_hint]
@@ -92,7 +116,10 @@ def teach(folder, row, iterations):
         return [judge(base, tokenizer, test, config)]
     if ROWS[row] is None:
         text, found = "{answer}\n" if row == "direct" else "—{steps}—{answer}\n", []
-        examples = [(q.prompt, tokenizer.encode(text.format(steps=steps, answer=q.answer))) for q, steps in asked]
+        examples = [
+            (q.prompt, tokenizer.encode(text.format(steps=steps, answer=q.answer)))
+            for q, steps in asked
+        ]
         for n in range(iterations):
             steps = config.steps_in(n)
             model = fine_tune(base, examples, steps, config, seed + n)
@@ -118,15 +145,30 @@ def star(config, out):
         "--data=data/star",
         f"--lr={BASE_LR}",
     ]
-    preset += [f"--init_from={out / 'base'}/{{seed}}", *(fewer_steps(config) or [f"--max_steps={BASE_STEPS}"])]
+    preset += [
+        f"--init_from={out / 'base'}/{{seed}}",
+        *(fewer_steps(config) or [f"--max_steps={BASE_STEPS}"]),
+    ]
     train_rows(config, out, {"star_base": []}, preset)
     keys = product(["base", *ROWS], config.all_seeds())
-    calls = {(row, seed): (taught, out / "star_base" / str(seed), row, iterations) for row, seed in keys}
+    calls = {
+        (row, seed): (taught, out / "star_base" / str(seed), row, iterations) for row, seed in keys
+    }
     found = in_parallel(calls, config.jobs, "teaching")
-    of = {row: over_seeds([found[row, seed] for seed in config.all_seeds()]) for row in ("base", *ROWS)}
+    of = {
+        row: over_seeds([found[row, seed] for seed in config.all_seeds()])
+        for row in ("base", *ROWS)
+    }
     last = {row: x[-1] for row, x in of.items()}
     title = f"after {iterations} iterations; mean and spread over seeds {config.seeds}"
-    columns = ("accuracy", "aloud_share", "kept_share", "faithful_share", "faithful_of_hinted", "faithful_of_right")
+    columns = (
+        "accuracy",
+        "aloud_share",
+        "kept_share",
+        "faithful_share",
+        "faithful_of_hinted",
+        "faithful_of_right",
+    )
     print_rows(f"answers to questions nobody was taught, {title}", last, columns)
     by = {row: [x["accuracy"] for x in of["base"] + of[row]] for row in ROWS}
     by = {row: {str(n): x for n, x in enumerate(accuracy)} for row, accuracy in by.items()}
@@ -137,17 +179,23 @@ def star(config, out):
 
 
 def taught(folder, row, iterations):
-    return remembered(folder, f"star_{row}", partial(teach, folder, row, iterations), iterations=iterations)
+    return remembered(
+        folder, f"star_{row}", partial(teach, folder, row, iterations), iterations=iterations
+    )
 
 
 def draw_iterations(of, path):
     """The paper's figure: accuracy by number of digits over iterations, a panel a row."""
-    with picture(path, 2.9 * len(ROWS), 3.2, len(ROWS), "STaR: accuracy by number of digits") as panels:
+    with picture(
+        path, 2.9 * len(ROWS), 3.2, len(ROWS), "STaR: accuracy by number of digits"
+    ) as panels:
         for row, axes in zip(ROWS, panels, strict=True):
             for at, n in enumerate(DIGITS):
                 points = [x["by_digits"][at] for x in of["base"] + of[row]]
                 mean, spread = ([x[key] for x in points] for key in ("mean", "spread"))
-                axes.errorbar(range(len(points)), mean, yerr=spread, label=f"{n}", marker="o", ms=3, capsize=2)
+                axes.errorbar(
+                    range(len(points)), mean, yerr=spread, label=f"{n}", marker="o", ms=3, capsize=2
+                )
             axes.set(title=row.replace("_", " "), xlabel="iteration", ylim=(0, 1.03))
 
 

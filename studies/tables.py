@@ -39,9 +39,14 @@ def scores_of(config, folder, text, name="scores", settings=None, **how):
     def make(run):
         model = load_run(run, "cpu")[0]
         model = model.with_settings(**settings) if settings else model
-        found = measure(model, spans, meta, **{k: x(model) if callable(x) else x for k, x in how.items()})
+        found = measure(
+            model, spans, meta, **{k: x(model) if callable(x) else x for k, x in how.items()}
+        )
         row, without = summarize(*predicted(found), answers), found.right_base[answers]
-        return {**{name: row[name] for name in SCORES}, "accuracy_without_thoughts": float(without.mean())}
+        return {
+            **{name: row[name] for name in SCORES},
+            "accuracy_without_thoughts": float(without.mean()),
+        }
 
     runs = [folder / str(seed) for seed in config.all_seeds()]
     return over_seeds([remembered(run, name, partial(make, run), texts=len(spans)) for run in runs])
@@ -57,17 +62,28 @@ def over_seeds(values):
     values = [x for x in values if x is not None]
     if not values:
         return None
-    return {"mean": statistics.mean(values), "spread": statistics.stdev(values) if len(values) > 1 else 0.0}
+    return {
+        "mean": statistics.mean(values),
+        "spread": statistics.stdev(values) if len(values) > 1 else 0.0,
+    }
 
 
 def print_rows(title, rows, columns):
     """A table of rows {name: {column: mean and spread, or a number}}."""
     width, widths = max(map(len, rows)), [max(17, len(column) + 2) for column in columns]
-    print(f"\n{title}\n\n{'':{width}}" + "".join(f"{c:>{w}}" for c, w in zip(columns, widths, strict=True)))
+    print(
+        f"\n{title}\n\n{'':{width}}"
+        + "".join(f"{c:>{w}}" for c, w in zip(columns, widths, strict=True))
+    )
     for name, row in rows.items():
         cells = ["" if row.get(column) is None else row[column] for column in columns]
-        cells = [f"{x['mean']:.3f} ± {x['spread']:.3f}" if isinstance(x, dict) else x for x in cells]
-        print(f"{name:{width}}" + "".join(f"{cell:>{w}}" for cell, w in zip(cells, widths, strict=True)))
+        cells = [
+            f"{x['mean']:.3f} ± {x['spread']:.3f}" if isinstance(x, dict) else x for x in cells
+        ]
+        print(
+            f"{name:{width}}"
+            + "".join(f"{cell:>{w}}" for cell, w in zip(cells, widths, strict=True))
+        )
 
 
 def keep_results(out, name, results):
@@ -88,4 +104,6 @@ def table_of_runs(config, out, name, title, text, rows):
     rows = measure_rows(config, text, rows)
     print_rows(f"{title}; mean and spread over seeds {config.seeds}; NLL in nats", rows, SCORES)
     keep_results(out, name, rows)
-    draw_bars(rows, "answer_accuracy", "share of answers that are right", out / f"{name}.png", title)
+    draw_bars(
+        rows, "answer_accuracy", "share of answers that are right", out / f"{name}.png", title
+    )

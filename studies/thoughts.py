@@ -44,7 +44,9 @@ def think_at_answers(model, tokenizer, rows, thoughts=None, n_thoughts=4, temper
         shape = len(rows), n_thoughts, 1, model.config.thought_len
         noise = torch.rand(shape, generator=torch.Generator().manual_seed(0))
     else:
-        thoughts = torch.tensor([[tokenizer.encode(thought) for thought in row] for row in thoughts])[:, :, None]
+        thoughts = torch.tensor(
+            [[tokenizer.encode(thought) for thought in row] for row in thoughts]
+        )[:, :, None]
     found = model.think(rows, thoughts, positions=positions, noise=noise)
     h_mixed, gate = model.talk(found.h_base, found.h_thought)
     digits = torch.tensor(tokenizer.encode("0123456789"))
@@ -60,13 +62,24 @@ def is_useful(thought, question):
 
 def judge_thoughts(model, tokenizer, rows, questions, n_thoughts=4, temperature=1.0):
     """Is a thought useful, is the answer right after it (the likeliest digit), the gate: (rows, n_thoughts) each."""
-    said, digits, gate = think_at_answers(model, tokenizer, rows, n_thoughts=n_thoughts, temperature=temperature)
+    said, digits, gate = think_at_answers(
+        model, tokenizer, rows, n_thoughts=n_thoughts, temperature=temperature
+    )
     pairs = zip(said, questions, strict=True)
-    useful = np.array([[is_useful(thought, question) for thought in row] for row, question in pairs])
-    return useful, digits == np.array([[int(running_sums(question)[-1])] for question in questions]), gate
+    useful = np.array(
+        [[is_useful(thought, question) for thought in row] for row, question in pairs]
+    )
+    return (
+        useful,
+        digits == np.array([[int(running_sums(question)[-1])] for question in questions]),
+        gate,
+    )
 
 
 def useful_thoughts(model, tokenizer, rows, questions, n_thoughts=4):
     """Of thoughts sampled at temperature 1: the share that is useful; the share with a right answer; the mean gate."""
     judged = judge_thoughts(model, tokenizer, rows, questions, n_thoughts)
-    return {name: float(x.mean()) for name, x in zip(("useful_share", "answer_accuracy", "gate"), judged, strict=True)}
+    return {
+        name: float(x.mean())
+        for name, x in zip(("useful_share", "answer_accuracy", "gate"), judged, strict=True)
+    }

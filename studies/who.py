@@ -46,7 +46,11 @@ def corrupt(model, tokenizer, rows, questions, place):
     rng, m = np.random.default_rng(0), model.config.thought_len
     steps = [(running_sums(question), *corrupted(question, place, rng)) for question in questions]
     # those that fit into a thought
-    some = [i for i, (right, _, carried) in enumerate(steps) if len(right) <= m and right[-1] != carried[-1]]
+    some = [
+        i
+        for i, (right, _, carried) in enumerate(steps)
+        if len(right) <= m and right[-1] != carried[-1]
+    ]
     given = [[(thought + "—" * m)[:m] for thought in steps[i][1:]] for i in some]
     _, digits, _ = think_at_answers(model, tokenizer, rows[some], given)
     stays, leads_to = np.array([(int(steps[i][0][-1]), int(steps[i][2][-1])) for i in some]).T
@@ -59,7 +63,9 @@ EDGES = np.linspace(-0.5, 1.5, 41)  # of the gate's histogram
 
 def by_decile(x, difficulty):
     """Means of x (W, T) in tenths of the tokens, from the easiest to the hardest."""
-    return [float(x.flat[some].mean()) for some in np.array_split(np.argsort(difficulty, axis=None), 10)]
+    return [
+        float(x.flat[some].mean()) for some in np.array_split(np.argsort(difficulty, axis=None), 10)
+    ]
 
 
 def measure_seed(base, full, text, lines):
@@ -69,13 +75,17 @@ def measure_seed(base, full, text, lines):
     others = measure(full, spans, meta, thoughts=of_other_positions(own.thoughts, answers))
     gains = {"own": own.nll_base - own.nll_mixed, "others": own.nll_base - others.nll_mixed}
     gates = {"at_answers": own.gate[answers], "elsewhere": own.gate[~answers]}
-    counts = {name: np.histogram(gate.clip(EDGES[0], EDGES[-1]), EDGES)[0] for name, gate in gates.items()}
+    counts = {
+        name: np.histogram(gate.clip(EDGES[0], EDGES[-1]), EDGES)[0] for name, gate in gates.items()
+    }
     places = {"last digit": -1, "last but one": -2, "last but two": -3}
     return {
         "base_nll_by_decile": by_decile(difficulty, difficulty),
         "gain_by_decile": {name: by_decile(gain, difficulty) for name, gain in gains.items()},
         "gate": {name: float(gate.mean()) for name, gate in gates.items()},
-        "gate_histogram": {name: (counts[name] / gate.size).tolist() for name, gate in gates.items()},
+        "gate_histogram": {
+            name: (counts[name] / gate.size).tolist() for name, gate in gates.items()
+        },
         "thoughts": {
             "greedy": {"right": thoughts_and_answers(full, *lines, 0.0, 1)["right"]},
             "sampled": thoughts_and_answers(full, *lines, 1.0, 4),
@@ -92,8 +102,12 @@ def who(config, out):
         models = (load_run(out / name / str(seed), "cpu")[0] for name in ("base", "full"))
         of_seeds.append(measure_seed(*models, text, lines))
     found = over_seeds(of_seeds)
-    title = f"{len(lines[1])} lines whose steps are left out; mean and spread over seeds {config.seeds}"
-    print_rows(f"thoughts and answers right after them, {title}", found["thoughts"], ("right", *AFTER))
+    title = (
+        f"{len(lines[1])} lines whose steps are left out; mean and spread over seeds {config.seeds}"
+    )
+    print_rows(
+        f"thoughts and answers right after them, {title}", found["thoughts"], ("right", *AFTER)
+    )
     print_rows(f"one digit of right steps made another, {title}", found["corrupted"], CORRUPTED)
     print_rows("gate", {name: {"gate": x} for name, x in found["gate"].items()}, ("gate",))
     keep_results(out, "who", {**found, "gate_histogram_edges": EDGES.tolist()})

@@ -11,7 +11,11 @@ def write_byte_tokenizer(folder):
     Path(folder).mkdir(parents=True, exist_ok=True)
     special = [{"id": 256, "content": "</s>"}, {"id": 257, "content": "<s>"}]
     split = {"type": "ByteLevel", "add_prefix_space": False, "use_regex": True}
-    model = {"type": "BPE", "vocab": {char: b for b, char in byte_characters().items()}, "merges": []}
+    model = {
+        "type": "BPE",
+        "vocab": {char: b for b, char in byte_characters().items()},
+        "merges": [],
+    }
     content = {"added_tokens": special, "normalizer": None, "pre_tokenizer": split, "model": model}
     path = Path(folder) / "tokenizer.json"
     path.write_text(json.dumps(content), "utf-8")

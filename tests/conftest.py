@@ -15,7 +15,12 @@ from lib.tokenizer import CharTokenizer
 def work(tmp_path):
     """A folder with a tiny corpus, `data`, and a tiny base model, `base`."""
     ids = np.random.default_rng(0).integers(0, 6, 600)
-    write_dataset(tmp_path / "data", {"train": ids, "val": ids[:100]}, CharTokenizer("abcde\n"), document_end=5)
+    write_dataset(
+        tmp_path / "data",
+        {"train": ids, "val": ids[:100]},
+        CharTokenizer("abcde\n"),
+        document_end=5,
+    )
     go(tmp_path, "--objective=lm", "--out=base", "--init_from=", "--max_steps=3", *SHAPE)
     return tmp_path
 
@@ -24,12 +29,27 @@ def work(tmp_path):
 def demo_runs(tmp_path_factory):
     """A tiny arithmetic corpus and the runs of a demo: base, lm_control, quiet_star."""
     folder, argv = tmp_path_factory.mktemp("demo"), sys.argv
-    sys.argv = ["prepare.py", f"--out={folder / 'data'}", "--train_documents=200", "--val_documents=60"]
+    sys.argv = [
+        "prepare.py",
+        f"--out={folder / 'data'}",
+        "--train_documents=200",
+        "--val_documents=60",
+    ]
     as_typed("data/arithmetic/prepare.py")
     sys.argv = argv
-    common = "--span=32 --batch_size=2 --max_steps=2 --eval_texts=2 --device=cpu --base_preset=".split()
+    common = (
+        "--span=32 --batch_size=2 --max_steps=2 --eval_texts=2 --device=cpu --base_preset=".split()
+    )
     common.append(f"--data={folder / 'data'}")
-    trainer.run(*trainer.settings_from([*common, *SHAPE, "--objective=lm", "--init_from=", f"--out={folder / 'base'}"]))
+    trainer.run(
+        *trainer.settings_from(
+            [*common, *SHAPE, "--objective=lm", "--init_from=", f"--out={folder / 'base'}"]
+        )
+    )
     for name, flag in [("lm_control", "--objective=lm"), ("quiet_star", "--thought_len=2")]:
-        trainer.run(*trainer.settings_from([*common, f"--init_from={folder / 'base'}", f"--out={folder / name}", flag]))
+        trainer.run(
+            *trainer.settings_from(
+                [*common, f"--init_from={folder / 'base'}", f"--out={folder / name}", flag]
+            )
+        )
     return folder

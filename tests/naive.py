@@ -22,8 +22,18 @@ CLOSE = dict(rtol=1e-9, atol=1e-9)
 def tiny(window=None, vocab=VOCAB, n_layers=2, seed=0, zero_gate=False, **config):
     """A small random QuietSTaR in float64, with n_heads != n_kv_heads and (unless zero_gate) a gate far from 0."""
     torch.manual_seed(seed)
-    shape = dict(dim=16, n_layers=n_layers, head_dim=4, hidden_dim=24, n_heads=4, n_kv_heads=2, vocab_size=vocab)
-    quiet = thinking_model(Transformer(ModelConfig(**shape, sliding_window=window)), QuietSTaRConfig(**config))
+    shape = dict(
+        dim=16,
+        n_layers=n_layers,
+        head_dim=4,
+        hidden_dim=24,
+        n_heads=4,
+        n_kv_heads=2,
+        vocab_size=vocab,
+    )
+    quiet = thinking_model(
+        Transformer(ModelConfig(**shape, sliding_window=window)), QuietSTaRConfig(**config)
+    )
     attach_gain_head(quiet)
     quiet.double()
     for name, weight in quiet.named_parameters():
@@ -43,7 +53,9 @@ def uniform(*shape, seed=2):
 
 
 def gradients(loss, quiet):
-    found = torch.autograd.grad(loss, list(quiet.parameters()), allow_unused=True, retain_graph=True)
+    found = torch.autograd.grad(
+        loss, list(quiet.parameters()), allow_unused=True, retain_graph=True
+    )
     return {
         name: torch.zeros_like(weight) if grad is None else grad
         for (name, weight), grad in zip(quiet.named_parameters(), found, strict=True)
@@ -58,7 +70,9 @@ def start_and_end(quiet):
 def naive_policy(quiet, text, thought):
     """Hidden state that is about to say what follows: plain causal forward on [text, start, thought so far]."""
     embed = quiet.model.tok_embeddings.weight
-    return quiet.model(torch.cat((embed[text], start_and_end(quiet)[0][None], embed[thought]))[None])[0, -1]  # (C,)
+    return quiet.model(
+        torch.cat((embed[text], start_and_end(quiet)[0][None], embed[thought]))[None]
+    )[0, -1]  # (C,)
 
 
 def naive_thought(quiet, text, i, thought):
@@ -66,14 +80,19 @@ def naive_thought(quiet, text, i, thought):
     forward on [x_0 .. x_i, start, t_1 .. t_m, end, x_{i+1} .. x_{i+a-1}]; fewer where the text ends before."""
     embed, (start, end) = quiet.model.tok_embeddings.weight, start_and_end(quiet)
     m, true = len(thought), text[i + 1 : i + quiet.config.n_true]
-    h = quiet.model(torch.cat((embed[text[: i + 1]], start[None], embed[thought], end[None], embed[true]))[None])[0]
+    h = quiet.model(
+        torch.cat((embed[text[: i + 1]], start[None], embed[thought], end[None], embed[true]))[None]
+    )[0]
     return h[i + 1 : i + 1 + m], h[i + 1 + m + 1 :]
 
 
 def naive_gate(quiet, h_base, h_thought):
     """The mixing head of the paper: a three-layer perceptron on [h_base ; h_thought]."""
     head = quiet.mixing_head
-    first = torch.cat((head.base.weight, head.thought.weight), dim=1) @ torch.cat((h_base, h_thought)) + head.base.bias
+    first = (
+        torch.cat((head.base.weight, head.thought.weight), dim=1) @ torch.cat((h_base, h_thought))
+        + head.base.bias
+    )
     return head.last.weight[0] @ (head.inner.weight @ first.relu() + head.inner.bias).relu()
 
 
@@ -106,18 +125,24 @@ def naive_learn(quiet, tokens, thoughts, positions, documents):
     error of the predicted gains)."""
     c, head, (B, L) = quiet.config, quiet.model.output.weight, tokens.shape
     N, m = thoughts.shape[1], thoughts.shape[3]
-    fields = {name: {} for name in ("nll_base", "nll_mixed", "gate", "reward", "advantage", "log_prob")}
+    fields = {
+        name: {} for name in ("nll_base", "nll_mixed", "gate", "reward", "advantage", "log_prob")
+    }
     losses, reinforces, gain_errors = [], [], []
 
     def belongs(b, i, k):  # may x_k be predicted from x_i?
-        return k < L and (documents is None or documents[b, i] == documents[b, k] and documents[b, k] >= 0)
+        return k < L and (
+            documents is None or documents[b, i] == documents[b, k] and documents[b, k] >= 0
+        )
 
     def mean(numbers):
         return sum(numbers) / len(numbers) if numbers else 0.0
 
     for b in range(B):
         h_text = quiet.model(tokens[b : b + 1])[0]
-        log_p_base = [log_softmax(head @ h_text[k - 1])[tokens[b, k]] for k in range(1, L)]  # of x_1, x_2, ...
+        log_p_base = [
+            log_softmax(head @ h_text[k - 1])[tokens[b, k]] for k in range(1, L)
+        ]  # of x_1, x_2, ...
         base = {(b, k - 1): -log_p_base[k - 1] for k in range(1, L) if belongs(b, k - 1, k)}
         mixed, policy_losses, errors = [], [], []
         for s, i in enumerate(positions[b].tolist()):
@@ -132,7 +157,9 @@ def naive_learn(quiet, tokens, thoughts, positions, documents):
                 for j in depths:
                     h_b, h_t, target = h_text[i + j - 1], h_thought[j - 1], tokens[b, i + j]
                     w = naive_gate(quiet, h_b, h_t)
-                    after = log_softmax((1 - w) * log_softmax(head @ h_b) + w * log_softmax(head @ h_t))[target]
+                    after = log_softmax(
+                        (1 - w) * log_softmax(head @ h_b) + w * log_softmax(head @ h_t)
+                    )[target]
                     fields["gate"][b, n, s, j - 1], fields["nll_mixed"][b, n, s, j - 1] = w, -after
                     mixed.append(-after)
                     scored = after if c.reward_on == "mixed" else log_softmax(head @ h_t)[target]
@@ -148,11 +175,17 @@ def naive_learn(quiet, tokens, thoughts, positions, documents):
                 advantage = max(0.0, advantage) if c.clamp_advantage else advantage
                 fields["reward"][b, n, s], fields["advantage"][b, n, s] = rewards[n], advantage
                 if depths:
-                    policy_losses.append(-advantage * sum(fields["log_prob"][b, n, s, t] for t in range(m)))
+                    policy_losses.append(
+                        -advantage * sum(fields["log_prob"][b, n, s, t] for t in range(m))
+                    )
         fields["nll_base"] |= base
         reinforces.append(mean(policy_losses))
         gain_errors.append(mean(errors))
-        losses.append(0.5 * mean(list(base.values())) + 0.5 * mean(mixed) + c.reinforce_weight * reinforces[-1])
+        losses.append(
+            0.5 * mean(list(base.values()))
+            + 0.5 * mean(mixed)
+            + c.reinforce_weight * reinforces[-1]
+        )
     return fields, mean(losses), mean(reinforces), mean(gain_errors)
 
 
@@ -164,13 +197,19 @@ def naive_gain(quiet, h_base):
 def learn(quiet, tokens, thoughts, documents=None):
     """What forward makes of Thoughts, with every number that is summed up in it. nll_base (B, L-1), valid_base
     likewise: what counts in the text's own loss."""
-    text_nll, log_p_base = text_loss(quiet.model.output, quiet.read_text(tokens).hidden, tokens, documents)
+    text_nll, log_p_base = text_loss(
+        quiet.model.output, quiet.read_text(tokens).hidden, tokens, documents
+    )
     targets = quiet.targets(tokens, thoughts.positions, documents, log_p_base)
     learned = quiet.learn(thoughts, *quiet.talk(thoughts.h_base, thoughts.h_thought), targets)
     with_further, _ = sum_up(quiet.further_losses, thoughts, targets, learned)
     (slope,) = torch.autograd.grad(text_nll, log_p_base, retain_graph=True)
     return SimpleNamespace(
-        **{**learned._asdict(), "loss": 0.5 * text_nll + learned.loss, "advantage": learned.advantage[..., 0]},
+        **{
+            **learned._asdict(),
+            "loss": 0.5 * text_nll + learned.loss,
+            "advantage": learned.advantage[..., 0],
+        },
         gain_error=with_further - learned.loss,
         nll_base=-log_p_base,
         nll_mixed=-learned.log_p_mixed,

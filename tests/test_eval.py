@@ -32,7 +32,9 @@ def test_a_model_that_knows_the_answers_scores_one_and_its_opposite_nothing(demo
     spans, answers = evaluation.held_out_spans(data, 32, 10)
     assert answers.sum() >= 5
     for knows, score in ((True, 1.0), (False, 0.0)):
-        measured = evaluation.measure(Oracle(spans, data.meta["vocab_size"], knows), spans, data.meta, batch_size=3)
+        measured = evaluation.measure(
+            Oracle(spans, data.meta["vocab_size"], knows), spans, data.meta, batch_size=3
+        )
         row = evaluation.summarize(measured.nll_base, measured.right_base, answers)
         assert (
             row["answer_accuracy"] == score
@@ -58,7 +60,19 @@ def test_an_answer_of_several_tokens_is_right_as_a_whole_and_its_nll_is_their_su
     spans = np.array([[9, 9, 5, 6, 1, 7, 8, 2, 4, 3, 5, 6]])  # 9 ends a document
     answers = np.isin(spans, (5, 6, 7, 8, 4))
     places = evaluation.answer_places(spans, answers, 9)
-    assert places[0].tolist() == [False, True, True, False, True, True, False, True, False, False, False]
+    assert places[0].tolist() == [
+        False,
+        True,
+        True,
+        False,
+        True,
+        True,
+        False,
+        True,
+        False,
+        False,
+        False,
+    ]
     nll, right = np.arange(11.0)[None], np.ones((1, 11), bool)
     right[0, 5] = False
     row = evaluation.summarize(nll, right, places)
@@ -78,7 +92,9 @@ def test_measured_losses_are_those_of_one_position_at_a_time(demo_runs):
     for i in (0, 7, 31):
         prefix = torch.from_numpy(spans[1:2, : i + 1])
         thoughts = greedy.think(prefix, positions=torch.tensor([[i]]))
-        log_p = quiet.model.logits(greedy.talk(thoughts.h_base, thoughts.h_thought)[0])[0, 0, 0, 0].log_softmax(-1)
+        log_p = quiet.model.logits(greedy.talk(thoughts.h_base, thoughts.h_thought)[0])[
+            0, 0, 0, 0
+        ].log_softmax(-1)
         assert measured.nll_mixed[1, i] == pytest.approx(-log_p[spans[1, i + 1]].item(), abs=1e-4)
         assert measured.thoughts[1, i].tolist() == thoughts.tokens[0, 0, 0].tolist()
 
@@ -95,7 +111,9 @@ def test_thoughts_that_are_given_are_read_and_a_gate_that_is_forced_counts(demo_
     np.testing.assert_allclose(again.nll_mixed, own.nll_mixed, atol=1e-5)
     given = np.random.default_rng(0).integers(0, data.meta["vocab_size"], own.thoughts.shape)
     others = evaluation.measure(quiet, spans, data.meta, batch_size=2, thoughts=given)
-    assert (others.thoughts == given).all() and np.abs(others.nll_mixed - own.nll_mixed).max() > 1e-3
+    assert (others.thoughts == given).all() and np.abs(
+        others.nll_mixed - own.nll_mixed
+    ).max() > 1e-3
     shut, open_ = (evaluation.measure(quiet, spans, data.meta, gate=gate) for gate in (0.0, 1.0))
     np.testing.assert_allclose(shut.nll_mixed, own.nll_base, atol=1e-5)
     with torch.no_grad():
@@ -115,7 +133,12 @@ def test_the_picture_shows_whole_documents_and_last_of_all_what_stays_wrong():
     wrong = np.zeros((2, 7), bool)
     wrong[0, 4] = True  # the 4
     shown = evaluation.pieces_to_show(spans, 0, wrong, 9, tokens=100)
-    assert [spans[w, 1:][part].tolist() for w, part in shown] == [[1, 2, 9], [1, 1, 9], [2, 9], [3, 4, 9]]
+    assert [spans[w, 1:][part].tolist() for w, part in shown] == [
+        [1, 2, 9],
+        [1, 1, 9],
+        [2, 9],
+        [3, 4, 9],
+    ]
     assert len(evaluation.pieces_to_show(spans, 0, wrong, 9, tokens=6)) == 3, (
         "at most so many tokens, and the wrong ones"
     )
@@ -124,7 +147,9 @@ def test_the_picture_shows_whole_documents_and_last_of_all_what_stays_wrong():
 
 
 def test_gains_makes_a_table_pictures_and_results(demo_runs, monkeypatch, capsys):
-    monkeypatch.setattr("sys.argv", ["eval.py", f"--run={demo_runs / 'quiet_star'}", "--texts=6", "--device=cpu"])
+    monkeypatch.setattr(
+        "sys.argv", ["eval.py", f"--run={demo_runs / 'quiet_star'}", "--texts=6", "--device=cpu"]
+    )
     evaluation.main()
     out = demo_runs / "quiet_star" / "eval_step000002"
     results = json.loads((out / "results.json").read_text())

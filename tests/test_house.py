@@ -1,4 +1,4 @@
-"""The house: who may import whom, how long a file may be, and what may be imported at all."""
+"""The house: who may import whom, and what may be imported at all."""
 
 import ast
 import sys
@@ -10,9 +10,12 @@ from tiny_runs import ROOT
 # from the ground up: an import only ever goes down
 FLOORS = ["model", "lean", "quiet_star", "beyond", "lib", "data", "train", "eval sample", "studies"]
 FLOOR = {name: number for number, names in enumerate(FLOORS) for name in names.split()}
-BUDGET = {"quiet_star.py": 450, "model.py": 340, "train.py": 380, "eval.py": 290}
 PACKAGES = {"torch", "numpy", "tiktoken", "tqdm", "matplotlib"}
-FILES = [path for path in ROOT.rglob("*.py") if path.relative_to(ROOT).parts[0].removesuffix(".py") in FLOOR]
+FILES = [
+    path
+    for path in ROOT.rglob("*.py")
+    if path.relative_to(ROOT).parts[0].removesuffix(".py") in FLOOR
+]
 FILES = [path.relative_to(ROOT) for path in FILES]
 
 
@@ -25,36 +28,24 @@ def imports(tree):
             yield node.module.split(".")[0], node in tree.body
 
 
-def functions(tree):
-    return [node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef)]
-
-
 def test_nothing_else_lies_at_the_top():
     assert (
-        sorted(path.name for path in ROOT.glob("*.py")) == "eval.py model.py quiet_star.py sample.py train.py".split()
+        sorted(path.name for path in ROOT.glob("*.py"))
+        == "eval.py model.py quiet_star.py sample.py train.py".split()
     )
 
 
 @pytest.mark.parametrize("path", FILES, ids=str)
-def test_imports_go_down_and_files_are_short(path):
+def test_imports_go_down(path):
     text = (ROOT / path).read_text("utf-8")
     tree, name = ast.parse(text), path.parts[0].removesuffix(".py")
     for root, at_the_top in imports(tree):
         if root in FLOOR:
-            assert FLOOR[root] < FLOOR[name] or root == name and path.parts[0] == name, f"{path} imports {root}"
+            assert FLOOR[root] < FLOOR[name] or root == name and path.parts[0] == name, (
+                f"{path} imports {root}"
+            )
         elif at_the_top:
             assert root in PACKAGES | set(sys.stdlib_module_names), f"{path} imports {root}"
-    assert len(text.splitlines()) <= BUDGET.get(str(path), 320)
-
-
-def test_no_function_of_the_method_is_long():
-    tree = ast.parse((ROOT / "quiet_star.py").read_text("utf-8"))
-    assert max(node.end_lineno - node.lineno + 1 for node in functions(tree)) <= 60
-
-
-def test_tests_are_short_too():
-    for path in (ROOT / "tests").rglob("*.py"):
-        assert len(path.read_text("utf-8").splitlines()) <= 320, path
 
 
 def test_inside_a_folder_modules_do_not_import_each_other_in_circles():

@@ -10,7 +10,9 @@ from model import KVCache, ModelConfig, Transformer, causal_mask
 
 def tiny(seed=0, dtype=torch.float64, **changes):
     """A small random model with n_heads != n_kv_heads, and norm weights that are not all 1."""
-    settings = dict(dim=16, n_layers=2, head_dim=4, hidden_dim=24, n_heads=4, n_kv_heads=2, vocab_size=13)
+    settings = dict(
+        dim=16, n_layers=2, head_dim=4, hidden_dim=24, n_heads=4, n_kv_heads=2, vocab_size=13
+    )
     torch.manual_seed(seed)
     model = Transformer(ModelConfig(**{**settings, **changes})).to(dtype)
     for name, weight in model.named_parameters():
@@ -29,11 +31,15 @@ def naive_hidden(model, tokens):
     def norm(x, weight):
         return x / torch.sqrt((x * x).mean() + c.norm_eps) * weight
 
-    def turn(vector, position):  # complex numbers: the pair (2k, 2k+1) turns by position * theta^(-2k/hd)
+    def turn(
+        vector, position
+    ):  # complex numbers: the pair (2k, 2k+1) turns by position * theta^(-2k/hd)
         turned = vector.clone()
         for k in range(c.head_dim // 2):
             angle = position * c.rope_theta ** (-2 * k / c.head_dim)
-            z = complex(vector[2 * k], vector[2 * k + 1]) * complex(math.cos(angle), math.sin(angle))
+            z = complex(vector[2 * k], vector[2 * k + 1]) * complex(
+                math.cos(angle), math.sin(angle)
+            )
             turned[2 * k], turned[2 * k + 1] = z.real, z.imag
         return turned
 
@@ -42,7 +48,8 @@ def naive_hidden(model, tokens):
         p = f"layers.{layer}."
         normed = [norm(x, w[p + "attention_norm.weight"]) for x in xs]
         q, k, v = (
-            [(w[p + f"attention.w{name}.weight"] @ x).view(-1, c.head_dim) for x in normed] for name in ("q", "k", "v")
+            [(w[p + f"attention.w{name}.weight"] @ x).view(-1, c.head_dim) for x in normed]
+            for name in ("q", "k", "v")
         )
         for i in range(len(xs)):
             first = 0 if c.sliding_window is None else max(0, i - c.sliding_window + 1)
@@ -50,7 +57,9 @@ def naive_hidden(model, tokens):
             for h in range(c.n_heads):
                 kv = h // (c.n_heads // c.n_kv_heads)
                 query = turn(q[i][h], i)
-                scores = [query @ turn(k[j][kv], j) / math.sqrt(c.head_dim) for j in range(first, i + 1)]
+                scores = [
+                    query @ turn(k[j][kv], j) / math.sqrt(c.head_dim) for j in range(first, i + 1)
+                ]
                 total = sum(s.exp() for s in scores)
                 heads.append(sum(s.exp() / total * v[first + j][kv] for j, s in enumerate(scores)))
             xs[i] = xs[i] + w[p + "attention.wo.weight"] @ torch.cat(heads)
@@ -81,7 +90,9 @@ def test_equals_transformers_mistral(window):
         )
     ).eval()  # fmt: skip
 
-    def half_split(weight, heads):  # rows of a head: pairs (0,1), (2,3), ... -> all the firsts, then all the seconds
+    def half_split(
+        weight, heads
+    ):  # rows of a head: pairs (0,1), (2,3), ... -> all the firsts, then all the seconds
         return weight.view(heads, c.head_dim // 2, 2, c.dim).transpose(1, 2).reshape(weight.shape)
 
     renamed = {"tok_embeddings": "model.embed_tokens", "norm": "model.norm", "output": "lm_head"}
@@ -103,7 +114,9 @@ def test_equals_transformers_mistral(window):
 
     tokens = ids(2, T)
     with torch.no_grad():
-        torch.testing.assert_close(model.logits(model(tokens)), theirs(tokens).logits, rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(
+            model.logits(model(tokens)), theirs(tokens).logits, rtol=1e-5, atol=1e-5
+        )
         read = tokens
         for _ in range(6):
             read = torch.cat((read, theirs(read).logits[:, -1:].argmax(-1)), dim=1)
@@ -118,13 +131,20 @@ def test_equals_a_loop_over_single_queries(window):
     with torch.no_grad():
         ours = model(tokens)
         for b in range(2):
-            torch.testing.assert_close(ours[b], naive_hidden(model, tokens[b]), rtol=1e-10, atol=1e-10)
+            torch.testing.assert_close(
+                ours[b], naive_hidden(model, tokens[b]), rtol=1e-10, atol=1e-10
+            )
 
 
 def test_causal_mask_is_the_window_written_out():
     """Catches a window that counts one token too many or too few."""
     positions = torch.arange(4)
-    assert causal_mask(positions, positions).int().tolist() == [[1, 0, 0, 0], [1, 1, 0, 0], [1, 1, 1, 0], [1, 1, 1, 1]]
+    assert causal_mask(positions, positions).int().tolist() == [
+        [1, 0, 0, 0],
+        [1, 1, 0, 0],
+        [1, 1, 1, 0],
+        [1, 1, 1, 1],
+    ]
     windowed = [[1, 0, 0, 0], [1, 1, 0, 0], [0, 1, 1, 0], [0, 0, 1, 1]]
     assert causal_mask(positions, positions, 2).int().tolist() == windowed
 
@@ -188,7 +208,9 @@ def test_only_distances_between_positions_matter():
     """Catches absolute positions leaking in (and rotating keys but not queries, or by another angle)."""
     model, tokens = tiny(), ids(1, 6)
     mask = torch.ones(6, 6, dtype=torch.bool).tril()
-    torch.testing.assert_close(model(tokens, torch.arange(6) + 1000, mask), model(tokens), rtol=1e-8, atol=1e-8)
+    torch.testing.assert_close(
+        model(tokens, torch.arange(6) + 1000, mask), model(tokens), rtol=1e-8, atol=1e-8
+    )
 
 
 @pytest.mark.parametrize("window", [None, 2])
@@ -201,7 +223,10 @@ def test_a_mask_of_ones_own_is_obeyed_with_and_without_a_cache(window):
         wanted = model(tokens, mask=mask)
         assert (wanted - model(tokens))[:, 5].abs().max() > 1e-3
         cache = KVCache(model.config, 2, 6, dtype=torch.float64)
-        read = [model(tokens[:, :4], mask=mask[:4, :4], cache=cache), model(tokens[:, 4:], mask=mask[4:], cache=cache)]
+        read = [
+            model(tokens[:, :4], mask=mask[:4, :4], cache=cache),
+            model(tokens[:, 4:], mask=mask[4:], cache=cache),
+        ]
         torch.testing.assert_close(torch.cat(read, dim=1), wanted)
 
 
@@ -216,7 +241,9 @@ def test_cached_equals_uncached(chunks, window):
     model, tokens = tiny(sliding_window=window), ids(2, 10)
     with torch.no_grad():
         cache = KVCache(model.config, 2, 10, dtype=torch.float64)
-        cached = torch.cat([model(part, cache=cache) for part in tokens.split(chunks, dim=1)], dim=1)
+        cached = torch.cat(
+            [model(part, cache=cache) for part in tokens.split(chunks, dim=1)], dim=1
+        )
         torch.testing.assert_close(cached, model(tokens), rtol=1e-10, atol=1e-10)
     assert cache.length == 10
 
@@ -240,7 +267,9 @@ def test_greedy_generation_is_the_argmax_of_repeated_uncached_forwards(window):
         for _ in range(8):
             read = torch.cat((read, model.logits(model(read))[:, -1].argmax(-1)[:, None]), dim=1)
     assert torch.equal(model.generate(tokens, 8, temperature=0), read)
-    assert len(set(read[:, 4:].flatten().tolist())) > 2  # not one token over and over: the test says something
+    assert (
+        len(set(read[:, 4:].flatten().tolist())) > 2
+    )  # not one token over and over: the test says something
 
 
 def test_generation_is_reproducible_from_its_generator_and_follows_temperature():
@@ -270,7 +299,9 @@ def test_prompts_of_unequal_length_are_continued_as_each_alone():
     for row, prompt, n in zip(read, tokens, lengths.tolist(), strict=True):
         assert torch.equal(row, model.generate(prompt[None, :n], 13 - n, temperature=0)[0])
     ends = {row[n + 1].item() for row, n in zip(read, lengths.tolist(), strict=True)}
-    stopped = model.generate(tokens, 6, temperature=0, lengths=lengths, stop=lambda new: bool(ends & set(new)))
+    stopped = model.generate(
+        tokens, 6, temperature=0, lengths=lengths, stop=lambda new: bool(ends & set(new))
+    )
     assert torch.equal(stopped, read[:, : stopped.shape[1]]) and stopped.shape[1] <= 9
     for row, n in zip(stopped.tolist(), lengths.tolist(), strict=True):
         assert ends & set(row[n:]), "each row has gone on to its end"

@@ -24,7 +24,9 @@ def test_thinking_in_parts_is_the_same_training(work, how):
     go(work, "--out=whole", "--max_steps=3", "--dtype=float32")
     trainer.run(*trainer.settings_from([*flags(work, "--out=parts", "--max_steps=3"), *how]))
     for name, wanted in read_checkpoint(work / "whole")["model"].items():
-        torch.testing.assert_close(read_checkpoint(work / "parts")["model"][name], wanted, atol=2e-5, rtol=1e-3)
+        torch.testing.assert_close(
+            read_checkpoint(work / "parts")["model"][name], wanted, atol=2e-5, rtol=1e-3
+        )
 
 
 @pytest.mark.parametrize("where", ["hard", "hardest", "random"])
@@ -50,7 +52,9 @@ def test_a_run_leaves_a_model_a_log_and_its_settings(work):
     assert step == 3 and tokenizer.decode([0]) == "a" and config["train"]["max_steps"] == 3
     log = read_log(work / "q")
     assert [line["step"] for line in log] == [1, 2, 3]
-    assert {"loss", "nll_base", "nll_mixed", "gate", "reward", "advantage_abs", "grad_norm"} <= log[0].keys()
+    assert {"loss", "nll_base", "nll_mixed", "gate", "reward", "advantage_abs", "grad_norm"} <= log[
+        0
+    ].keys()
     assert "val_nll_mixed" in log[1] and "val_nll_mixed" in log[2] and "val_nll_mixed" not in log[0]
     assert log[0]["gate"] == 0, "at step 0 the model is the base model"
     assert not list((work / "q").glob("*.tmp"))
@@ -60,7 +64,16 @@ def test_training_learns(work):
     """A corpus of one repeated word must be learned by heart, in either objective."""
     ids = np.tile([0, 1, 2, 3, 4], 100)
     write_dataset(work / "word", {"train": ids, "val": ids[:50]}, CharTokenizer("abcde\n"))
-    go(work, "--objective=lm", "--data=word", "--init_from=", "--out=w", "--max_steps=60", "--lr=1e-2", *SHAPE)
+    go(
+        work,
+        "--objective=lm",
+        "--data=word",
+        "--init_from=",
+        "--out=w",
+        "--max_steps=60",
+        "--lr=1e-2",
+        *SHAPE,
+    )
     log = read_log(work / "w")
     assert log[0]["loss"] > 1.5 and log[-1]["loss"] < 0.1 and log[-1]["val_nll_base"] < 0.1
     go(work, "--data=word", "--init_from=w", "--out=wq", "--max_steps=5", "--thought_len=2")
@@ -68,7 +81,9 @@ def test_training_learns(work):
 
 
 @pytest.mark.parametrize("objective", ["lm", "quiet_star"])
-def test_resuming_after_ctrl_c_gives_bit_for_bit_the_run_that_was_never_stopped(work, objective, monkeypatch):
+def test_resuming_after_ctrl_c_gives_bit_for_bit_the_run_that_was_never_stopped(
+    work, objective, monkeypatch
+):
     go(work, "--out=whole", f"--objective={objective}", "--max_steps=5")
     original = trainer.batch_offsets
 
@@ -109,10 +124,14 @@ def test_every_split_into_micro_batches_gives_the_same_gradient(work):
 
 
 def test_separate_documents_changes_the_loss_and_splits_alike(work):
-    settings = trainer.settings_from([*flags(work, "--out=d4", "--max_steps=1"), "--separate_documents"])
+    settings = trainer.settings_from(
+        [*flags(work, "--out=d4", "--max_steps=1"), "--separate_documents"]
+    )
     trainer.run(*settings)
     trainer.run(
-        *trainer.settings_from([*flags(work, "--out=d1", "--max_steps=1", "--micro_batch=1"), "--separate_documents"])
+        *trainer.settings_from(
+            [*flags(work, "--out=d1", "--max_steps=1", "--micro_batch=1"), "--separate_documents"]
+        )
     )
     go(work, "--out=n4", "--max_steps=1")
     agree(work / "d4", work / "d1")
@@ -123,8 +142,19 @@ def test_separate_documents_changes_the_loss_and_splits_alike(work):
 def test_two_processes_under_torchrun_equal_one(work, objective):
     """Gradients that are summed instead of averaged, or ranks that read the same texts, show here."""
     go(work, "--out=one", "--max_steps=1", f"--objective={objective}")
-    launch = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", "--master_port=0", "--standalone"]
-    command = [*launch, "train.py", *flags(work, "--out=two", "--max_steps=1", f"--objective={objective}")]
+    launch = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--nproc_per_node=2",
+        "--master_port=0",
+        "--standalone",
+    ]
+    command = [
+        *launch,
+        "train.py",
+        *flags(work, "--out=two", "--max_steps=1", f"--objective={objective}"),
+    ]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
     assert "on 2 x cpu" in done.stdout + done.stderr
@@ -133,9 +163,24 @@ def test_two_processes_under_torchrun_equal_one(work, objective):
 
 def test_a_missing_base_model_is_trained_first_by_its_preset(work, tmp_path):
     preset = tmp_path / "base.toml"
-    base = dict(objective="lm", out=str(work / "made"), data=str(work / "data"), init_from="", base_preset="", span=12)
+    base = dict(
+        objective="lm",
+        out=str(work / "made"),
+        data=str(work / "data"),
+        init_from="",
+        base_preset="",
+        span=12,
+    )
     base |= dict(
-        batch_size=4, max_steps=2, eval_texts=2, dim=16, n_layers=1, head_dim=8, hidden_dim=24, n_heads=2, n_kv_heads=1
+        batch_size=4,
+        max_steps=2,
+        eval_texts=2,
+        dim=16,
+        n_layers=1,
+        head_dim=8,
+        hidden_dim=24,
+        n_heads=2,
+        n_kv_heads=1,
     )
     preset.write_text("".join(f"{k} = {json.dumps(v)}\n" for k, v in base.items()))
     go(work, "--out=q", "--init_from=made", "--max_steps=1", f"--base_preset={preset}")
@@ -146,9 +191,13 @@ def test_language_modelling_goes_on_from_a_thinking_run_without_what_it_thought_
     go(work, "--out=q", "--max_steps=2", "--thought_len=2")
     go(work, "--objective=lm", "--init_from=q", "--out=lm", "--max_steps=1", "--lr=0")
     thinking, plain = (read_checkpoint(work / name)["model"] for name in ("q", "lm"))
-    assert same(plain, {k.removeprefix("model."): v for k, v in thinking.items() if k.startswith("model.")})
+    assert same(
+        plain, {k.removeprefix("model."): v for k, v in thinking.items() if k.startswith("model.")}
+    )
     go(work, "--init_from=q", "--out=q2", "--max_steps=1", "--lr=0", "--thought_len=1")
-    for name, weight in read_checkpoint(work / "q2")["model"].items():  # with its heads and thought tokens
+    for name, weight in read_checkpoint(work / "q2")[
+        "model"
+    ].items():  # with its heads and thought tokens
         torch.testing.assert_close(weight, thinking[name], msg=name)
 
 
@@ -198,19 +247,25 @@ def test_damaged_data_and_checkpoints_are_refused(work):
     config = json.loads((work / "base" / "config.json").read_text())
     config["model"]["hidden_dim"] = 32
     (work / "base" / "config.json").write_text(json.dumps(config))
-    assert "it holds (24, 16) for layers.0.feed_forward.w1.weight, (32, 16) is wanted" in refusal(work, "--out=p")
+    assert "it holds (24, 16) for layers.0.feed_forward.w1.weight, (32, 16) is wanted" in refusal(
+        work, "--out=p"
+    )
     (work / "data" / "train.bin").write_bytes(b"\0\0")
     assert "cut short" in refusal(work, "--out=p")
 
 
 def test_a_loss_that_is_not_a_number_stops_the_run_and_names_the_last_good_checkpoint(work):
-    message = refusal(work, "--out=q", "--lr=1e30", "--warmup_steps=0", "--save_every=1", "--max_steps=9")
+    message = refusal(
+        work, "--out=q", "--lr=1e30", "--warmup_steps=0", "--save_every=1", "--max_steps=9"
+    )
     assert "the loss is nan at step 1" in message and str(work / "q" / "checkpoint.pt") in message
     assert read_checkpoint(work / "q")["step"] == 1
 
 
 def test_help_lists_every_setting_with_its_comment():
-    done = subprocess.run([sys.executable, "train.py", "--help"], cwd=ROOT, capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, "train.py", "--help"], cwd=ROOT, capture_output=True, text=True
+    )
     assert done.returncode == 0 and not done.stderr
     words = " ".join(done.stdout.split())
     for cls in (trainer.TrainConfig, trainer.ModelConfig, trainer.QuietSTaRConfig):
@@ -218,13 +273,20 @@ def test_help_lists_every_setting_with_its_comment():
             said = words.split(f" --{field.name} ")[-1].split(" --")[0]
             flag = f"--{field.name}"
             assert flag in words and f"(default: {field.default})" in words, flag
-            assert cls.__name__ in words and (field.type is bool or len(said.split("(default")[0].split()) > 1), flag
+            assert cls.__name__ in words and (
+                field.type is bool or len(said.split("(default")[0].split()) > 1
+            ), flag
 
 
 def test_the_script_itself_exits_non_zero_with_one_line(work):
-    done = subprocess.run([sys.executable, "train.py", "--foo"], cwd=ROOT, capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, "train.py", "--foo"], cwd=ROOT, capture_output=True, text=True
+    )
     assert done.returncode == 2 and done.stderr.count("\n") == 1 and not done.stdout
     done = subprocess.run(
-        [sys.executable, "train.py", *flags(work, "--data=nowhere")], cwd=ROOT, capture_output=True, text=True
+        [sys.executable, "train.py", *flags(work, "--data=nowhere")],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
     )
     assert done.returncode == 1 and done.stderr.count("\n") == 1 and "Traceback" not in done.stderr

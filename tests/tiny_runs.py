@@ -12,7 +12,9 @@ from lib.runs import read_log
 
 ROOT = Path(__file__).resolve().parents[1]
 SHAPE = "--dim=16 --n_layers=1 --head_dim=8 --hidden_dim=24 --n_heads=2 --n_kv_heads=1".split()
-COMMON = "--span=12 --batch_size=4 --eval_texts=2 --device=cpu --start_text=b --base_preset=".split()
+COMMON = (
+    "--span=12 --batch_size=4 --eval_texts=2 --device=cpu --start_text=b --base_preset=".split()
+)
 
 
 def as_typed(script):
@@ -23,7 +25,9 @@ def as_typed(script):
 def flags(work, *more):
     paths = [f"--{k}={work / v}" for k, v in (("data", "data"), ("init_from", "base"))]
     more = [
-        f"{name}={work / value}" if value and name in ("--out", "--init_from", "--data") else f"{name}{is_}{value}"
+        f"{name}={work / value}"
+        if value and name in ("--out", "--init_from", "--data")
+        else f"{name}{is_}{value}"
         for name, is_, value in (flag.partition("=") for flag in more)
     ]
     return [*COMMON, *paths, *more]

@@ -58,12 +58,16 @@ def steps_right(run):
 def check(run, least=0.99):
     """Print how often each step is right. Raises ValueError if one is right less often than `least`."""
     found = steps_right(run)
-    told = "; ".join(f"of {n} digits " + ", ".join(f"{x:.3f}" for x in shares) for n, shares in found.items())
+    told = "; ".join(
+        f"of {n} digits " + ", ".join(f"{x:.3f}" for x in shares) for n, shares in found.items()
+    )
     print(f"{run}: share of each step that is right in held-out worked lines: {told}", flush=True)
     if not found or min(map(min, found.values())) < least:
         what = "there is nothing useful to think. More --max_steps may help"
         another = "or another --seed, in another folder (make demo SEED=2 OUT=out/demo2)"
-        raise ValueError(f"the base model in {run} has not learned its steps ({least} are wanted): {what}, {another}")
+        raise ValueError(
+            f"the base model in {run} has not learned its steps ({least} are wanted): {what}, {another}"
+        )
 
 
 if __name__ == "__main__":

@@ -35,7 +35,9 @@ class ArithmeticConfig:
     train_documents: int = 100000  # lines of training text
     val_documents: int = 4000  # lines of held-out text
     explicit: float = 0.5  # share of lines with an aside between dashes
-    chatter: float = 0.6  # share of the asides that are idle; above one half, a greedy thought is idle, too
+    chatter: float = (
+        0.6  # share of the asides that are idle; above one half, a greedy thought is idle, too
+    )
     double: float = 0.0  # share of the asides that close with two dashes, as a thought of one token too many does
     mark: bool = True  # put ">" before lines with an aside; without it nothing announces one
     min_digits: int = 4  # fewest digits to add up

@@ -27,7 +27,10 @@ def question(line):
     """One line of the source -> one of questions.jsonl. Raises ValueError."""
     if line.get("answerKey") not in list(LETTERS):
         raise ValueError("no answerKey from A to E (the test set's are not public)")
-    stem, choices = line["question"]["stem"], {c["label"]: c["text"] for c in line["question"]["choices"]}
+    stem, choices = (
+        line["question"]["stem"],
+        {c["label"]: c["text"] for c in line["question"]["choices"]},
+    )
     if list(choices) != list(LETTERS) or not stem.strip():
         raise ValueError("a question with five choices, A to E, is wanted")
     check([*choices.values(), stem], [str], "the texts")

@@ -62,7 +62,10 @@ def running_cups(question):
 
 def document(config, rng):
     """One line of text, its end included."""
-    swaps = ["".join(sorted(rng.sample(CUPS, 2))) for _ in range(rng.randint(config.min_swaps, config.max_swaps))]
+    swaps = [
+        "".join(sorted(rng.sample(CUPS, 2)))
+        for _ in range(rng.randint(config.min_swaps, config.max_swaps))
+    ]
     question = " ".join([rng.choice(CUPS), *swaps])
     steps, aside = running_cups(question), ""
     if rng.random() < config.explicit:
@@ -71,7 +74,9 @@ def document(config, rng):
 
 
 def prepare(config):
-    write_lines(config, document, CharTokenizer(ALPHABET), END, ANSWER, CUPS)  # the quiet ones are answers
+    write_lines(
+        config, document, CharTokenizer(ALPHABET), END, ANSWER, CUPS
+    )  # the quiet ones are answers
 
 
 if __name__ == "__main__":

@@ -38,10 +38,14 @@ SHA256 = {
     "test": "3730d312f6e3440559ace48831e51066acaca737f6eabec99bccb9e4b3c39d14",
 }
 ANNOTATION = re.compile(r"<<([^<>]*)>>")
-NUMBER = re.compile(r"\d[\d,]*\d(?:\.\d+)?|\d(?:\.\d+)?|\.\d+")  # as it is written behind an annotation: 130,000 or .5
+NUMBER = re.compile(
+    r"\d[\d,]*\d(?:\.\d+)?|\d(?:\.\d+)?|\.\d+"
+)  # as it is written behind an annotation: 130,000 or .5
 # The same calculation in the text before the annotation, "48/2 = ": without letters, so that no word is lost. A sign of
 # money behind the "=" stays.
-EXPRESSION = re.compile(r"(?:(?<=\s)|^)[\d.,$%€£()+\-–*/x×÷ ]*\d[\d.,$%€£()+\-–*/x×÷ ]*=\s*([$€£]?)$")
+EXPRESSION = re.compile(
+    r"(?:(?<=\s)|^)[\d.,$%€£()+\-–*/x×÷ ]*\d[\d.,$%€£()+\-–*/x×÷ ]*=\s*([$€£]?)$"
+)
 
 
 @dataclass
@@ -58,7 +62,9 @@ class GSM8KStepsConfig:
 
     def __post_init__(self):
         if not 0 <= self.written <= 1 or min(self.copies, self.dev_documents) < 1:
-            raise ValueError("written is a share, from 0 to 1; copies and dev_documents must be at least 1")
+            raise ValueError(
+                "written is a share, from 0 to 1; copies and dev_documents must be at least 1"
+            )
 
 
 def pieces(answer):
@@ -118,7 +124,9 @@ def prepare(config):
     for name in ("train", "test"):
         source, path = getattr(config, name), Path(config.out) / f"{name}.jsonl"
         sha256 = None if source and config.any_hash else SHA256[name]
-        lines[name] = json_lines(read_source(source, f"{URL}{name}.jsonl", path, sha256), source or path, solution)
+        lines[name] = json_lines(
+            read_source(source, f"{URL}{name}.jsonl", path, sha256), source or path, solution
+        )
     tokenizer, rng = load_tokenizer(config.tokenizer), random.Random(config.seed)
     if tokenizer.eos_id is None:
         raise ValueError(f"{config.tokenizer} has no token that ends a text")
@@ -129,15 +137,24 @@ def prepare(config):
     texts = []
     for _ in range(config.copies):
         rng.shuffle(train)
-        texts += [document(line, lambda: rng.random() < config.written, tokenizer) for line in train]
+        texts += [
+            document(line, lambda: rng.random() < config.written, tokenizer) for line in train
+        ]
     splits = {"train": texts}
     splits |= {
-        name: [document(x, left_out, tokenizer) for x in some] for name, some in (("val", lines["test"]), ("dev", dev))
+        name: [document(x, left_out, tokenizer) for x in some]
+        for name, some in (("val", lines["test"]), ("dev", dev))
     }
-    ids, marks = ({name: np.concatenate([text[k] for text in texts]) for name, texts in splits.items()} for k in (0, 1))
+    ids, marks = (
+        {name: np.concatenate([text[k] for text in texts]) for name, texts in splits.items()}
+        for k in (0, 1)
+    )
     del marks["train"]
     steps = {"val": lines["test"], "dev": dev}
-    steps = {name: [a for line in some for _, a, _ in pieces(line["answer"])[0] if a] for name, some in steps.items()}
+    steps = {
+        name: [a for line in some for _, a, _ in pieces(line["answer"])[0] if a]
+        for name, some in steps.items()
+    }
     Path(config.out).mkdir(parents=True, exist_ok=True)
     write_json(Path(config.out) / "steps.json", steps)
     among = sorted({i for text in "0123456789,." for i in tokenizer.encode(f"1{text}")[1:]})

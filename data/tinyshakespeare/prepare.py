@@ -28,7 +28,9 @@ SHA256 = "86c4e6aa9db7c042ec79f339dcb96d42b0075e16b8fc2e86bf0ca57e2dc565ed"
 class ShakespeareConfig:
     out: str = str(Path(__file__).parent)  # folder to write
     source: str = ""  # the text, if you have it; empty: download it
-    tokenizer: str = ""  # a tokenizer file, or a folder of weights that has one; empty: one token a character
+    tokenizer: str = (
+        ""  # a tokenizer file, or a folder of weights that has one; empty: one token a character
+    )
     val_share: float = 0.1  # share of the text held out, from its end
 
     def __post_init__(self):
@@ -38,11 +40,18 @@ class ShakespeareConfig:
 
 def prepare(config):
     text = read_source(config.source, URL, Path(config.out) / "input.txt", SHA256).decode("utf-8")
-    tokenizer = load_tokenizer(config.tokenizer) if config.tokenizer else CharTokenizer("".join(sorted(set(text))))
+    tokenizer = (
+        load_tokenizer(config.tokenizer)
+        if config.tokenizer
+        else CharTokenizer("".join(sorted(set(text))))
+    )
     cut = int(len(text) * (1 - config.val_share))
     splits = {"train": tokenizer.encode(text[:cut]), "val": tokenizer.encode(text[cut:])}
     write_dataset(config.out, splits, tokenizer)
-    print(f"{config.out}: " + ", ".join(f"{name} {len(part):,} tokens" for name, part in splits.items()))
+    print(
+        f"{config.out}: "
+        + ", ".join(f"{name} {len(part):,} tokens" for name, part in splits.items())
+    )
 
 
 if __name__ == "__main__":

@@ -7,12 +7,7 @@ import torch
 from naive import CLOSE, count_forwards, gradients, ids, learn, naive_gain, tiny, uniform
 from torch.testing import assert_close
 
-from beyond.adaptive import (
-    GainHead,
-    says_start,
-    some_think,
-    worth_its_price,
-)
+from beyond.adaptive import GainHead, says_start, some_think, worth_its_price
 from beyond.positions import hard_positions, start_positions, start_token
 from lib.tokenizer import CharTokenizer
 from quiet_star import generate_with_thoughts
@@ -31,11 +26,16 @@ def test_the_gain_head_looks_on_and_changes_nothing():
     model, head = gradients(learned.loss, quiet), gradients(learned.gain_error, quiet)
     for name in model:
         assert (model if name.startswith("gain_head.") else head)[name].count_nonzero() == 0, name
-    assert head["gain_head.inner.weight"].abs().max() > 1e-3 and model["model.output.weight"].abs().max() > 1e-3
+    assert (
+        head["gain_head.inner.weight"].abs().max() > 1e-3
+        and model["model.output.weight"].abs().max() > 1e-3
+    )
     assert GainHead(16)(torch.ones(3, 16)).tolist() == [0, 0, 0], "nothing is expected at step 0"
 
 
-@pytest.mark.parametrize("n_true, share, count", [(1, 0.25, 2), (3, 0.5, 4), (2, 0.01, 1), (2, 1.0, 9)])
+@pytest.mark.parametrize(
+    "n_true, share, count", [(1, 0.25, 2), (3, 0.5, 4), (2, 0.01, 1), (2, 1.0, 9)]
+)
 def test_hard_positions_are_those_of_largest_entropy(n_true, share, count):
     """One position at a time: entropy by its definition; where n_true tokens follow; and in the text's order."""
     quiet = tiny(n_true=n_true)
@@ -45,7 +45,11 @@ def test_hard_positions_are_those_of_largest_entropy(n_true, share, count):
     for b in range(2):
         entropies = {}
         for i in range(9):
-            p = quiet.model.logits(quiet.model(tokens[b : b + 1, : i + 1]))[0, -1].detach().softmax(-1)
+            p = (
+                quiet.model.logits(quiet.model(tokens[b : b + 1, : i + 1]))[0, -1]
+                .detach()
+                .softmax(-1)
+            )
             entropies[i] = -sum(float(x * x.log()) for x in p)
         assert sorted(sorted(entropies, key=entropies.get)[-count:]) == found[b].tolist()
 
@@ -68,10 +72,19 @@ def test_hard_positions_can_be_drawn_in_proportion_to_their_entropy():
 def test_thinking_where_it_pays_is_thinking_where_the_gain_head_expects_more(thought_len, window):
     """Against the whole text read anew for each token of each row alone; rows think at different times. Counts the
     tokens read: of the thoughts, only those of rows that think."""
-    quiet, tokens, new, read_tokens = tiny(window, thought_len=thought_len, seed=11), ids(3, 4), 8, []
-    quiet.model.register_forward_hook(lambda _, inputs, output: read_tokens.append(output[..., 0].numel()))
+    quiet, tokens, new, read_tokens = (
+        tiny(window, thought_len=thought_len, seed=11),
+        ids(3, 4),
+        8,
+        [],
+    )
+    quiet.model.register_forward_hook(
+        lambda _, inputs, output: read_tokens.append(output[..., 0].numel())
+    )
     lengths = torch.tensor([4, 2, 3])
-    read, thoughts, gates = generate_with_thoughts(quiet, tokens, new, 0, lengths=lengths, think=pays(quiet, 0.1))
+    read, thoughts, gates = generate_with_thoughts(
+        quiet, tokens, new, 0, lengths=lengths, think=pays(quiet, 0.1)
+    )
     counted, thinking = sum(read_tokens), 0
     greedy = quiet.with_settings(thought_temperature=0.0, n_thoughts=1, n_true=1)
     with torch.no_grad():
@@ -93,14 +106,22 @@ def test_thinking_where_it_pays_is_thinking_where_the_gain_head_expects_more(tho
 
 def test_thinking_above_the_least_gain_is_thinking_everywhere_and_above_the_most_nowhere():
     quiet, tokens = tiny(thought_len=2, seed=11), ids(2, 4)
-    everywhere = generate_with_thoughts(quiet, tokens, 6, generator=torch.Generator().manual_seed(3))
+    everywhere = generate_with_thoughts(
+        quiet, tokens, 6, generator=torch.Generator().manual_seed(3)
+    )
     above = generate_with_thoughts(
-        quiet, tokens, 6, generator=torch.Generator().manual_seed(3), think=pays(quiet, float("-inf"))
+        quiet,
+        tokens,
+        6,
+        generator=torch.Generator().manual_seed(3),
+        think=pays(quiet, float("-inf")),
     )
     for ours, wanted in zip(above, everywhere, strict=True):
         assert_close(ours, wanted, **CLOSE)
     calls = count_forwards(quiet)
-    read, thoughts, gates = generate_with_thoughts(quiet, tokens, 6, 0, think=pays(quiet, float("inf")))
+    read, thoughts, gates = generate_with_thoughts(
+        quiet, tokens, 6, 0, think=pays(quiet, float("inf"))
+    )
     assert len(calls) == 6 and (thoughts == -1).all() and (gates == 0).all()
     assert torch.equal(read, quiet.model.generate(tokens, 6, 0))
 
@@ -116,7 +137,9 @@ def test_a_given_text_is_read_as_it_would_be_written(think_above):
     with torch.no_grad():
         found = greedy.think(read, positions=torch.arange(begin - 1, 12).expand(2, -1))
         _, gate = greedy.talk(found.h_base, found.h_thought)
-        thinks = quiet.gain_head(found.h_base[:, 0, :, 0]) > (-torch.inf if think_above is None else think_above)
+        thinks = quiet.gain_head(found.h_base[:, 0, :, 0]) > (
+            -torch.inf if think_above is None else think_above
+        )
     assert thinks.any() and thinks.all() == (think_above is None)
     assert torch.equal(thoughts, found.tokens[:, 0].masked_fill(~thinks[..., None], -1))
     assert_close(gates, gate[:, 0, :, 0] * thinks, **CLOSE)
@@ -139,7 +162,9 @@ def test_start_positions_are_those_where_the_model_is_likeliest_to_say_the_start
     """One position at a time; and in generation, where it would say it with more than a probability."""
     quiet, token = tiny(n_true=2), 3
     tokens = ids(2, 11, seed=5)
-    likeliest = start_positions(quiet, ids(2, 11, seed=5), quiet.read_text(tokens).hidden, 0.1, token)
+    likeliest = start_positions(
+        quiet, ids(2, 11, seed=5), quiet.read_text(tokens).hidden, 0.1, token
+    )
     tokens[:, int(likeliest.max()) + 1] = token  # here the text says it
     found = start_positions(quiet, tokens, quiet.read_text(tokens).hidden, 0.35, token)
     assert found.shape == (2, 3) and (found.diff() > 0).all()

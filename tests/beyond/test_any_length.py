@@ -42,29 +42,56 @@ def any_length(window=None, **config):
 
 def test_prefix_mask_is_the_picture():
     """A thought of position 1 beside text tokens 0, 1, 2; and another thought of the position, which it never sees."""
-    position, thought = torch.tensor([0, 1, 2] + [1] * 12), torch.tensor([-1] * 3 + [0] * 6 + [1] * 6)
+    position, thought = (
+        torch.tensor([0, 1, 2] + [1] * 12),
+        torch.tensor([-1] * 3 + [0] * 6 + [1] * 6),
+    )
     layout = position, thought, torch.tensor([-1] * 3 + list(range(6)) * 2)
     mask = prefix_mask(layout, layout, 2).int()
     assert mask[3:9, 3:9].tolist() == mask[9:, 9:].tolist() == OWN
     assert mask[3:9, 9:].count_nonzero() == mask[:3, 3:].count_nonzero() == 0
     assert mask[3:9, :3].tolist() == [[1, 1, 0]] * 6
-    assert depth(torch.arange(6), 2).tolist() == [0, 1, 2, 1, 2, 3], "end_s stands where t_{s+1} does"
-    near = prefix_mask(layout, layout, 2, sliding_window=2).int()  # text 1 has id 1, start 2, t_1 and end_0 3
-    assert near[3:9, :3].tolist() == [[0, 1, 0]] + [[0, 0, 0]] * 5 and near[8, 3:9].tolist() == [0, 0, 1, 0, 0, 1]
+    assert depth(torch.arange(6), 2).tolist() == [0, 1, 2, 1, 2, 3], (
+        "end_s stands where t_{s+1} does"
+    )
+    near = prefix_mask(
+        layout, layout, 2, sliding_window=2
+    ).int()  # text 1 has id 1, start 2, t_1 and end_0 3
+    assert near[3:9, :3].tolist() == [[0, 1, 0]] + [[0, 0, 0]] * 5 and near[8, 3:9].tolist() == [
+        0,
+        0,
+        1,
+        0,
+        0,
+        1,
+    ]
 
 
 @pytest.mark.parametrize("explicit", [False, True])
 @pytest.mark.parametrize("window", [None, 3])
 @pytest.mark.parametrize("thought_len, n_thoughts", [(0, 2), (1, 1), (3, 2)])
-def test_each_read_out_is_that_of_a_thought_which_ended_there(thought_len, n_thoughts, window, explicit):
-    quiet = any_length(window, thought_len=thought_len, n_thoughts=n_thoughts, explicit_mask=explicit)
+def test_each_read_out_is_that_of_a_thought_which_ended_there(
+    thought_len, n_thoughts, window, explicit
+):
+    quiet = any_length(
+        window, thought_len=thought_len, n_thoughts=n_thoughts, explicit_mask=explicit
+    )
     tokens, shape = ids(2, 6), (2, n_thoughts, 5, thought_len)
     with torch.no_grad():
-        for got in (quiet.think(tokens, noise=uniform(*shape)), quiet.think(tokens, ids(*shape, seed=3))):
+        for got in (
+            quiet.think(tokens, noise=uniform(*shape)),
+            quiet.think(tokens, ids(*shape, seed=3)),
+        ):
             assert got.h_thought.shape == (2, n_thoughts, 5, thought_len + 1, 16)
-            for b, n, i, s in itertools.product(range(2), range(n_thoughts), range(5), range(thought_len + 1)):
+            for b, n, i, s in itertools.product(
+                range(2), range(n_thoughts), range(5), range(thought_len + 1)
+            ):
                 thought = got.tokens[b, n, i]
-                assert_close(got.h_thought[b, n, i, s], naive_thought(quiet, tokens[b], i, thought[:s])[1][0], **CLOSE)
+                assert_close(
+                    got.h_thought[b, n, i, s],
+                    naive_thought(quiet, tokens[b], i, thought[:s])[1][0],
+                    **CLOSE,
+                )
                 if s < thought_len:
                     policy = naive_policy(quiet, tokens[b, : i + 1], thought[:s])
                     assert_close(got.h_policy[b, n, i, s], policy, **CLOSE)
@@ -78,7 +105,8 @@ def naive_gains(quiet, text, i, thought, true):
         gates.append(naive_gate(quiet, h_base, h))
         after.append(log_softmax(head @ (h_base + gates[-1] * (h - h_base)))[true])
     log_p = [
-        log_softmax(head @ naive_policy(quiet, text[: i + 1], thought[:s]))[thought[s]] for s in range(len(thought))
+        log_softmax(head @ naive_policy(quiet, text[: i + 1], thought[:s]))[thought[s]]
+        for s in range(len(thought))
     ]
     return torch.stack(after), torch.stack(gates), torch.stack(log_p)
 
@@ -96,19 +124,30 @@ def test_learning_equals_loops_over_lengths_and_tokens(clamp):
             if i == 8 or DOCUMENTS[b, i] != DOCUMENTS[b, i + 1] or DOCUMENTS[b, i] < 0:
                 continue
             head = quiet.model.output.weight
-            base = log_softmax(head @ quiet.model(tokens[b : b + 1])[0, i])[tokens[b, i + 1]].detach()
-            found = [naive_gains(quiet, tokens[b], i, thoughts[b, n, s], tokens[b, i + 1]) for n in range(2)]
+            base = log_softmax(head @ quiet.model(tokens[b : b + 1])[0, i])[
+                tokens[b, i + 1]
+            ].detach()
+            found = [
+                naive_gains(quiet, tokens[b], i, thoughts[b, n, s], tokens[b, i + 1])
+                for n in range(2)
+            ]
             gains = [(after.detach() - base).tolist() for after, _, _ in found]
             for n, (after, gates, log_p) in enumerate(found):
                 assert_close(got.gate[b, n, s], gates, **CLOSE)
-                assert_close(got.reward[b, n, s], torch.tensor(sum(gains[n]) / 3, dtype=torch.float64), **CLOSE)
+                assert_close(
+                    got.reward[b, n, s],
+                    torch.tensor(sum(gains[n]) / 3, dtype=torch.float64),
+                    **CLOSE,
+                )
                 mixed.append(-after.mean())
                 for k in (1, 2):  # t_k is in the prefixes of k, .. 2 tokens
                     mine, other = (sum(g[k:]) / 3 for g in (gains[n], gains[1 - n]))
                     advantage = max(0.0, mine - other) if clamp else mine - other
                     policy.append(-advantage * log_p[k - 1])
             expected = quiet.gain_head(quiet.model(tokens[b : b + 1])[0, i])
-            error.append(sum((expected[s] - (gains[0][s] + gains[1][s]) / 2) ** 2 for s in range(3)) / 3)
+            error.append(
+                sum((expected[s] - (gains[0][s] + gains[1][s]) / 2) ** 2 for s in range(3)) / 3
+            )
         texts.append(sum(mixed) / len(mixed))
         reinforces.append(sum(policy) / (len(policy) / 2))
         errors.append(sum(error) / len(error))
@@ -130,19 +169,25 @@ def whole_and_to_come(quiet, tokens, i):
     V, m = quiet.model.config.vocab_size, quiet.config.thought_len
     thoughts = torch.tensor(list(itertools.product(range(V), repeat=m)))
     found = [naive_gains(quiet, tokens[0], i, thought, tokens[0, i + 1]) for thought in thoughts]
-    base = log_softmax(quiet.model.output.weight @ quiet.model(tokens)[0, i])[tokens[0, i + 1]].detach()
+    base = log_softmax(quiet.model.output.weight @ quiet.model(tokens)[0, i])[
+        tokens[0, i + 1]
+    ].detach()
     log_p = torch.stack([x[2].sum() for x in found])
     rewards = torch.stack([(x[0] - base).mean() for x in found]).detach()
     exact = flat(gradients((log_p.exp() * rewards).sum(), quiet))
     p, ours, squares = log_p.detach().exp(), 0.0, [0.0, 0.0]
     for pair in itertools.product(range(len(thoughts)), repeat=2):
         pair = list(pair)
-        got = learn(quiet, tokens, quiet.think(tokens, thoughts[pair].view(1, 2, 1, m), torch.tensor([[i]])))
+        got = learn(
+            quiet, tokens, quiet.think(tokens, thoughts[pair].view(1, 2, 1, m), torch.tensor([[i]]))
+        )
         mine = -flat(gradients(got.reinforce, quiet))
         advantage = rewards[pair] - rewards[pair].flip(0)
         whole = flat(gradients((advantage * log_p[pair]).mean(), quiet))
         ours = ours + p[pair].prod() * mine
-        squares = [x + p[pair].prod() * (y**2).sum() for x, y in zip(squares, (mine, whole), strict=True)]
+        squares = [
+            x + p[pair].prod() * (y**2).sum() for x, y in zip(squares, (mine, whole), strict=True)
+        ]
     return exact, ours, *(x - (exact**2).sum() for x in squares)
 
 
@@ -170,7 +215,9 @@ def test_in_parts_it_is_the_same_gradient():
         for name in metrics:
             assert_close(found[name], metrics[name].to(found[name]), **CLOSE, msg=name)
         for name, p in quiet.named_parameters():
-            assert_close(torch.zeros_like(p) if p.grad is None else p.grad, wanted[name], **CLOSE, msg=name)
+            assert_close(
+                torch.zeros_like(p) if p.grad is None else p.grad, wanted[name], **CLOSE, msg=name
+            )
 
 
 @pytest.mark.parametrize("window", [None, 3])
@@ -179,23 +226,33 @@ def test_rows_think_as_long_as_it_pays(price, window):
     """Against the whole text read anew for each token of each row alone. Counts the tokens read: of the thoughts, only
     those that were thought, and their ends."""
     quiet, tokens, new, read_tokens = any_length(window, thought_len=3, seed=11), ids(3, 4), 8, []
-    quiet.model.register_forward_hook(lambda _, inputs, output: read_tokens.append(output[..., 0].numel()))
+    quiet.model.register_forward_hook(
+        lambda _, inputs, output: read_tokens.append(output[..., 0].numel())
+    )
     lengths = torch.tensor([4, 2, 3])
     think = some_think(worth_its_price(quiet, price))
-    read, thoughts, gates = generate_with_thoughts(quiet, tokens, new, 0, lengths=lengths, think=think)
+    read, thoughts, gates = generate_with_thoughts(
+        quiet, tokens, new, 0, lengths=lengths, think=think
+    )
     counted, seen = sum(read_tokens), []
     start, _ = start_and_end(quiet)
     with torch.no_grad():
         for b, at in itertools.product(range(3), range(2, 4 + new)):
             text = read[b, :at]
-            h, gate, thought = quiet.model(text[None])[0, -1], torch.zeros((), dtype=torch.float64), []
+            h, gate, thought = (
+                quiet.model(text[None])[0, -1],
+                torch.zeros((), dtype=torch.float64),
+                [],
+            )
             net = [float(g) - price * (s + 2) for s, g in enumerate(quiet.gain_head(h))]
             length = net.index(max(net)) if max(net) > 0 else -1
             for _ in range(length):
                 policy = naive_policy(quiet, text, torch.tensor(thought, dtype=torch.long))
                 thought.append(int((quiet.model.output.weight @ policy).argmax()))
             if length >= 0:
-                after = naive_thought(quiet, text, at - 1, torch.tensor(thought, dtype=torch.long))[1][0]
+                after = naive_thought(quiet, text, at - 1, torch.tensor(thought, dtype=torch.long))[
+                    1
+                ][0]
                 gate = naive_gate(quiet, h, after)
                 h = h + gate * (after - h)
             seen.append(length)
@@ -211,14 +268,19 @@ def test_rows_think_as_long_as_it_pays(price, window):
 def test_scores_are_those_after_the_chosen_length():
     quiet, tokens = any_length(thought_len=3, seed=11), ids(2, 6)
     lengths = worth_its_price(quiet, 0.05)
-    logits = candidate(quiet, True, how_long=lengths).predict(tokens, torch.tensor([[3, 4], [1, 5]]))
+    logits = candidate(quiet, True, how_long=lengths).predict(
+        tokens, torch.tensor([[3, 4], [1, 5]])
+    )
     for b, s, i in ((0, 0, 3), (0, 1, 4), (1, 0, 1), (1, 1, 5)):
         text = tokens[b : b + 1, : i + 1]
         h = generate_with_thoughts(quiet, text, 1, 0, think=some_think(lengths))[0][0, -1]
         assert logits[b, s].argmax() == h
     hidden, h_base = torch.arange(8.0).view(1, 2, 4, 1), torch.full((1, 2, 1), -5.0)
     assert at_length(hidden, h_base, torch.tensor([[2, -1]])).flatten().tolist() == [2, -5]
-    assert at_length(hidden[:, :, :1], h_base, torch.tensor([[3, -1]])).flatten().tolist() == [0, -5], "whole thoughts"
+    assert at_length(hidden[:, :, :1], h_base, torch.tensor([[3, -1]])).flatten().tolist() == [
+        0,
+        -5,
+    ], "whole thoughts"
 
 
 def test_more_true_tokens_are_refused():

@@ -15,7 +15,11 @@ VECTORS = dict(n_thoughts=1, reinforce_weight=0.0, n_true=2, thought_len=3)
 
 def naive_vectors(quiet, text, i, n_true):
     """What is read and predicted at position i of a text (L,), by plain causal forwards: h_policy, h_thought."""
-    table, head, (start, end) = quiet.model.tok_embeddings.weight, quiet.model.output.weight, start_and_end(quiet)
+    table, head, (start, end) = (
+        quiet.model.tok_embeddings.weight,
+        quiet.model.output.weight,
+        start_and_end(quiet),
+    )
     read = [*table[text[: i + 1]], start]
     for _ in range(quiet.config.thought_len):
         h = quiet.model(torch.stack(read)[None])[0, -1]
@@ -36,7 +40,10 @@ def test_thoughts_of_vectors_equal_one_at_a_time_with_their_gradient(kind, windo
             h_policy, h_thought = naive_vectors(quiet, tokens[b], i, 2)
             assert_close(got.h_policy[b, 0, i], h_policy, **CLOSE)
             assert_close(got.h_thought[b, 0, i], h_thought, **CLOSE)
-            ours, wanted = ours + (got.h_thought[b, 0, i] @ weight).sum(), wanted + (h_thought @ weight).sum()
+            ours, wanted = (
+                ours + (got.h_thought[b, 0, i] @ weight).sum(),
+                wanted + (h_thought @ weight).sum(),
+            )
     ours, wanted = gradients(ours, quiet), gradients(wanted, quiet)
     for name in wanted:
         assert_close(ours[name], wanted[name], **CLOSE, msg=name)
@@ -49,14 +56,21 @@ def test_thoughts_of_vectors_learn_in_parts_and_speak(kind):
     wanted = gradients(loss, quiet)
     quiet.backward(tokens, at_once=2)
     for name, p in quiet.named_parameters():
-        assert_close(torch.zeros_like(p) if p.grad is None else p.grad, wanted[name], **CLOSE, msg=name)
-    assert wanted["thought_tokens.start"].abs().max() > 1e-4, "a gradient flows through the whole thought"
+        assert_close(
+            torch.zeros_like(p) if p.grad is None else p.grad, wanted[name], **CLOSE, msg=name
+        )
+    assert wanted["thought_tokens.start"].abs().max() > 1e-4, (
+        "a gradient flows through the whole thought"
+    )
     read, _, _ = generate_with_thoughts(quiet, tokens, 3, 0)
     with torch.no_grad():
         for b in range(2):
             for at in range(8, 11):
                 text = read[b, :at]
-                h_base, h = quiet.model(text[None])[0, -1], naive_vectors(quiet, text, at - 1, 1)[1][0]
+                h_base, h = (
+                    quiet.model(text[None])[0, -1],
+                    naive_vectors(quiet, text, at - 1, 1)[1][0],
+                )
                 assert read[b, at] == quiet.model.logits(quiet.talk(h_base, h)[0]).argmax()
 
 
@@ -76,7 +90,9 @@ def test_star_keeps_thoughts_after_which_all_true_tokens_are_the_likeliest():
     given = ids(4, 3, 7, 2, seed=3)
     with torch.no_grad():  # make some tokens what would be said before them
         thoughts = quiet.think(tokens, given)
-        likeliest = quiet.model.logits(quiet.talk(thoughts.h_base, thoughts.h_thought)[0]).argmax(-1)[:, 0]
+        likeliest = quiet.model.logits(quiet.talk(thoughts.h_base, thoughts.h_thought)[0]).argmax(
+            -1
+        )[:, 0]
         tokens[:, 8], tokens[:2, 4] = likeliest[:, 6, 1], likeliest[:2, 3, 0]
     thoughts = quiet.think(tokens, given)
     logits = quiet.model.logits(quiet.talk(thoughts.h_base, thoughts.h_thought)[0])
@@ -100,7 +116,9 @@ def test_posterior_credit_by_hand():
         for i in range(4):
             p = [math.exp(-float(got.nll_mixed[b, n, i].detach().sum())) for n in range(3)]
             for n in range(3):
-                assert float(got.advantage[b, n, i]) == pytest.approx(3 * p[n] / sum(p) - 1, abs=1e-12)
+                assert float(got.advantage[b, n, i]) == pytest.approx(
+                    3 * p[n] / sum(p) - 1, abs=1e-12
+                )
 
 
 def test_credit_is_what_reinforce_weighs_and_the_rest_stays():
@@ -127,7 +145,10 @@ def test_without_mixing_the_thought_stands_alone():
 def test_any_function_of_the_position_alone_cancels_from_the_advantage():
     """RLP compares a thought with an exponential average of the model, without a thought. With the baseline "others"
     that, or anything else that is the same for all thoughts of a position, makes no difference."""
-    reward, of_position = torch.randn(2, 4, 5, dtype=torch.float64), 100 * torch.randn(2, 1, 5, dtype=torch.float64)
+    reward, of_position = (
+        torch.randn(2, 4, 5, dtype=torch.float64),
+        100 * torch.randn(2, 1, 5, dtype=torch.float64),
+    )
     for clamp in (False, True):
         with_it = thought_advantage(reward - of_position, clamp)
         assert_close(with_it, thought_advantage(reward, clamp), atol=1e-12, rtol=0)
@@ -140,9 +161,16 @@ def test_a_kind_is_kept_in_a_run_and_its_settings(tmp_path):
     from beyond.kinds import LatentThoughts, SoftThoughts, thinking_model
     from quiet_star import QuietSTaR
 
-    classes = {"sampled": QuietSTaR, "soft": SoftThoughts, "latent": LatentThoughts, "any_length": AnyLength}
+    classes = {
+        "sampled": QuietSTaR,
+        "soft": SoftThoughts,
+        "latent": LatentThoughts,
+        "any_length": AnyLength,
+    }
     for kind, wanted in classes.items():
         more = dict(reinforce_weight=0.0, n_thoughts=1) if kind in ("soft", "latent") else {}
-        model = Transformer(ModelConfig(dim=8, n_layers=1, head_dim=4, n_heads=2, n_kv_heads=1, hidden_dim=8))
+        model = Transformer(
+            ModelConfig(dim=8, n_layers=1, head_dim=4, n_heads=2, n_kv_heads=1, hidden_dim=8)
+        )
         quiet = thinking_model(model, QuietSTaRConfig(thought_kind=kind, **more))
         assert type(quiet) is wanted and type(quiet.with_settings(thought_len=1)) is wanted

@@ -29,7 +29,9 @@ def test_merged_it_is_a_plain_model_with_the_same_loss():
     merge_lora(quiet.model)
     assert {name for name, _ in quiet.named_parameters()} == names
     assert all(type(linear) is torch.nn.Linear for linear in linear_maps(quiet.model))
-    assert_close(quiet.double()(tokens, noise=noise)[0], loss, atol=1e-5, rtol=1e-5)  # merging is done in float32
+    assert_close(
+        quiet.double()(tokens, noise=noise)[0], loss, atol=1e-5, rtol=1e-5
+    )  # merging is done in float32
 
 
 def test_gradients_are_those_of_the_merged_weight_by_the_chain_rule_and_nothing_else_learns():
@@ -65,10 +67,14 @@ def test_a_run_goes_on_bit_for_bit_is_loaded_merged_exported_and_gone_on_from(wo
         and weights["mixing_head.last.weight"].dtype == torch.float32
     )
     base = load_run(work / "base")[0]
-    assert torch.equal(weights["model.layers.0.attention.wq.weight"], base.layers[0].attention.wq.weight.to(stored))
+    assert torch.equal(
+        weights["model.layers.0.attention.wq.weight"], base.layers[0].attention.wq.weight.to(stored)
+    )
 
     model, *_ = load_run(work / "whole")
-    assert not torch.equal(model.model.layers[0].attention.wq.weight, base.layers[0].attention.wq.weight)
+    assert not torch.equal(
+        model.model.layers[0].attention.wq.weight, base.layers[0].attention.wq.weight
+    )
     export(work / "whole", work / "exported")
     other, *_ = load_model(work / "exported")
     tokens = torch.tensor([[1, 2, 3, 4]])

@@ -16,14 +16,17 @@ def both(quiet, tokens, new, price, **options):
     how_long, shapes = worth_its_price(quiet, price), []
     wanted = generate_with_thoughts(quiet, tokens, new, 0, think=some_think(how_long), **options)
     with torch.no_grad():
-        hook = quiet.model.register_forward_hook(lambda _, inputs, output: shapes.append(tuple(output.shape[:2])))
+        hook = quiet.model.register_forward_hook(
+            lambda _, inputs, output: shapes.append(tuple(output.shape[:2]))
+        )
         found = generate_at_own_pace(quiet, tokens, new, how_long, 0, **options)
         hook.remove()
     return wanted, found, shapes
 
 
 @pytest.mark.parametrize(
-    "any_length, window, thought_len", [(False, None, 0), (False, 3, 2), (True, None, 3), (True, 4, 2)]
+    "any_length, window, thought_len",
+    [(False, None, 0), (False, 3, 2), (True, None, 3), (True, 4, 2)],
 )
 @pytest.mark.parametrize("price", [-0.3, 0.02, 0.1, float("inf")])
 def test_it_is_generation_with_rows_that_wait(any_length, window, thought_len, price):
@@ -36,7 +39,9 @@ def test_it_is_generation_with_rows_that_wait(any_length, window, thought_len, p
     thinks = found[1][..., 0] != -1 if thought_len else found[2] != 0
     thought_tokens = (found[1] >= 0).sum() + 2 * thinks.sum()
     assert sum(rows * length for rows, length in shapes) == 3 * (2 + 9) + thought_tokens
-    assert len(shapes) == 10 + int(((found[1] >= 0).sum(-1) + 2 * thinks).sum(1).max()), "no row waits for another"
+    assert len(shapes) == 10 + int(((found[1] >= 0).sum(-1) + 2 * thinks).sum(1).max()), (
+        "no row waits for another"
+    )
 
 
 def test_some_rows_think_and_some_do_not():

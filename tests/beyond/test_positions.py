@@ -18,7 +18,10 @@ def test_wrong_positions_are_those_where_the_likeliest_token_is_not_the_true_one
         found = think_where(quiet, "wrong", share, tokens, chance)(h)
         assert found.shape == (2, round(20 * share)) and (found.diff() > 0).all()
         for b in range(2):
-            said = [int(quiet.model.logits(quiet.model(tokens[b : b + 1, : i + 1]))[0, -1].argmax()) for i in range(20)]
+            said = [
+                int(quiet.model.logits(quiet.model(tokens[b : b + 1, : i + 1]))[0, -1].argmax())
+                for i in range(20)
+            ]
             wrong = [i for i in range(20) if said[i] != tokens[b, i + 1]]
             assert 4 < len(wrong) < 18
             wanted = sorted(range(20), key=lambda i: (i in wrong, chance[b, i]))[-found.shape[1] :]
@@ -27,7 +30,9 @@ def test_wrong_positions_are_those_where_the_likeliest_token_is_not_the_true_one
 
 def test_each_document_gets_one_position_before_any_gets_two():
     end, tokens = 0, torch.tensor([[5, 6, 0, 7, 0, 8, 9, 8, 9, 0, 4], [1] * 11])
-    chance = uniform(2, 10)  # documents of 3, 2, 5 tokens (and one that begins where nobody thinks); one document
+    chance = uniform(
+        2, 10
+    )  # documents of 3, 2, 5 tokens (and one that begins where nobody thinks); one document
     rank = rank_in_document(tokens, chance, end)
     documents = [[(0, 3), (3, 5), (5, 10)], [(0, 10)]]
     for b, parts in enumerate(documents):
@@ -35,7 +40,11 @@ def test_each_document_gets_one_position_before_any_gets_two():
             places = sorted(range(first, last), key=lambda i: -float(chance[b, i]))
             assert [int(rank[b, i]) for i in places] == list(range(last - first))
     found = think_where(tiny(), "each_document", 0.3, tokens, chance, document_end=end)(None)
-    assert [sum(first <= i < last for i in found[0].tolist()) for first, last in documents[0]] == [1, 1, 1]
+    assert [sum(first <= i < last for i in found[0].tolist()) for first, last in documents[0]] == [
+        1,
+        1,
+        1,
+    ]
     assert found[1].tolist() == sorted(chance[1].topk(3).indices.tolist())
     with pytest.raises(ValueError, match="names the token that ends a document"):
         rank_in_document(tokens, chance, None)

@@ -11,7 +11,9 @@ END = 0
 
 
 def config(**more):
-    return StarConfig(read=lambda text: text[-2] if len(text) > 1 and text[-1] == END else None, end=END, **more)
+    return StarConfig(
+        read=lambda text: text[-2] if len(text) > 1 and text[-1] == END else None, end=END, **more
+    )
 
 
 def test_what_is_written_is_what_each_prompt_alone_leads_to():
@@ -54,7 +56,9 @@ def test_fine_tuning_learns_leaves_the_original_alone_and_repeats_exactly():
     model = tiny(seed=3).model
     before = {name: x.clone() for name, x in model.state_dict().items()}
     examples = [([1], [2, END]), ([3], [4, END])]
-    tuned, again = (fine_tune(model, examples, 60, config(lr=3e-3, batch_size=2), seed=1) for _ in range(2))
+    tuned, again = (
+        fine_tune(model, examples, 60, config(lr=3e-3, batch_size=2), seed=1) for _ in range(2)
+    )
     assert all(torch.equal(x, before[name]) for name, x in model.state_dict().items())
     assert all(torch.equal(x, again.state_dict()[name]) for name, x in tuned.state_dict().items())
     assert loss_of(tuned, examples) < 0.2 < loss_of(model, examples)
@@ -65,8 +69,16 @@ def test_fine_tuning_learns_leaves_the_original_alone_and_repeats_exactly():
 def test_iterations_grow_and_start_from_the_original(go_on, monkeypatch):
     """The first question is right from the start, the second only with its hint, the third never."""
     model, started = tiny(seed=3).model, []
-    hints = {(1,): [7, 3, END], (2,): [7, 8, END], (2, 9): [7, 4, END], (3,): [7, 8, END], (3, 9): [8, 8, END]}
-    monkeypatch.setattr("beyond.star.write", lambda model, prompts, _: [hints[tuple(p)] for p in prompts])
+    hints = {
+        (1,): [7, 3, END],
+        (2,): [7, 8, END],
+        (2, 9): [7, 4, END],
+        (3,): [7, 8, END],
+        (3, 9): [8, 8, END],
+    }
+    monkeypatch.setattr(
+        "beyond.star.write", lambda model, prompts, _: [hints[tuple(p)] for p in prompts]
+    )
 
     def tuned(start, examples, steps, config, seed):
         started.append((start, examples, steps, seed))
@@ -75,10 +87,16 @@ def test_iterations_grow_and_start_from_the_original(go_on, monkeypatch):
     monkeypatch.setattr("beyond.star.fine_tune", tuned)
     questions = [Question([1], [1, 9], 3), Question([2], [2, 9], 4), Question([3], [3, 9], 5)]
     found = list(self_taught(model, questions, config(iterations=3, go_on=go_on)))
-    assert [x[0] for x in found] == ["model 1", "model 2", "model 3"] and [x[2] for x in found] == [40, 48, 58]
+    assert [x[0] for x in found] == ["model 1", "model 2", "model 3"] and [x[2] for x in found] == [
+        40,
+        48,
+        58,
+    ]
     assert [[k.hinted for k in x[1]] for x in found] == [[False, True]] * 3
     assert started[1][1] == [([1], [7, 3, END]), ([2], [7, 4, END])], "without the hint"
     assert [x[0] for x in started] == ([model, "model 1", "model 2"] if go_on else [model] * 3)
     plain = list(self_taught(model, questions, config(iterations=1, rationalize=False)))
     assert len(plain[0][1]) == 1
-    assert list(self_taught(model, questions[2:], config(iterations=1))) == [(model, [], 40)], "nothing to learn from"
+    assert list(self_taught(model, questions[2:], config(iterations=1))) == [(model, [], 40)], (
+        "nothing to learn from"
+    )

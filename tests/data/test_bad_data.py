@@ -22,17 +22,22 @@ from data.text import prepare_text, read_documents, text_files
 from lib.tokenizer import CharTokenizer
 
 LINES = b"".join(
-    json.dumps({"text": f"document {n}", "url": "x", "score": float("nan")}).encode() + b"\n" for n in range(3)
+    json.dumps({"text": f"document {n}", "url": "x", "score": float("nan")}).encode() + b"\n"
+    for n in range(3)
 )
 
 
-@pytest.mark.parametrize("name", ["c4-train.00000-of-01024.json.gz", "a.json", "a.ndjson", "a.txt", "lines", "a.bz2"])
+@pytest.mark.parametrize(
+    "name", ["c4-train.00000-of-01024.json.gz", "a.json", "a.ndjson", "a.txt", "lines", "a.bz2"]
+)
 def test_json_lines_are_known_by_what_they_are(tmp_path, capsys, name):
     content = {"gz": gzip.compress, "bz2": bz2.compress}.get(name.split(".")[-1], bytes)(LINES)
     (tmp_path / name).write_bytes(content)
     texts = [text for text, _ in read_documents([tmp_path / name])]
     assert texts == ["document 0", "document 1", "document 2"]
-    assert ("holds JSON lines" in capsys.readouterr().err) == ("json" not in name), "where the name does not say it"
+    assert ("holds JSON lines" in capsys.readouterr().err) == ("json" not in name), (
+        "where the name does not say it"
+    )
 
 
 def test_text_that_only_begins_with_a_brace_is_text(tmp_path):
@@ -43,7 +48,9 @@ def test_text_that_only_begins_with_a_brace_is_text(tmp_path):
 
 def test_a_damaged_gz_is_one_line(tmp_path):
     content, path = (
-        gzip.compress(b"some text " * 3000 + bytes(np.random.default_rng(0).bytes(3000)).hex().encode()),
+        gzip.compress(
+            b"some text " * 3000 + bytes(np.random.default_rng(0).bytes(3000)).hex().encode()
+        ),
         tmp_path / "a.txt.gz",
     )
     rng = np.random.default_rng(0)
@@ -60,7 +67,9 @@ def test_a_damaged_gz_is_one_line(tmp_path):
 @pytest.mark.parametrize("row", [{"text": None}, {"body": "x"}, {"text": ["a"]}, {"text": 5}])
 def test_rows_of_a_corpus_without_a_text_are_one_line(monkeypatch, row):
     stream = SimpleNamespace(skip=lambda n: [{"text": "a"}, row])
-    monkeypatch.setitem(sys.modules, "datasets", SimpleNamespace(load_dataset=lambda *_, **__: stream))
+    monkeypatch.setitem(
+        sys.modules, "datasets", SimpleNamespace(load_dataset=lambda *_, **__: stream)
+    )
     documents = hub.hub_documents("some/corpus", None, "main")(0)
     assert next(documents) == ("a", 1)
     with pytest.raises(ValueError, match="some/corpus .*'text'") as error:
@@ -108,8 +117,16 @@ def test_a_prepare_that_lost_its_tokens_does_not_go_on_with_zeros(tmp_path, toke
 def test_two_prepares_into_one_folder_do_not_mix(tmp_path):
     """Four at a time, each another corpus: one of them is there in the end, whole."""
     out = tmp_path / "out"
-    command = [sys.executable, "data/arithmetic/prepare.py", f"--out={out}", "--train_documents=3000"]
-    some = [subprocess.Popen([*command, f"--seed={n}"], cwd=ROOT, stderr=subprocess.PIPE, text=True) for n in range(4)]
+    command = [
+        sys.executable,
+        "data/arithmetic/prepare.py",
+        f"--out={out}",
+        "--train_documents=3000",
+    ]
+    some = [
+        subprocess.Popen([*command, f"--seed={n}"], cwd=ROOT, stderr=subprocess.PIPE, text=True)
+        for n in range(4)
+    ]
     ends = [(process.communicate()[1], process.returncode) for process in some]
     assert 0 in [code for _, code in ends]
     for said, code in ends:
@@ -117,9 +134,17 @@ def test_two_prepares_into_one_folder_do_not_mix(tmp_path):
     whole = [n for n, (_, code) in enumerate(ends) if code == 0]
     found = (out / "train.bin").read_bytes(), (out / "val.bin").read_bytes()
     for n in whole:
-        subprocess.run([*command[:2], f"--out={tmp_path / str(n)}", command[3], f"--seed={n}"], cwd=ROOT, check=True)
+        subprocess.run(
+            [*command[:2], f"--out={tmp_path / str(n)}", command[3], f"--seed={n}"],
+            cwd=ROOT,
+            check=True,
+        )
     alone = [
-        ((tmp_path / str(n) / "train.bin").read_bytes(), (tmp_path / str(n) / "val.bin").read_bytes()) for n in whole
+        (
+            (tmp_path / str(n) / "train.bin").read_bytes(),
+            (tmp_path / str(n) / "val.bin").read_bytes(),
+        )
+        for n in whole
     ]
     assert found in alone
     open_dataset(out, "train")
@@ -138,17 +163,23 @@ META = {"vocab_size": 3, "dtype": "uint16", "tokens": {"train": 6, "val": 2}, "d
     ids=str,
 )  # fmt: skip
 def test_a_description_that_is_none_is_refused(tmp_path, change):
-    write_dataset(tmp_path, {"train": [0, 1, 2, 0, 1, 2], "val": [1, 2]}, CharTokenizer("abc"), document_end=2)
+    write_dataset(
+        tmp_path, {"train": [0, 1, 2, 0, 1, 2], "val": [1, 2]}, CharTokenizer("abc"), document_end=2
+    )
     meta = json.loads((tmp_path / "meta.json").read_text())
     assert META.items() <= meta.items()
-    assert meta["checksums"]["train"] == zlib.crc32(np.array([0, 1, 2, 0, 1, 2], np.uint16).tobytes())
+    assert meta["checksums"]["train"] == zlib.crc32(
+        np.array([0, 1, 2, 0, 1, 2], np.uint16).tobytes()
+    )
     (tmp_path / "meta.json").write_text(json.dumps({**meta, **change}))
     with pytest.raises(ValueError, match="prepare it anew") as error:
         open_dataset(tmp_path, "train")
     assert "\n" not in str(error.value)
 
 
-def test_tokens_that_were_changed_are_noticed_and_datasets_of_before_there_were_checksums_open(tmp_path):
+def test_tokens_that_were_changed_are_noticed_and_datasets_of_before_there_were_checksums_open(
+    tmp_path,
+):
     write_dataset(tmp_path, {"train": [0, 1, 2, 0, 1, 2], "val": [1, 2]}, CharTokenizer("abc"))
     (tmp_path / "train.bin").write_bytes(np.array([0, 1, 2, 0, 1, 1], np.uint16).tobytes())
     with pytest.raises(ValueError, match="train.bin .*checksum is wrong"):
@@ -163,7 +194,12 @@ def test_a_text_with_a_million_spaces_does_not_stop_a_prepare(tmp_path):
     tokenizer = write_byte_tokenizer(tmp_path / "t")
     (tmp_path / "a.txt").write_text("a" + " " * 1_000_000 + "b\n\n\nc\n\n\nd\n\n\ne")
     files = text_files(tmp_path / "a.txt")
-    prepare_text(lambda n: list(read_documents(files))[n:], tmp_path / "out", {}, config(tokenizer, val_share=0.3))
+    prepare_text(
+        lambda n: list(read_documents(files))[n:],
+        tmp_path / "out",
+        {},
+        config(tokenizer, val_share=0.3),
+    )
     assert sum(open_dataset(tmp_path / "out", "train").meta["tokens"].values()) == 1_000_002 + 3 + 4
 
 

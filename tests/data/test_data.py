@@ -37,13 +37,20 @@ def test_documents_are_worked_idle_or_quiet_in_the_shares_asked_for():
         question, rest = line.split("=")
         assert int(rest) == sum(map(int, question)) % 10 and len(question) in (2, 3)
     for line in lines(explicit=1.0, chatter=1.0, min_digits=1):
-        assert line.split("—")[1] == "hmmm"[: len(line.split("=")[0]) - 1], "as long as its steps would be"
+        assert line.split("—")[1] == "hmmm"[: len(line.split("=")[0]) - 1], (
+            "as long as its steps would be"
+        )
     mixed = lines()
     asides = [line.split("—")[1] for line in mixed if "—" in line]
-    assert 0.45 < len(asides) / 400 < 0.55 and 0.5 < sum(a.isalpha() for a in asides) / len(asides) < 0.7
+    assert (
+        0.45 < len(asides) / 400 < 0.55
+        and 0.5 < sum(a.isalpha() for a in asides) / len(asides) < 0.7
+    )
 
 
-def test_check_tells_a_model_that_has_learned_its_steps_from_one_that_has_not(demo_runs, monkeypatch, capsys):
+def test_check_tells_a_model_that_has_learned_its_steps_from_one_that_has_not(
+    demo_runs, monkeypatch, capsys
+):
     """Steps of the wrong place, or of idle asides, would not be right always; those of an untrained model are not."""
     data, steps = open_dataset(demo_runs / "data", "val"), check.steps_right(demo_runs / "base")
     assert list(steps) == [4] and len(steps[4]) == 4 and all(0 <= share < 0.9 for share in steps[4])
@@ -59,7 +66,9 @@ def test_check_tells_a_model_that_has_learned_its_steps_from_one_that_has_not(de
             for row, text in enumerate(map(tokenizer.decode, tokens.tolist())):
                 question, _, steps = text.split("\n")[-1].partition("=—")
                 for k, digit in enumerate(prepare.running_sums(question.lstrip(">"))):
-                    said[row, len(text) - len(steps) - 1 + k, int(digit)] = 1.0  # where it is predicted
+                    said[row, len(text) - len(steps) - 1 + k, int(digit)] = (
+                        1.0  # where it is predicted
+                    )
             said[..., tokenizer.id["h"]] = 2.0
             return said
 
@@ -88,7 +97,9 @@ def test_prepare_writes_what_open_dataset_reads(tmp_path, monkeypatch):
 
 def test_shakespeare_refuses_a_text_that_is_not_the_one_expected(tmp_path, monkeypatch):
     (tmp_path / "input.txt").write_text("To be, or not to be")
-    monkeypatch.setattr("sys.argv", ["prepare.py", f"--out={tmp_path}", f"--source={tmp_path / 'input.txt'}"])
+    monkeypatch.setattr(
+        "sys.argv", ["prepare.py", f"--out={tmp_path}", f"--source={tmp_path / 'input.txt'}"]
+    )
     with pytest.raises(SystemExit, match="SHA-256"):
         as_typed("data/tinyshakespeare/prepare.py")
     assert not (tmp_path / "meta.json").exists()
@@ -112,7 +123,9 @@ def test_document_numbers_count_ends_before_a_token():
 
 @pytest.fixture
 def folder(tmp_path):
-    write_dataset(tmp_path, {"train": [0, 1, 2, 1], "val": [2]}, CharTokenizer("abc"), document_end=2)
+    write_dataset(
+        tmp_path, {"train": [0, 1, 2, 1], "val": [2]}, CharTokenizer("abc"), document_end=2
+    )
     return tmp_path
 
 
@@ -128,9 +141,13 @@ def test_open_dataset_says_in_one_line_what_is_wrong(folder):
         "no data in": lambda: (folder / "meta.json").rename(folder / "gone"),
         "train.bin cannot be used": lambda: (folder / "train.bin").unlink(),
         "cut short": lambda: (folder / "train.bin").write_bytes(b"\0\0\0"),
-        "token id 7": lambda: (folder / "train.bin").write_bytes(np.array([0, 7, 0, 0], np.uint16).tobytes()),
+        "token id 7": lambda: (folder / "train.bin").write_bytes(
+            np.array([0, 7, 0, 0], np.uint16).tobytes()
+        ),
         "not a dataset's description": lambda: (folder / "meta.json").write_text("{"),
-        "it has no 'tokenizer'": lambda: (folder / "meta.json").write_text(json.dumps({"dtype": "uint16"})),
+        "it has no 'tokenizer'": lambda: (folder / "meta.json").write_text(
+            json.dumps({"dtype": "uint16"})
+        ),
     }
     meta, tokens = (folder / "meta.json").read_bytes(), (folder / "train.bin").read_bytes()
     for expected, damage in cases.items():

@@ -23,10 +23,22 @@ def left_out(answer):
 @pytest.mark.parametrize(
     "answer, wanted, steps",
     [
-        (ANSWER, "Natalia sold 24 clips in May.\nShe got $72.50 then.\n#### 72", ["48/2=24", "24*3=72"]),
+        (
+            ANSWER,
+            "Natalia sold 24 clips in May.\nShe got $72.50 then.\n#### 72",
+            ["48/2=24", "24*3=72"],
+        ),
         ("It is 80,000*1.5=<<80000*1.5=120000>>120,000.", "It is 120,000.", ["80000*1.5=120000"]),
-        ("60 - 48 = <<60-48=12>>12 ounces, 2+1=<<2+1=3>>3.", "12 ounces, 3.", ["60-48=12", "2+1=3"]),
-        ("5 apples + 3 pears = <<5+3=8>>8 fruits", "5 apples + 3 pears = 8 fruits", [None]),  # it cannot be taken out
+        (
+            "60 - 48 = <<60-48=12>>12 ounces, 2+1=<<2+1=3>>3.",
+            "12 ounces, 3.",
+            ["60-48=12", "2+1=3"],
+        ),
+        (
+            "5 apples + 3 pears = <<5+3=8>>8 fruits",
+            "5 apples + 3 pears = 8 fruits",
+            [None],
+        ),  # it cannot be taken out
         ("He has <<2*3=6>>six.", "He has six.", [None]),  # no number follows
         ("Half is <<1/2=.5>>.5 of it", "Half is .5 of it", ["1/2=.5"]),
         ("no calculation", "no calculation", []),
@@ -48,7 +60,10 @@ def test_written_or_left_out_the_marks_are_on_the_results_of_what_is_left_out(tm
         )
         first, second = ("<<48/2=24>>" * drawn[0], "<<24*3=72>>" * drawn[1])
         text = f"Natalia sold {first}24 clips in May.\nShe got ${second}72.50 then.\n#### 72"
-        assert tokenizer.decode(ids.tolist()) == f"Q: How many?\nA: {text}" and ids[-1] == tokenizer.eos_id
+        assert (
+            tokenizer.decode(ids.tolist()) == f"Q: How many?\nA: {text}"
+            and ids[-1] == tokenizer.eos_id
+        )
         marked = "".join(chr(i) if m else " " for i, m in zip(ids, marks, strict=True)).split()
         assert marked == ["24"] * (not drawn[0]) + ["72.50"] * (not drawn[1])
         seen.add(tuple(drawn))
@@ -62,7 +77,12 @@ def prepared(tmp_path, monkeypatch):
     for name, some in (("train", lines[:16]), ("test", lines[16:])):
         (tmp_path / f"{name}.jsonl").write_text("\n".join(some))
     files = [f"--{name}={tmp_path / name}.jsonl" for name in ("train", "test")]
-    more = [f"--tokenizer={write_byte_tokenizer(tmp_path)}", "--any_hash", "--dev_documents=3", "--copies=2"]
+    more = [
+        f"--tokenizer={write_byte_tokenizer(tmp_path)}",
+        "--any_hash",
+        "--dev_documents=3",
+        "--copies=2",
+    ]
     monkeypatch.setattr("sys.argv", ["prepare.py", *files, *more, f"--out={tmp_path / 'data'}"])
     as_typed("data/gsm8k_steps/prepare.py")
     return tmp_path / "data"
@@ -78,7 +98,10 @@ def test_the_dataset_has_marks_for_what_is_held_out_and_several_copies_for_train
         else:
             marked = np.array([*map(chr, data.tokens)])[data.answers]
             assert "".join(marked) == "2472.50" * count and "<<" not in text
-            assert json.loads((prepared / "steps.json").read_text())[split] == ["48/2=24", "24*3=72"] * count
+            assert (
+                json.loads((prepared / "steps.json").read_text())[split]
+                == ["48/2=24", "24*3=72"] * count
+            )
 
 
 def test_marks_that_do_not_fit_are_refused(prepared):

@@ -24,7 +24,10 @@ from data.textfile import prepare as textfile
 
 def some_documents(count=200, seed=0):
     rng = random.Random(seed)
-    return ["".join(rng.choice("abc é漢🙂\n") for _ in range(rng.randint(1, 60))) + f"{n}" for n in range(count)]
+    return [
+        "".join(rng.choice("abc é漢🙂\n") for _ in range(rng.randint(1, 60))) + f"{n}"
+        for n in range(count)
+    ]
 
 
 @pytest.fixture
@@ -82,7 +85,9 @@ def test_copies_of_a_document_are_on_the_same_side(tmp_path, tokenizer):
     assert not (train & val) - {b""} and len(train | val) == 61
 
 
-def test_interrupted_at_any_time_and_called_again_it_is_as_if_never_interrupted(tmp_path, tokenizer):
+def test_interrupted_at_any_time_and_called_again_it_is_as_if_never_interrupted(
+    tmp_path, tokenizer
+):
     texts = some_documents()
     for stop_after in (0, 7, 50, 150, 199):
         out = tmp_path / f"out{stop_after}"
@@ -106,7 +111,9 @@ def test_interrupted_at_any_time_and_called_again_it_is_as_if_never_interrupted(
 def test_a_folder_is_never_mixed_nor_overwritten(tmp_path, tokenizer):
     texts = some_documents(40)
     prepare_text(stream(texts), tmp_path / "done", {"from": "a"}, config(tokenizer))
-    assert prepare_text(None, tmp_path / "done", {"from": "a"}, config(tokenizer))["documents"] == 40, "no work twice"
+    assert (
+        prepare_text(None, tmp_path / "done", {"from": "a"}, config(tokenizer))["documents"] == 40
+    ), "no work twice"
     with pytest.raises(KeyboardInterrupt):
         prepare_text(stream(texts, 5), tmp_path / "begun", {"from": "a"}, config(tokenizer))
     for name in ("done", "begun"):
@@ -116,7 +123,9 @@ def test_a_folder_is_never_mixed_nor_overwritten(tmp_path, tokenizer):
 
 
 def test_max_tokens_ends_it_after_the_batch_that_reaches_them(tmp_path, tokenizer):
-    meta = prepare_text(stream(some_documents()), tmp_path / "out", {}, config(tokenizer, max_tokens=2000))
+    meta = prepare_text(
+        stream(some_documents()), tmp_path / "out", {}, config(tokenizer, max_tokens=2000)
+    )
     assert 2000 <= sum(meta["tokens"].values()) < 4000
 
 
@@ -153,13 +162,24 @@ def test_files_of_all_kinds(tmp_path):
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(content)
     files = text_files(tmp_path / "files")
-    assert [path.name for path in files] == ["a.txt", "b.txt.gz", "c.md.xz", "e.txt.bz2", "f.jsonl", "g.jsonl.xz"]
+    assert [path.name for path in files] == [
+        "a.txt",
+        "b.txt.gz",
+        "c.md.xz",
+        "e.txt.bz2",
+        "f.jsonl",
+        "g.jsonl.xz",
+    ]
     found = list(read_documents(files, key="page"))
     assert [text.strip() for text, _ in found if text.strip()] == texts * 6
     positions = [position for _, position in found]
-    assert positions == sorted(positions) and positions[-1] <= sum(path.stat().st_size for path in files)
+    assert positions == sorted(positions) and positions[-1] <= sum(
+        path.stat().st_size for path in files
+    )
     assert text_files(tmp_path / "files", "*.jsonl") == [tmp_path / "files" / "f.jsonl"]
-    assert [text for text, _ in read_documents([tmp_path / "files" / "a.txt"], "")] == [plain.decode().strip("\n")]
+    assert [text for text, _ in read_documents([tmp_path / "files" / "a.txt"], "")] == [
+        plain.decode().strip("\n")
+    ]
 
 
 @pytest.mark.parametrize(
@@ -168,7 +188,11 @@ def test_files_of_all_kinds(tmp_path):
         ("a.txt", b"caf\xe9", "a.txt cannot be read .*'utf-8' codec"),
         ("a.txt.gz", gzip.compress(b"x" * 10**5)[:-20], "cannot be read .*ended before"),
         ("a.txt.xz", b"not xz", "cannot be read"),
-        ("a.jsonl", b'{"text": "x"}\n{"content": "x"}\n', "line 2: no object with a text at 'text'"),
+        (
+            "a.jsonl",
+            b'{"text": "x"}\n{"content": "x"}\n',
+            "line 2: no object with a text at 'text'",
+        ),
         ("a.jsonl", b'{"text": "x"}\n{"text": 5}\n', "line 2: no object with a text at"),
         ("a.jsonl", b'{"text": "x"\n', "line 1: no object"),
     ],
@@ -185,8 +209,16 @@ def test_the_script_prepares_a_folder_and_refuses_in_one_line(tmp_path, monkeypa
     (tmp_path / "in").mkdir()
     texts = some_documents(50)
     (tmp_path / "in" / "a.txt").write_text("|".join(texts).replace("\n", " "), "utf-8")
-    flags = [f"--tokenizer={tokenizer}", f"--out={tmp_path / 'out'}", "--separator=|", "--val_share=0.2"]
-    for source, expected in (("nowhere", "there is no file or folder nowhere"), ("", "--source=FILE or FOLDER")):
+    flags = [
+        f"--tokenizer={tokenizer}",
+        f"--out={tmp_path / 'out'}",
+        "--separator=|",
+        "--val_share=0.2",
+    ]
+    for source, expected in (
+        ("nowhere", "there is no file or folder nowhere"),
+        ("", "--source=FILE or FOLDER"),
+    ):
         monkeypatch.setattr("sys.argv", ["prepare.py", f"--source={source}", *flags])
         with pytest.raises(SystemExit) as stop:
             textfile.main()
@@ -211,14 +243,23 @@ def test_corpora_of_the_hub_are_streamed(tmp_path, monkeypatch, capsys, corpus):
         return Stream({"text": text, "url": ""} for text in texts)
 
     tokenizer = write_byte_tokenizer(tmp_path / "t")
-    flags = [f"--tokenizer={tokenizer}", f"--out={tmp_path / 'out'}", "--val_share=0.2", "--processes=1"]
+    flags = [
+        f"--tokenizer={tokenizer}",
+        f"--out={tmp_path / 'out'}",
+        "--val_share=0.2",
+        "--processes=1",
+    ]
     monkeypatch.setattr("sys.argv", ["prepare.py", *flags])
     monkeypatch.setitem(sys.modules, "datasets", None)
     with pytest.raises(SystemExit, match="pip install datasets"):
         as_typed(f"data/{corpus}/prepare.py")
     monkeypatch.setitem(sys.modules, "datasets", types.SimpleNamespace(load_dataset=load_dataset))
     as_typed(f"data/{corpus}/prepare.py")
-    assert written(tmp_path / "out") == slowly(texts) and asked["streaming"] and asked["split"] == "train"
+    assert (
+        written(tmp_path / "out") == slowly(texts)
+        and asked["streaming"]
+        and asked["split"] == "train"
+    )
     assert "30 documents" in capsys.readouterr().out
 
 

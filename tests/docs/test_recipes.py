@@ -30,7 +30,12 @@ def test_its_python_runs_from_block_to_block(demo_runs, capsys):
 CLASSES = {
     "train.py": (train.TrainConfig, train.ModelConfig, train.QuietSTaRConfig),
     "lib.export": (export.ExportConfig,),
-    "studies.bench": (memory.MemoryConfig, train.TrainConfig, train.ModelConfig, train.QuietSTaRConfig),
+    "studies.bench": (
+        memory.MemoryConfig,
+        train.TrainConfig,
+        train.ModelConfig,
+        train.QuietSTaRConfig,
+    ),
 }
 
 

@@ -39,7 +39,10 @@ def study(line):
 def slugs(text):
     """The names by which a page's headings are linked to; and "", the page itself."""
     headings = re.findall(r"^#+ (.*)$", text, re.MULTILINE)
-    return {"", *(re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings)}
+    return {
+        "",
+        *(re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings),
+    }
 
 
 def test_what_is_typed_prints_what_stands_there():
@@ -80,7 +83,9 @@ def test_links_and_pictures_are_there(page):
 @pytest.mark.parametrize("page", PAGES)
 def test_files_and_modules_that_are_named_exist(page):
     files = re.findall(r"\b(?:\w+/)*\w+\.(?:py|toml)\b", PAGES[page])
-    modules = [name.replace(".", "/") + ".py" for name in re.findall(r"python -m ([\w.]+)\b", PAGES[page])]
+    modules = [
+        name.replace(".", "/") + ".py" for name in re.findall(r"python -m ([\w.]+)\b", PAGES[page])
+    ]
     for path in {*files, *modules} - {"studies.py"}:
         assert (ROOT / path).exists(), path
 
@@ -88,17 +93,27 @@ def test_files_and_modules_that_are_named_exist(page):
 def test_every_study_is_told_and_no_other():
     told = [line for line in commands(PAGES["results"]) if line.startswith("python -m studies")]
     assert sorted(told) == sorted(f"python -m studies.{name}" for name in STUDIES)
-    assert not any(study(line) for page in ("walkthrough", "costs") for line in commands(PAGES[page]))
+    assert not any(
+        study(line) for page in ("walkthrough", "costs") for line in commands(PAGES[page])
+    )
 
 
-@pytest.mark.parametrize("line", [x for text in PAGES.values() for x in commands(text) if not study(x)])
+@pytest.mark.parametrize(
+    "line", [x for text in PAGES.values() for x in commands(text) if not study(x)]
+)
 def test_every_other_command_runs_as_it_is_typed(line, demo_runs, tmp_path):
     """In a folder where a run with few weights stands for the one that a study made."""
     run = tmp_path / re.search(r"--run=(\S+)", line)[1]
     run.parent.mkdir(parents=True)
     run.symlink_to(demo_runs / "quiet_star")
-    typed = re.sub(r"^python (?!-m)", f"{sys.executable} {ROOT}/", re.sub("^python -m", f"{sys.executable} -m", line))
+    typed = re.sub(
+        r"^python (?!-m)",
+        f"{sys.executable} {ROOT}/",
+        re.sub("^python -m", f"{sys.executable} -m", line),
+    )
     assert typed != line
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(["bash", "-c", typed], cwd=tmp_path, env=environment, capture_output=True, text=True)
+    done = subprocess.run(
+        ["bash", "-c", typed], cwd=tmp_path, env=environment, capture_output=True, text=True
+    )
     assert done.returncode == 0 and done.stdout, done.stderr

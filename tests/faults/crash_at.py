@@ -27,7 +27,14 @@ import time
 import traceback
 from pathlib import Path
 
-DIR_FD = {"os.mkdir": 2, "os.rmdir": 1, "os.remove": 1, "os.rename": 2, "os.link": 2, "os.symlink": 1}  # its place
+DIR_FD = {
+    "os.mkdir": 2,
+    "os.rmdir": 1,
+    "os.remove": 1,
+    "os.rename": 2,
+    "os.link": 2,
+    "os.symlink": 1,
+}  # its place
 WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC
 PLAIN = {"open": io.open, "fsync": os.fsync}
 
@@ -50,7 +57,11 @@ def arm():
 
 def watch(folder, at, log, other=None):
     """Count from now on, and die in call number `at`; or let another die there, whose process id is in a file."""
-    folder, count, log = os.path.realpath(folder), 0, os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    folder, count, log = (
+        os.path.realpath(folder),
+        0,
+        os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND),
+    )
 
     def due(what, path, dir_fd=-1):
         """Is this call the one? path: of a file, or its descriptor."""
@@ -171,9 +182,19 @@ class Forks:
 
     def __init__(self, modules, count, root):
         start = [sys.executable, __file__, *modules]
-        environment = {**os.environ, "PYTHONPATH": root, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
-        pipes = dict(stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=root, env=environment)
-        self.servers, self.free = [subprocess.Popen(start, **pipes) for _ in range(count)], queue.SimpleQueue()
+        environment = {
+            **os.environ,
+            "PYTHONPATH": root,
+            "OMP_NUM_THREADS": "1",
+            "OPENBLAS_NUM_THREADS": "1",
+        }
+        pipes = dict(
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=root, env=environment
+        )
+        self.servers, self.free = (
+            [subprocess.Popen(start, **pipes) for _ in range(count)],
+            queue.SimpleQueue(),
+        )
         for server in self.servers:
             self.free.put(server)
 
@@ -223,13 +244,21 @@ def content(path):
 
 def result(folder):
     """All that is in `out`, by name; the lock is no result."""
-    return {path.name: content(path) for path in sorted((folder / "out").iterdir()) if path.name != "lock"}
+    return {
+        path.name: content(path)
+        for path in sorted((folder / "out").iterdir())
+        if path.name != "lock"
+    }
 
 
 def differences(found, wanted):
     """In words, or nothing."""
-    names = [f"left: {n}" for n in found.keys() - wanted.keys()] + [f"no {n}" for n in wanted.keys() - found.keys()]
-    return "; ".join([*names, *(f"{n} differs" for n in wanted.keys() & found.keys() if wanted[n] != found[n])])
+    names = [f"left: {n}" for n in found.keys() - wanted.keys()] + [
+        f"no {n}" for n in wanted.keys() - found.keys()
+    ]
+    return "; ".join(
+        [*names, *(f"{n} differs" for n in wanted.keys() & found.keys() if wanted[n] != found[n])]
+    )
 
 
 def alive(folder):

@@ -37,14 +37,20 @@ def contents(folder):
         says = model.model.logits(model.model(IDS)), read, thoughts, gates
     else:
         says = (model.logits(model(IDS)),)
-    about = {"words": tokenizer.words(range(tokenizer.vocab_size)), "step": step, "train": used(config)}
+    about = {
+        "words": tokenizer.words(range(tokenizer.vocab_size)),
+        "step": step,
+        "train": used(config),
+    }
     about["settings"] = vars(getattr(model, "model", model).config) | vars(model.config)
     return {"weights": dict(model.state_dict()), "says": [x.detach() for x in says], **about}
 
 
 def used(config):
     """What commands look at in the configuration of a run, besides its model."""
-    return config and {key: config["train"][key] for key in ("objective", "data", "init_from", "span", "seed")}
+    return config and {
+        key: config["train"][key] for key in ("objective", "data", "init_from", "span", "seed")
+    }
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -69,7 +75,11 @@ def run_with_one_before():
     dataset()
     train("--objective=lm", "--init_from=", "--out=my_base", "--max_steps=1")
     train(*THINK, "--max_steps=2")
-    state = {"step": read_checkpoint("my_run")["step"], "texts": 4, "value": {"answer_nll": 1.5, "accuracy": 0.25}}
+    state = {
+        "step": read_checkpoint("my_run")["step"],
+        "texts": 4,
+        "value": {"answer_nll": 1.5, "accuracy": 0.25},
+    }
     Path("my_run", "scores.json").write_text(json.dumps(state))
 
 
@@ -109,7 +119,9 @@ def planned():
 
 def scores():
     """What a study remembers of a run, and does with it."""
-    found = [remembered(Path("my_run"), "scores", lambda: {"answer_nll": 1.5, "accuracy": 0.25}, texts=4)]
+    found = [
+        remembered(Path("my_run"), "scores", lambda: {"answer_nll": 1.5, "accuracy": 0.25}, texts=4)
+    ]
     return over_seeds([*found, {"answer_nll": 1.0, "accuracy": 0.0}])
 
 
@@ -126,7 +138,9 @@ def transformer():
 def official():
     save_mistral(transformer(), "my_weights")
     params = json.loads(Path("my_weights", "params.json").read_text())
-    Path("my_weights", "params.json").write_text(json.dumps(params | {"max_seq_len": 99, "sliding_window": 7}))
+    Path("my_weights", "params.json").write_text(
+        json.dumps(params | {"max_seq_len": 99, "sliding_window": 7})
+    )
 
 
 def official_safetensors():
@@ -145,7 +159,10 @@ def hugging_face(model_type="mistral"):
                 name = name.replace(old, new)
         return name if name.startswith("lm_head") else f"model.{name}"
 
-    save_file({theirs(name): x for name, x in transformer().state_dict().items()}, "my_weights/model.safetensors")
+    save_file(
+        {theirs(name): x for name, x in transformer().state_dict().items()},
+        "my_weights/model.safetensors",
+    )
     config = dict(
         architectures=["MistralForCausalLM"], attention_dropout=0.0, attention_bias=False, mlp_bias=False,
         bos_token_id=1, eos_token_id=2, head_dim=8, hidden_act="silu", hidden_size=16, initializer_range=0.02,
@@ -168,7 +185,10 @@ def split_weights():
     from safetensors.torch import load_file
 
     hugging_face()
-    weights, index = load_file("my_weights/model.safetensors"), {"metadata": {"total_size": 1}, "weight_map": {}}
+    weights, index = (
+        load_file("my_weights/model.safetensors"),
+        {"metadata": {"total_size": 1}, "weight_map": {}},
+    )
     for n, names in enumerate((sorted(weights)[:5], sorted(weights)[5:]), 1):
         file = f"model-0000{n}-of-00002.safetensors"
         save_file({name: weights[name] for name in names}, f"my_weights/{file}")
@@ -202,15 +222,33 @@ KINDS = [
     Kind("log.jsonl, gone on with", run, "my_run/log.jsonl", go_on, "jsonl", lenient=True),
     Kind("checkpoint.pt", run, "my_run/checkpoint.pt", A_RUN, "torch", True),
     Kind("checkpoint.pt, gone on with", run, "my_run/checkpoint.pt", go_on, "torch", True),
-    Kind("checkpoint.pt and one before", run_with_one_before, "my_run/checkpoint.pt", go_on, "bytes", True),
+    Kind(
+        "checkpoint.pt and one before",
+        run_with_one_before,
+        "my_run/checkpoint.pt",
+        go_on,
+        "bytes",
+        True,
+    ),
     Kind("scores.json of a study", run, "my_run/scores.json", scores, "json"),
     Kind("params.json", official, "my_weights/params.json", WEIGHTS, "json"),
     Kind("consolidated.00.pth", official, "my_weights/consolidated.00.pth", WEIGHTS, "torch", True),
-    Kind("consolidated.safetensors", official_safetensors, "my_weights/consolidated.safetensors", WEIGHTS),
+    Kind(
+        "consolidated.safetensors",
+        official_safetensors,
+        "my_weights/consolidated.safetensors",
+        WEIGHTS,
+    ),
     Kind("config.json of a Mistral", hugging_face, "my_weights/config.json", WEIGHTS, "json"),
     Kind("config.json of a Llama", llama, "my_weights/config.json", WEIGHTS, "json"),
     Kind("model.safetensors", hugging_face, "my_weights/model.safetensors", WEIGHTS),
-    Kind("index of two files", split_weights, "my_weights/model.safetensors.index.json", WEIGHTS, "json"),
+    Kind(
+        "index of two files",
+        split_weights,
+        "my_weights/model.safetensors.index.json",
+        WEIGHTS,
+        "json",
+    ),
     Kind("one of two files", split_weights, "my_weights/model-00001-of-00002.safetensors", WEIGHTS),
     Kind("pytorch_model.bin", torch_bin, "my_weights/pytorch_model.bin", WEIGHTS, "torch", True),
     Kind("quiet_star.json", exported, "my_weights/quiet_star.json", WEIGHTS, "json"),

@@ -65,7 +65,9 @@ def insert(content, rng):
 
 def double(content, rng):
     start, end = a_slice(content, rng)
-    return content[:end] + content[max(1, start) :]  # twice all of it is a valid file, of some kinds
+    return (
+        content[:end] + content[max(1, start) :]
+    )  # twice all of it is a valid file, of some kinds
 
 
 def zeros(content, rng):
@@ -121,7 +123,9 @@ ANY = {
 # ----------------------------------------------------------------------------------------------------------------------
 # JSON, TOML and what torch.save wrote: a value or a key that should not be there
 
-VALUES = {name: name for name in "null true false -1 0 1 1.5 -0.5 1e400 NaN -Infinity [] [1] {}".split()} | {
+VALUES = {
+    name: name for name in "null true false -1 0 1 1.5 -0.5 1e400 NaN -Infinity [] [1] {}".split()
+} | {
     "a text": '"x"',
     "an empty text": '""',
     "half a character": '"\\ud800"',
@@ -140,7 +144,13 @@ KEYS = {"two lines": "a\nb", "a long one": "long" * 5000, "an odd one": " ", "a 
 
 def somewhere(value, rng):
     """(a list or dict, its key or index) of a random place in a value, not always a deep one; or None."""
-    inside = list(value) if isinstance(value, dict) else list(range(len(value))) if isinstance(value, list) else []
+    inside = (
+        list(value)
+        if isinstance(value, dict)
+        else list(range(len(value)))
+        if isinstance(value, list)
+        else []
+    )
     if not inside:
         return None
     key = rng.choice(inside)
@@ -155,8 +165,13 @@ def json_value(text, rng):
     holder, name = {"": json.loads(text)}, rng.choice(list(VALUES))
     place, key = somewhere(holder, rng)
     was, place[key] = json.dumps(place[key]), MARK
-    types = [next((first for first in '"[{tfn' if value.startswith(first)), "0") for value in (was, VALUES[name])]
-    known = types[0] == types[1] or "n" in types or set(types) == {"t", "f"}  # null may stand for anything
+    types = [
+        next((first for first in '"[{tfn' if value.startswith(first)), "0")
+        for value in (was, VALUES[name])
+    ]
+    known = (
+        types[0] == types[1] or "n" in types or set(types) == {"t", "f"}
+    )  # null may stand for anything
     what = f"{name} at {key!r}" + ("" if known else ANOTHER_TYPE)
     return json.dumps(holder[""]).replace(f'"{MARK}"', VALUES[name]), what
 
@@ -203,7 +218,18 @@ def of_a_line(change):
 
 
 def toml_value(line, rng):
-    name = rng.choice([*VALUES, "nan", "inf", "1979-05-27", "0x7fffffffffffffff", "{a = 1}", "a key twice", "no key"])
+    name = rng.choice(
+        [
+            *VALUES,
+            "nan",
+            "inf",
+            "1979-05-27",
+            "0x7fffffffffffffff",
+            "{a = 1}",
+            "a key twice",
+            "no key",
+        ]
+    )
     key, value = line.split(" = ")
     new = {"a key twice": f"{value}\n{line}", "1e400": "1e400"}.get(name, VALUES.get(name, name))
     return (value if name == "no key" else f"{key} = {new}"), f"{key} = {name}"
@@ -250,7 +276,11 @@ def torch_value(path, rng):
         "a tensor without numbers": torch.zeros(was.shape, device="meta"),
     }
     name = rng.choice(["missing", "a key that is a number", *values])
-    if name in ("missing", "a key that is a number") and isinstance(place, dict) and place is not value:
+    if (
+        name in ("missing", "a key that is a number")
+        and isinstance(place, dict)
+        and place is not value
+    ):
         kept = place.pop(key)
         place.update({7: kept} if name != "missing" else {})
     else:
@@ -261,7 +291,8 @@ def torch_value(path, rng):
 
 MUTATIONS = {
     "bytes": ANY,
-    "json": ANY | {"value": of_json(json_value), "key": of_json(json_key), "element": of_json(json_element)},
+    "json": ANY
+    | {"value": of_json(json_value), "key": of_json(json_key), "element": of_json(json_element)},
     "jsonl": ANY | {"value": of_a_line(json_value), "key": of_a_line(json_key)},
     "toml": ANY | {"value": of_a_line(toml_value), "key": of_a_line(toml_key)},
     "torch": ANY | {"compressed again": compress, "value": torch_value},

@@ -90,7 +90,10 @@ def copy_of(folder):
 
 @contextlib.contextmanager
 def silence():
-    with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()) as said:
+    with (
+        contextlib.redirect_stdout(io.StringIO()),
+        contextlib.redirect_stderr(io.StringIO()) as said,
+    ):
         yield said
 
 
@@ -133,16 +136,27 @@ def asked(read, right, path, checked):
     except (ValueError, OSError) as error:
         word, said = judged(str(error), path)
     except SystemExit as stop:
-        word, said = judged(stop.code if isinstance(stop.code, str) else stderr.getvalue().removesuffix("\n"), path)
+        word, said = judged(
+            stop.code if isinstance(stop.code, str) else stderr.getvalue().removesuffix("\n"), path
+        )
     except BaseException as error:  # a panic in tiktoken, for one, is no Exception
-        where = [f"{Path(at.filename).name}:{at.lineno}" for at in traceback.extract_tb(error.__traceback__)[1:]]
-        word, said = "traceback", f"{type(error).__name__}: {str(error)[:200]!r} ({' '.join(where[-6:])})"
+        where = [
+            f"{Path(at.filename).name}:{at.lineno}"
+            for at in traceback.extract_tb(error.__traceback__)[1:]
+        ]
+        word, said = (
+            "traceback",
+            f"{type(error).__name__}: {str(error)[:200]!r} ({' '.join(where[-6:])})",
+        )
     finally:
         signal.alarm(0)
     seconds, more = time.process_time() - start, most_memory() - before
     slow = seconds > SECONDS or STOPPED in said
     if slow or more > BYTES:
-        word, said = "slow" if slow else "big", f"{seconds:.1f} s, {more / 2**20:,.0f} MiB, {word}: {said}"
+        word, said = (
+            "slow" if slow else "big",
+            f"{seconds:.1f} s, {more / 2**20:,.0f} MiB, {word}: {said}",
+        )
     return word, said
 
 
@@ -165,7 +179,9 @@ def same(a, b):
     if isinstance(a, np.ndarray):
         return isinstance(b, np.ndarray) and a.dtype == b.dtype and np.array_equal(a, b)
     if isinstance(a, dict):
-        return isinstance(b, dict) and a.keys() == b.keys() and all(same(a[key], b[key]) for key in a)
+        return (
+            isinstance(b, dict) and a.keys() == b.keys() and all(same(a[key], b[key]) for key in a)
+        )
     if isinstance(a, list | tuple):
         return isinstance(b, list | tuple) and len(a) == len(b) and all(map(same, a, b))
     return type(a) is type(b) and (a == b or a != a and b != b)
@@ -179,6 +195,14 @@ def nonsense(value):
         inside = value.values() if isinstance(value, dict) else value
         return next((found for found in map(nonsense, inside) if found), None)
     if isinstance(value, torch.Tensor):
-        return None if value.isfinite().all() else f"a tensor {tuple(value.shape)} with a number that is not finite"
+        return (
+            None
+            if value.isfinite().all()
+            else f"a tensor {tuple(value.shape)} with a number that is not finite"
+        )
     big = isinstance(value, int) and abs(value) >= 2**63
-    return f"it holds {str(value)[:30]}" if big or isinstance(value, float) and not math.isfinite(value) else None
+    return (
+        f"it holds {str(value)[:30]}"
+        if big or isinstance(value, float) and not math.isfinite(value)
+        else None
+    )

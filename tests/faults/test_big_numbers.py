@@ -90,15 +90,27 @@ def work(tmp_path_factory):
         ids = np.random.default_rng(0).integers(0, 6, 600)
         for name in ("data", "data/arithmetic"):
             answers = {"after": 2, "among": [0, 1, 3]}
-            write_dataset(name, {"train": ids, "val": ids[:100]}, CharTokenizer("abcde\n"), 5, answers)
+            write_dataset(
+                name, {"train": ids, "val": ids[:100]}, CharTokenizer("abcde\n"), 5, answers
+            )
         for out, *flags in (["base", "--objective=lm", "--init_from="], ["run", "--init_from=base"],
                             ["demo/base", "--objective=lm", "--init_from="], ["demo/lm_control", "--objective=lm"],
                             ["demo/quiet_star", "--init_from=base"]):  # fmt: skip
-            flags = [*COMMON, *SHAPE, "--data=data", "--init_from=base", "--max_steps=1", f"--out={out}", *flags]
+            flags = [
+                *COMMON,
+                *SHAPE,
+                "--data=data",
+                "--init_from=base",
+                "--max_steps=1",
+                f"--out={out}",
+                *flags,
+            ]
             trainer.run(*trainer.settings_from(flags))
         write_byte_tokenizer("weights")
         shape = dict(flag.removeprefix("--").split("=") for flag in SHAPE)
-        model = Transformer(ModelConfig(vocab_size=258, **{name: int(x) for name, x in shape.items()}))
+        model = Transformer(
+            ModelConfig(vocab_size=258, **{name: int(x) for name, x in shape.items()})
+        )
         save_mistral(model, "weights")
         quiet = QuietSTaR(model, QuietSTaRConfig(thought_len=2))
         heads = {name: x for name, x in quiet.state_dict().items() if not name.startswith("model.")}
@@ -108,7 +120,9 @@ def work(tmp_path_factory):
         choices = {"choices": ["up", "here", "off", "no", "in"], "answer": "B"}
         for name, more in (("gsm8k", {"answer": "3"}), ("commonsense_qa", choices)):
             Path(name).mkdir()
-            lines = "".join(json.dumps({"question": f"What is {n}?", **more}) + "\n" for n in range(2))
+            lines = "".join(
+                json.dumps({"question": f"What is {n}?", **more}) + "\n" for n in range(2)
+            )
             Path(name, "questions.jsonl").write_text(lines)
         Path("book.txt").write_text("\n\n\n".join(f"page {n}" for n in range(400)))
     finally:
@@ -140,7 +154,13 @@ def call(script, more, work, number, seconds=SECONDS):
     program = [str(ROOT / program)] if program.endswith(".py") else [program]
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     command = [sys.executable, *program, *flags, *more]
-    how = dict(stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace", start_new_session=True)
+    how = dict(
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        errors="replace",
+        start_new_session=True,
+    )
     with subprocess.Popen(command, cwd=folder, env=environment, preexec_fn=limit, **how) as process:
         try:
             said, status = process.communicate(timeout=seconds)[0], process.returncode
@@ -161,8 +181,17 @@ def test_large_numbers_are_no_traceback(script, work):
         harmless = flag[2:].partition("=")[0] in HARMLESS.get(script, "").split()
         status, said = call(script, [flag], work, flag, PATIENCE if harmless else SECONDS)
         line, died = said.strip().split("\n")[-1], status is not None and status < 0
-        wrong = "Traceback" in said or died or bool(status) and len(line) > 600 or harmless and status != 0
-        print(f"{script} {flag}: {'stopped' if status is None else status} {line[:160] if status else ''}")
+        wrong = (
+            "Traceback" in said
+            or died
+            or bool(status)
+            and len(line) > 600
+            or harmless
+            and status != 0
+        )
+        print(
+            f"{script} {flag}: {'stopped' if status is None else status} {line[:160] if status else ''}"
+        )
         return f"{script} {flag}: status {status}, {line[:300]}" if wrong else None
 
     with ThreadPoolExecutor(2) as pool:

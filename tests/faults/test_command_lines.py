@@ -47,11 +47,28 @@ SCRIPTS = {  # the dataclasses of its settings
 }
 CLASSES = list(dict.fromkeys(cls for classes in SCRIPTS.values() for cls in classes))
 NEEDED = {TextfileConfig: ["--source=x"], ExportConfig: ["--run=x", "--out=y"]}
-TEXTS = ["0", "-1", "0.5", "nan", "inf", "-inf", "1e9", "1e400", str(2**53), str(2**63), "", "x", "1\n2"]
+TEXTS = [
+    "0",
+    "-1",
+    "0.5",
+    "nan",
+    "inf",
+    "-inf",
+    "1e9",
+    "1e400",
+    str(2**53),
+    str(2**63),
+    "",
+    "x",
+    "1\n2",
+]
 
 
 NUMBERS = [
-    (cls, field) for cls in CLASSES for field in dataclasses.fields(cls) if bare_type(field.type) in (int, float)
+    (cls, field)
+    for cls in CLASSES
+    for field in dataclasses.fields(cls)
+    if bare_type(field.type) in (int, float)
 ]
 
 
@@ -68,7 +85,9 @@ def tried(capsys, classes, *flags):
         found, line = parsed(classes, *flags), None
     except SystemExit as stop:
         found, line = None, capsys.readouterr().err
-        assert stop.code == 2 and line.endswith("\n") and line.count("\n") == 1 and len(line) <= 600, (flags, line)
+        assert (
+            stop.code == 2 and line.endswith("\n") and line.count("\n") == 1 and len(line) <= 600
+        ), (flags, line)
     assert capsys.readouterr().err == ""
     return found, line
 
@@ -85,7 +104,9 @@ def plainly(kind, text):
         return None
 
 
-@pytest.mark.parametrize("cls, field", NUMBERS, ids=lambda x: getattr(x, "name", None) or x.__name__)
+@pytest.mark.parametrize(
+    "cls, field", NUMBERS, ids=lambda x: getattr(x, "name", None) or x.__name__
+)
 def test_each_number_is_taken_as_it_is_or_refused_in_one_line(capsys, cls, field):
     for text in TEXTS:
         found, line = tried(capsys, [cls], f"--{field.name}={text}")
@@ -94,7 +115,9 @@ def test_each_number_is_taken_as_it_is_or_refused_in_one_line(capsys, cls, field
             assert number is not None and getattr(found, field.name) == number, text
         else:
             assert field.name in line or field.name.split("_")[-1] in line, f"{text}: {line}"
-        finite = number is not None and abs(number) <= (2**53 if type(number) is int else 1e300)  # nan is not
+        finite = number is not None and abs(number) <= (
+            2**53 if type(number) is int else 1e300
+        )  # nan is not
         if not finite and not (field.name == "price" and number in (math.inf, -math.inf)):
             assert line, f"{text} is no number for {field.name}"
 
@@ -137,7 +160,13 @@ def test_hyphens_serve_for_underscores_and_no_switches_off(capsys):
     assert parsed(SCRIPTS["sample.py"], "--prompt=--show-thoughts").prompt == "--show-thoughts", (
         "a value is only a value"
     )
-    for flags in (["--no-lr"], ["--gain_head=maybe"], ["--no-gain-head=false"], ["--no-gain-head=5"], ["--lr"]):
+    for flags in (
+        ["--no-lr"],
+        ["--gain_head=maybe"],
+        ["--no-gain-head=false"],
+        ["--no-gain-head=5"],
+        ["--lr"],
+    ):
         assert refusal(capsys, "train.py", *flags), flags
 
 

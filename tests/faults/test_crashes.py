@@ -25,7 +25,9 @@ from tiny_runs import COMMON, ROOT, SHAPE
 from data.dataset import open_dataset
 from lib.runs import load_model
 
-pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="it forks, mounts, and looks into /proc")
+pytestmark = pytest.mark.skipif(
+    sys.platform != "linux", reason="it forks, mounts, and looks into /proc"
+)
 
 LANES = 2  # commands at a time
 MODULES = "train eval torch._dynamo matplotlib.figure matplotlib.backends.backend_agg torch.distributed.fsdp".split()
@@ -70,7 +72,12 @@ def tiny(tmp_path_factory):
 def trained(tmp_path_factory):
     """The same with a dataset, questions, a base model and a thinking one."""
     tiny = begin_forks(tmp_path_factory.mktemp("trained"), MODULES)
-    for command in ([*TEXT, "--out=../data"], BASE, [*THINK, "--out=../thinks"], [*GSM8K, "--out=../gsm8k"]):
+    for command in (
+        [*TEXT, "--out=../data"],
+        BASE,
+        [*THINK, "--out=../thinks"],
+        [*GSM8K, "--out=../gsm8k"],
+    ):
         assert run(tiny, fresh(tiny), command) == ([0], "")
     yield tiny
     tiny.close()
@@ -81,7 +88,10 @@ def begin_forks(top, modules):
     tiny.top, tiny.numbers, rng = top, count(), random.Random(0)
     write_byte_tokenizer(top / "tokenizer")
     for name, n in {"some.txt": 60, "long.txt": 800}.items():
-        documents = [f"{i} é " + "".join(rng.choices("abcdefgh ", k=rng.randrange(10, 200))) for i in range(n)]
+        documents = [
+            f"{i} é " + "".join(rng.choices("abcdefgh ", k=rng.randrange(10, 200)))
+            for i in range(n)
+        ]
         (top / name).write_text("\n\n\n".join(documents), "utf-8")
     questions = [{"question": f"What is {n} and 2?", "answer": f"#### {n + 2}"} for n in range(5)]
     (top / "source.jsonl").write_text("".join(json.dumps(q) + "\n" for q in questions))
@@ -103,12 +113,19 @@ def script(command):
 
 def watched(folder, **more):
     """The environment in which the calls that change `out` are counted."""
-    return {"CRASH_BATCH": "300", "CRASH_UNDER": str(folder / "out"), "CRASH_LOG": str(folder / "calls"), **more}
+    return {
+        "CRASH_BATCH": "300",
+        "CRASH_UNDER": str(folder / "out"),
+        "CRASH_LOG": str(folder / "calls"),
+        **more,
+    }
 
 
 def run(tiny, folder, command, environments=({},), siblings=False):
     (folder / "calls").unlink(missing_ok=True)
-    return tiny.run(folder, script(command), [watched(folder, **some) for some in environments], siblings)
+    return tiny.run(
+        folder, script(command), [watched(folder, **some) for some in environments], siblings
+    )
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -132,7 +149,9 @@ def undisturbed(tiny, name, victim=None, prior=None):
     folder, siblings = fresh(tiny, prior), victim is not None
     codes, errors = run(tiny, folder, COMMANDS[name], environments(victim), siblings)
     found = result(folder)
-    assert not any(codes) and not [n for n in found if n.endswith(("progress.json", ".tmp", ".part.json"))], errors
+    assert not any(codes) and not [
+        n for n in found if n.endswith(("progress.json", ".tmp", ".part.json"))
+    ], errors
     return found, (folder / "calls").read_text().splitlines()
 
 
@@ -149,7 +168,11 @@ def half_seen(command, folder, rights):
             load_model(out)
         else:  # each file for itself
             rights = [{name: right[name] for name in names} for right in rights]
-        return "" if {name: content(out / name) for name in names} in rights else f"a mix: {sorted(names)}"
+        return (
+            ""
+            if {name: content(out / name) for name in names} in rights
+            else f"a mix: {sorted(names)}"
+        )
     except ValueError as error:
         return "" if "\n" not in str(error) else f"an error of several lines: {error}"
 
@@ -167,8 +190,15 @@ def killed_and_given_again(tiny, name, at, rights, calls, victim, prior):
     left = sorted(path.name for path in (folder / "out").glob("*"))
     codes, errors = run(tiny, folder, command, environments(victim), siblings)
     wrong = f"then a reader sees {wrong}; " if wrong else ""
-    wrong += f"it says {codes}: {errors[-2000:]}" if errors or any(codes) else differences(result(folder), rights[0])
-    return wrong and f"{name}, killed in {[calls[n - 1] for n in at if n <= len(calls)]}, left {left}: {wrong}"
+    wrong += (
+        f"it says {codes}: {errors[-2000:]}"
+        if errors or any(codes)
+        else differences(result(folder), rights[0])
+    )
+    return (
+        wrong
+        and f"{name}, killed in {[calls[n - 1] for n in at if n <= len(calls)]}, left {left}: {wrong}"
+    )
 
 
 def sweep(tiny, name, victim=None, prior=None, twice=0, every_write=True, most=None):
@@ -177,14 +207,25 @@ def sweep(tiny, name, victim=None, prior=None, twice=0, every_write=True, most=N
     start, rng = time.perf_counter(), random.Random(0)
     rights = [undisturbed(tiny, some, victim)[0] for some in (name, prior) if some]
     calls = undisturbed(tiny, name, victim, prior)[1]
-    rows = [[n for n, _ in row] for _, row in groupby(enumerate(calls, 1), lambda call: call[1].partition(" ")[2])]
-    once = range(1, len(calls) + 1) if every_write else sorted({n for row in rows for n in (row[0], row[-1])})
+    rows = [
+        [n for n, _ in row]
+        for _, row in groupby(enumerate(calls, 1), lambda call: call[1].partition(" ")[2])
+    ]
+    once = (
+        range(1, len(calls) + 1)
+        if every_write
+        else sorted({n for row in rows for n in (row[0], row[-1])})
+    )
     once = rng.sample(once, min(most or len(once), len(once)))
     points = [(n,) for n in once] + [tuple(rng.choices(once, k=2)) for _ in range(twice)]
     with ThreadPoolExecutor(LANES) as pool:
-        found = pool.map(lambda at: killed_and_given_again(tiny, name, at, rights, calls, victim, prior), points)
+        found = pool.map(
+            lambda at: killed_and_given_again(tiny, name, at, rights, calls, victim, prior), points
+        )
         wrong = [text for text in found if text]
-    print(f"{name}: {len(calls)} calls, {len(points)} points, {time.perf_counter() - start:.0f} s, {len(wrong)} wrong")
+    print(
+        f"{name}: {len(calls)} calls, {len(points)} points, {time.perf_counter() - start:.0f} s, {len(wrong)} wrong"
+    )
     assert len(calls) > 3 and not wrong, "\n".join(wrong)
 
 
@@ -200,7 +241,9 @@ def test_a_command_ends_well_in_spite_of_a_kill_in_any_call(trained, name):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name, victim", [("train_keep", None), ("train_fsdp", 0), ("train_fsdp", 1)])
+@pytest.mark.parametrize(
+    "name, victim", [("train_keep", None), ("train_fsdp", 0), ("train_fsdp", 1)]
+)
 def test_any_kind_of_training_ends_well_in_spite_of_a_kill_in_any_call(trained, name, victim):
     sweep(trained, name, victim, twice=6, every_write=False)
 
@@ -214,14 +257,25 @@ def test_an_evaluation_ends_well_in_spite_of_a_kill_in_any_call(trained, name):
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["arithmetic", "export", "export_base"])
 def test_what_was_there_before_is_no_part_of_it(trained, name):
-    sweep(trained, name, prior=dict(arithmetic="arithmetic_other", export="export_base", export_base="export")[name])
+    sweep(
+        trained,
+        name,
+        prior=dict(arithmetic="arithmetic_other", export="export_base", export_base="export")[name],
+    )
 
 
 def begin(site, folder, command, **environment):
     path = os.pathsep.join(map(str, (site, Path(__file__).parent, ROOT)))
-    environment = {**os.environ, **watched(folder, **environment), "PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
+    environment = {
+        **os.environ,
+        **watched(folder, **environment),
+        "PYTHONPATH": path,
+        "OMP_NUM_THREADS": "1",
+    }
     with open(folder / "errors", "ab") as errors:
-        return subprocess.Popen([sys.executable, *command], cwd=folder, env=environment, stdout=errors, stderr=errors)
+        return subprocess.Popen(
+            [sys.executable, *command], cwd=folder, env=environment, stdout=errors, stderr=errors
+        )
 
 
 @pytest.mark.slow
@@ -233,18 +287,27 @@ def test_under_torchrun_a_killed_process_ends_all_or_is_started_anew(trained, si
     for at in random.Random(restarts).sample(range(1, len(calls) + 1), 3):
         for victim in (0, 1):
             folder, what = fresh(trained), f"process {victim} killed in {calls[at - 1]}"
-            code = begin(site, folder, command, CRASH_AT=str(at), CRASH_VICTIM=str(victim)).wait(240)
+            code = begin(site, folder, command, CRASH_AT=str(at), CRASH_VICTIM=str(victim)).wait(
+                240
+            )
             said = (folder / "errors").read_text()
             assert "Signal 9 (SIGKILL)" in said or "exitcode: -9" in said, f"{what}: {said}"
             assert ended(folder) and (code == 0) == bool(restarts), f"{what}: {code}, {said}"
             if not restarts:
-                assert begin(site, folder, command).wait(240) == 0, f"{what}: {(folder / 'errors').read_text()}"
-            assert not differences(result(folder), wanted), f"{what}: {differences(result(folder), wanted)}"
+                assert begin(site, folder, command).wait(240) == 0, (
+                    f"{what}: {(folder / 'errors').read_text()}"
+                )
+            assert not differences(result(folder), wanted), (
+                f"{what}: {differences(result(folder), wanted)}"
+            )
 
 
 @pytest.mark.slow
 def test_killed_at_any_moment_prepare_leaves_no_worker_and_goes_on(tiny, site):
-    flags = [flag.replace("some", "long").replace("processes=1", "processes=2") for flag in COMMANDS["text"]]
+    flags = [
+        flag.replace("some", "long").replace("processes=1", "processes=2")
+        for flag in COMMANDS["text"]
+    ]
     command, whole, start = script(flags), fresh(tiny), time.monotonic()
     assert begin(site, whole, command, CRASH_BATCH="1").wait(60) == 0
     wanted, took = result(whole), time.monotonic() - start
@@ -258,7 +321,9 @@ def test_killed_at_any_moment_prepare_leaves_no_worker_and_goes_on(tiny, site):
         left = [] if ended(folder) else alive(folder)
         code = begin(site, folder, command, CRASH_BATCH="1").wait(60)
         differ = "" if code else differences(result(folder), wanted)
-        return (left or code or differ) and f"{seed}: {left}, {code}, {differ}, {(folder / 'errors').read_text()}"
+        return (
+            left or code or differ
+        ) and f"{seed}: {left}, {code}, {differ}, {(folder / 'errors').read_text()}"
 
     with ThreadPoolExecutor(LANES) as pool:
         wrong = [text for text in pool.map(check, range(30)) if text]
@@ -266,7 +331,9 @@ def test_killed_at_any_moment_prepare_leaves_no_worker_and_goes_on(tiny, site):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["text", "arithmetic", "gsm8k_data", "export", "train", "gsm8k", "gains"])
+@pytest.mark.parametrize(
+    "name", ["text", "arithmetic", "gsm8k_data", "export", "train", "gsm8k", "gains"]
+)
 def test_of_two_that_begin_at_the_same_moment_one_does_it_all(trained, name):
     wanted, _ = undisturbed(trained, name)
     for _ in range(12):
@@ -304,13 +371,25 @@ def test_no_room_is_one_line_and_with_room_it_goes_on(trained, name, way):
         folder, room = fresh(trained), max(int(room * factor), room + 1, least)
         with small_disk(folder, "size=99m" if way == "file size" else way.format(room)):
             limit = room if way == "file size" else 0
-            codes, errors = trained.run(folder, script(COMMANDS[name]), [{"CRASH_BATCH": "300"}], limit=limit)
+            codes, errors = trained.run(
+                folder, script(COMMANDS[name]), [{"CRASH_BATCH": "300"}], limit=limit
+            )
             if codes == [0]:
                 break
-            assert codes == [1] and errors.count("\n") == 1 and ".py: error: " in errors, (room, codes, errors)
-            subprocess.run(["mount", "-o", "remount,size=99m,nr_inodes=999", str(folder / "out")], check=True)
+            assert codes == [1] and errors.count("\n") == 1 and ".py: error: " in errors, (
+                room,
+                codes,
+                errors,
+            )
+            subprocess.run(
+                ["mount", "-o", "remount,size=99m,nr_inodes=999", str(folder / "out")], check=True
+            )
             codes, again = run(trained, folder, COMMANDS[name])
-            assert (codes, again) == ([0], "") and not differences(result(folder), wanted), (room, errors, again)
+            assert (codes, again) == ([0], "") and not differences(result(folder), wanted), (
+                room,
+                errors,
+                again,
+            )
             failed += 1
     print(f"{name}, {way}: {failed} times too small, up to {room}")
     assert failed > 1

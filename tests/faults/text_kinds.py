@@ -62,9 +62,20 @@ def byte_bpe():
 
 def tekken():
     words = [bytes([b]) for b in range(256)] + [b"in", b"ein", "ö".encode()]
-    vocab = [{"rank": i, "token_bytes": base64.b64encode(w).decode(), "token_str": None} for i, w in enumerate(words)]
-    special = [{"rank": i, "token_str": text, "is_control": True} for i, text in enumerate(("<unk>", "<s>", "</s>"))]
-    config = {"pattern": r"\s?\w+|\W", "default_vocab_size": 262, "default_num_special_tokens": 3, "version": "v3"}
+    vocab = [
+        {"rank": i, "token_bytes": base64.b64encode(w).decode(), "token_str": None}
+        for i, w in enumerate(words)
+    ]
+    special = [
+        {"rank": i, "token_str": text, "is_control": True}
+        for i, text in enumerate(("<unk>", "<s>", "</s>"))
+    ]
+    config = {
+        "pattern": r"\s?\w+|\W",
+        "default_vocab_size": 262,
+        "default_num_special_tokens": 3,
+        "version": "v3",
+    }
     Path("my_tokenizer").mkdir()
     content = json.dumps({"config": config, "vocab": vocab, "special_tokens": special})
     Path("my_tokenizer", "tekken.json").write_text(content)
@@ -74,9 +85,15 @@ def sentencepiece_model():
     import sentencepiece
 
     model = io.BytesIO()
-    how = dict(normalization_rule_name="identity", remove_extra_whitespaces=False, allow_whitespace_only_pieces=True)
+    how = dict(
+        normalization_rule_name="identity",
+        remove_extra_whitespaces=False,
+        allow_whitespace_only_pieces=True,
+    )
     how |= dict(model_type="bpe", vocab_size=310, byte_fallback=True, minloglevel=2)
-    sentencepiece.SentencePieceTrainer.train(sentence_iterator=iter(WORDS.split("\n") * 9), model_writer=model, **how)
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(WORDS.split("\n") * 9), model_writer=model, **how
+    )
     Path("my_tokenizer").mkdir()
     Path("my_tokenizer", "tokenizer.model").write_bytes(model.getvalue())
 
@@ -110,7 +127,15 @@ def tokenizer_of_a_run():
 def begins_to_train():
     """What a step of training reads of a dataset, and its held-out answers."""
     train, shape, quiet, given = trainer.settings_from(
-        [*COMMON, *SHAPE, "--data=my_data", "--init_from=", "--objective=lm", "--separate_documents", "--parallel=none"]
+        [
+            *COMMON,
+            *SHAPE,
+            "--data=my_data",
+            "--init_from=",
+            "--objective=lm",
+            "--separate_documents",
+            "--parallel=none",
+        ]
     )
     with trainer.ExitStack() as held:
         job = trainer.set_up(train, shape, quiet, given, held)
@@ -152,8 +177,15 @@ def prepare():
 def texts():
     Path("my_text").mkdir()
     plain = ("\n\n\n".join([WORDS] * 3)).encode()
-    lines = "".join(json.dumps({"n": n, "text": WORDS, "more": [None]}) + "\n" for n in range(3)).encode()
-    files = {"a.txt": plain, "b.jsonl": lines, "c.txt.gz": gzip.compress(plain), "d.jsonl.xz": lzma.compress(lines)}
+    lines = "".join(
+        json.dumps({"n": n, "text": WORDS, "more": [None]}) + "\n" for n in range(3)
+    ).encode()
+    files = {
+        "a.txt": plain,
+        "b.jsonl": lines,
+        "c.txt.gz": gzip.compress(plain),
+        "d.jsonl.xz": lzma.compress(lines),
+    }
     for name, content in (files | {"e.txt.bz2": bz2.compress(plain)}).items():
         Path("my_text", name).write_bytes(content)
 
@@ -169,16 +201,25 @@ def text_kind(name, *more):
 # questions and results
 
 
-GSM8K = [{"question": f"What is {n} plus 10?", "answer": f"Think.\n#### {n + 10}"} for n in range(3)]
-CHOICES = [{"label": letter, "text": text} for letter, text in zip("ABCDE", "up here off no in".split(), strict=True)]
-CSQA = [{"answerKey": a, "id": "x", "question": {"stem": "Where?", "choices": CHOICES}} for a in "ACE"]
+GSM8K = [
+    {"question": f"What is {n} plus 10?", "answer": f"Think.\n#### {n + 10}"} for n in range(3)
+]
+CHOICES = [
+    {"label": letter, "text": text}
+    for letter, text in zip("ABCDE", "up here off no in".split(), strict=True)
+]
+CSQA = [
+    {"answerKey": a, "id": "x", "question": {"stem": "Where?", "choices": CHOICES}} for a in "ACE"
+]
 SETS = {"gsm8k": (gsm8k, GSM8K), "commonsense_qa": (csqa, CSQA)}
 
 
 def sources():
     Path("my_source").mkdir()
     for name, (_, lines) in SETS.items():
-        Path("my_source", f"{name}.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+        Path("my_source", f"{name}.jsonl").write_text(
+            "".join(json.dumps(line) + "\n" for line in lines)
+        )
 
 
 def prepared_questions(name):
@@ -216,7 +257,9 @@ def done_evaluation():
 
 
 def evaluate(**picture):
-    config = QuestionsConfig(run="my_weights", data="gsm8k/my_questions", out="my_results", max_new_tokens=2)
+    config = QuestionsConfig(
+        run="my_weights", data="gsm8k/my_questions", out="my_results", max_new_tokens=2
+    )
     with patch.object(questions, "draw_scores", **picture):
         found = ask_all("gsm8k", config)
     return {**found, "seconds": 0}
@@ -243,7 +286,9 @@ def preset():
 
 
 def read_preset():
-    *made, given = from_cli("", *map(type, trainer.settings_from([])[:3]), argv=["--config=my_preset.toml"])
+    *made, given = from_cli(
+        "", *map(type, trainer.settings_from([])[:3]), argv=["--config=my_preset.toml"]
+    )
     return [*map(asdict, made), given]
 
 

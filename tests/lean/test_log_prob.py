@@ -29,11 +29,17 @@ def test_token_log_prob_in_chunks_is_the_same():
 
 def test_a_result_that_is_known_is_kept_and_its_gradient_is_the_same():
     """The logsumexp of a row is then made from it. Rows whose gradient is 0 drop out."""
-    head, hidden, tokens = torch.nn.Linear(5, 7, bias=False).double(), uniform(6, 5).requires_grad_(), ids(6, vocab=7)
+    head, hidden, tokens = (
+        torch.nn.Linear(5, 7, bias=False).double(),
+        uniform(6, 5).requires_grad_(),
+        ids(6, vocab=7),
+    )
     weights = torch.tensor([0.3, 0.0, -1.0, 2.0, 0.0, 0.5], dtype=torch.float64)
     wanted = token_log_prob(head, hidden, tokens, 1.5)
     for chunk_numbers in (1, 12, 10**6):
-        got = token_log_prob(head, hidden, tokens, 1.5, known=wanted.detach(), chunk_numbers=chunk_numbers)
+        got = token_log_prob(
+            head, hidden, tokens, 1.5, known=wanted.detach(), chunk_numbers=chunk_numbers
+        )
         assert torch.equal(got, wanted)
         for one, two in zip(
             torch.autograd.grad((got * weights).sum(), (hidden, head.weight)),

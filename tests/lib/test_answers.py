@@ -38,7 +38,10 @@ from lib.answers import letter_in, majority, number_in
         ("two", None),
         ("", None),
         ("The answer is unknown, though 4 is a guess", "4"),
-        ("The answer is 24.\n\nTom has 7 apples and eats 2. How many are left?\nThe answer is 5.", "24"),
+        (
+            "The answer is 24.\n\nTom has 7 apples and eats 2. How many are left?\nThe answer is 5.",
+            "24",
+        ),
         ("The answer is 12 + 6 = 18.", "18"),
         ("The answer is 36, since 3 * 10 = 30 and 30 + 6 is 36.", "36"),
         ("The answer is 18, not 20.", "18"),

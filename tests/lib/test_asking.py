@@ -37,7 +37,10 @@ def test_a_score_is_the_sum_of_log_p_one_token_at_a_time(tokenizer, thinking):
                 thought = greedy.think(ids[:, :-1], positions=torch.tensor([[n - 1]]))
                 h = greedy.talk(thought.h_base, thought.h_thought)[0].flatten()
             scores = model.model.logits(h).log_softmax(-1)
-            log_p, likeliest = log_p + float(scores[ids[0, -1]]), likeliest and scores.argmax() == ids[0, -1]
+            log_p, likeliest = (
+                log_p + float(scores[ids[0, -1]]),
+                likeliest and scores.argmax() == ids[0, -1],
+            )
         assert got == pytest.approx(log_p, abs=1e-4) and is_greedy == likeliest
 
 
@@ -60,21 +63,27 @@ def test_thinking_aloud_is_generating_with_thoughts(tokenizer, temperature, of_t
 
     def how_long(h):  # one token of a thought, all of it, or none
         asked.append(h)
-        return torch.where(h[:, 0] > h.mean(), 1 + (model.config.thought_len - 1) * (h[:, 1] > 0), -1)
+        return torch.where(
+            h[:, 0] > h.mean(), 1 + (model.config.thought_len - 1) * (h[:, 1] > 0), -1
+        )
 
     how_long = how_long if some else None
 
     options = temperature, of_thoughts
     said = list(think_aloud(model, tokenizer, "abc", 12, *options, seed=3, how_long=how_long))
     prompt, generator = torch.tensor([tokenizer.encode("abc")]), torch.Generator().manual_seed(3)
-    tokens, thoughts, gates = generate_with_thoughts(model, prompt, 12, *options, generator, think=some_think(how_long))
+    tokens, thoughts, gates = generate_with_thoughts(
+        model, prompt, 12, *options, generator, think=some_think(how_long)
+    )
     ids = tokens[0, 3:].tolist()
     ends = next((n for n, i in enumerate(ids) if i in tokenizer.ends), len(ids))
     assert [token.id for token in said] == ids[:ends] and ends > 3
     assert [token.text for token in said] == tokenizer.words(ids[:ends])
     for token, thought, gate in zip(said, thoughts[0].tolist(), gates[0].tolist(), strict=False):
         assert token.gate == pytest.approx(gate, abs=1e-6)
-        assert token.thought == (None if -1 in thought else "".join(tokenizer.words([x for x in thought if x >= 0])))
+        assert token.thought == (
+            None if -1 in thought else "".join(tokenizer.words([x for x in thought if x >= 0]))
+        )
     if some:
         assert {token.thought is None for token in said} == {False, True}
 
@@ -82,7 +91,11 @@ def test_thinking_aloud_is_generating_with_thoughts(tokenizer, temperature, of_t
 def test_it_can_speak_without_thoughts(tokenizer):
     model = quiet()
     said = list(think_aloud(model, tokenizer, "abc", 12, thinking=False))
-    plain = model.model.generate(torch.tensor([tokenizer.encode("abc")]), 12, temperature=0)[0, 3:].tolist()
-    assert [token.id for token in said] == plain[: len(said)] and {token.thought for token in said} == {None}
+    plain = model.model.generate(torch.tensor([tokenizer.encode("abc")]), 12, temperature=0)[
+        0, 3:
+    ].tolist()
+    assert [token.id for token in said] == plain[: len(said)] and {
+        token.thought for token in said
+    } == {None}
     with pytest.raises(ValueError, match="is nothing"):
         next(think_aloud(model, tokenizer, ""))

@@ -25,7 +25,9 @@ from quiet_star import QuietSTaR
 
 def script(*arguments, **how):
     how = {"cwd": ROOT, **how}
-    done = subprocess.run([sys.executable, *map(str, arguments)], capture_output=True, text=True, **how)
+    done = subprocess.run(
+        [sys.executable, *map(str, arguments)], capture_output=True, text=True, **how
+    )
     assert "Traceback" not in done.stderr, done.stderr
     return done
 
@@ -40,19 +42,25 @@ def test_a_device_that_is_not_there_is_one_line_about_the_device(work, device):
     ):
         if device != "cuda" or not torch.cuda.is_available():
             done = script(*command, f"--device={device}")
-            assert done.returncode and "device" in done.stderr.lower() and "damaged" not in done.stderr
+            assert (
+                done.returncode and "device" in done.stderr.lower() and "damaged" not in done.stderr
+            )
             assert done.stderr.count("\n") == 1
 
 
 @pytest.mark.parametrize("head", ["gain_head.", "model.layers.0."])
-def test_a_gradient_that_is_no_number_is_not_stepped_on_though_the_loss_is_finite(work, monkeypatch, head):
+def test_a_gradient_that_is_no_number_is_not_stepped_on_though_the_loss_is_finite(
+    work, monkeypatch, head
+):
     """Nor in the last step."""
     go(work, "--out=q", "--max_steps=1", "--save_every=1")
     before, step = read_checkpoint(work / "q"), trainer.thinking_step
 
     def spoilt(model, *args):
         metrics = step(model, *args)
-        next(p for name, p in model.named_parameters() if name.startswith(head)).grad.view(-1)[0] = float("nan")
+        next(p for name, p in model.named_parameters() if name.startswith(head)).grad.view(-1)[
+            0
+        ] = float("nan")
         return metrics
 
     monkeypatch.setattr(trainer, "thinking_step", spoilt)
@@ -66,8 +74,13 @@ def test_a_gradient_that_is_no_number_is_not_stepped_on_though_the_loss_is_finit
 
 def test_weights_that_are_not_finite_are_never_saved(work):
     """A step of 1e38 leaves the loss of that step finite, and the weights infinite."""
-    message = refusal(work, "--out=q", "--lr=3e38", "--warmup_steps=0", "--max_steps=1", "--weight_decay=9")
-    assert "the weights are not finite after step 1" in message and "there is no checkpoint yet" in message
+    message = refusal(
+        work, "--out=q", "--lr=3e38", "--warmup_steps=0", "--max_steps=1", "--weight_decay=9"
+    )
+    assert (
+        "the weights are not finite after step 1" in message
+        and "there is no checkpoint yet" in message
+    )
     go(work, "--out=q2", "--max_steps=1")
     state = read_checkpoint(work / "q2")
     state["model"]["model.norm.weight"][0] = float("inf")
@@ -93,7 +106,9 @@ def test_optimizer_state_of_another_shape_is_refused(work):
 def test_data_made_anew_under_the_same_name_is_noticed(work):
     go(work, "--out=q", "--max_steps=1")
     ids = np.random.default_rng(1).integers(0, 6, 600)
-    write_dataset(work / "data", {"train": ids, "val": ids[:100]}, CharTokenizer("abcde\n"), document_end=5)
+    write_dataset(
+        work / "data", {"train": ids, "val": ids[:100]}, CharTokenizer("abcde\n"), document_end=5
+    )
     assert "holds another run (checksum of its text is" in refusal(work, "--out=q", "--max_steps=2")
 
 
@@ -102,11 +117,19 @@ def test_a_small_learning_rate_is_logged_as_what_it_is(work):
     assert [line["lr"] for line in read_log(work / "q")] == [1.23456e-6] * 2
 
 
-@pytest.mark.parametrize("number", [signal.SIGHUP, pytest.param(signal.SIGUSR1, marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "number", [signal.SIGHUP, pytest.param(signal.SIGUSR1, marks=pytest.mark.slow)]
+)
 def test_whoever_asks_for_an_end_gets_it_at_the_end_of_a_step(work, number):
-    command = [sys.executable, "train.py", *flags(work, "--out=q", "--max_steps=100000", "--save_every=100000")]
+    command = [
+        sys.executable,
+        "train.py",
+        *flags(work, "--out=q", "--max_steps=100000", "--save_every=100000"),
+    ]
     how = dict(stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    how["preexec_fn"] = lambda: signal.signal(signal.SIGHUP, signal.SIG_DFL)  # these tests may run under nohup
+    how["preexec_fn"] = lambda: signal.signal(
+        signal.SIGHUP, signal.SIG_DFL
+    )  # these tests may run under nohup
     process = subprocess.Popen(command, cwd=ROOT, **how)
     while process.poll() is None and len(read_log(work / "q")) < 3:
         time.sleep(0.01)
@@ -120,11 +143,21 @@ def test_killed_before_the_move_of_a_checkpoint_everything_still_finds_the_run(w
     go(work, "--out=out/q", "--max_steps=2", "--save_every=1")
     folder = work / "out" / "q"
     (folder / "checkpoint.pt").rename(folder / "checkpoint_new.pt")
-    for command in ("sample.py", "--prompt=a"), ("eval.py", "--texts=2"):  # without --run: the last one in out/
+    for command in (
+        ("sample.py", "--prompt=a"),
+        ("eval.py", "--texts=2"),
+    ):  # without --run: the last one in out/
         done = script(ROOT / command[0], *command[1:], "--device=cpu", cwd=work)
-        assert done.returncode == 0 and "the run that was trained last: out/q" in done.stderr, done.stderr
-    go(work, "--out=out/q", "--max_steps=2", "--save_every=1")  # all steps are done; the move is, too, now
-    assert sorted(path.name for path in folder.glob("checkpoint*")) == ["checkpoint.pt", "checkpoint_before.pt"]
+        assert done.returncode == 0 and "the run that was trained last: out/q" in done.stderr, (
+            done.stderr
+        )
+    go(
+        work, "--out=out/q", "--max_steps=2", "--save_every=1"
+    )  # all steps are done; the move is, too, now
+    assert sorted(path.name for path in folder.glob("checkpoint*")) == [
+        "checkpoint.pt",
+        "checkpoint_before.pt",
+    ]
 
 
 def test_folders_of_another_making_are_not_in_the_way(work):
@@ -142,13 +175,23 @@ def test_an_exported_miniature_loads_again_with_its_alphabet(work):
     go(work, "--out=q", "--max_steps=1")
     export(work / "q", work / "weights")
     again, tokenizer, *_ = load_model(work / "weights")
-    assert isinstance(again, QuietSTaR) and tokenizer.to_json() == CharTokenizer("abcde\n").to_json()
-    done = script("sample.py", f"--run={work / 'weights'}", "--prompt=ab", "--max_new_tokens=3", "--device=cpu")
+    assert (
+        isinstance(again, QuietSTaR) and tokenizer.to_json() == CharTokenizer("abcde\n").to_json()
+    )
+    done = script(
+        "sample.py",
+        f"--run={work / 'weights'}",
+        "--prompt=ab",
+        "--max_new_tokens=3",
+        "--device=cpu",
+    )
     assert done.returncode == 0 and done.stdout.startswith("ab")
     go(work, "--out=more", "--init_from=weights", "--max_steps=1")
     (work / "weights" / "quiet_star.pt").unlink()
     with pytest.raises(ValueError, match="quiet_star.pt"):
-        load_model(work / "weights")  # it thought; without that file it would pass for a plain model
+        load_model(
+            work / "weights"
+        )  # it thought; without that file it would pass for a plain model
 
 
 def test_nothing_is_run_that_came_with_somebodys_data(work):
@@ -166,7 +209,9 @@ def test_no_planted_link_is_written_through(work, tmp_path):
     go(work, "--out=q", "--max_steps=1")
     (work / "p").mkdir()
     (work / "p" / "lock").symlink_to(tmp_path / "theirs")
-    assert "lock" in refusal(work, "--out=p", "--max_steps=1") or "symbolic" in refusal(work, "--out=p")
+    assert "lock" in refusal(work, "--out=p", "--max_steps=1") or "symbolic" in refusal(
+        work, "--out=p"
+    )
     assert (tmp_path / "theirs").read_text() == "precious"
 
 
@@ -188,16 +233,29 @@ def test_a_drive_without_locks_is_written_to_all_the_same(work, monkeypatch, cap
 def test_control_characters_of_a_model_do_not_reach_the_terminal(work):
     """A model that says \\x1b[2J after everything."""
     ids = [0, 1, 2, 3, 4] * 60
-    write_dataset(work / "data2", {"train": ids, "val": ids}, CharTokenizer("\x1b[2J\n"), document_end=4)
+    write_dataset(
+        work / "data2", {"train": ids, "val": ids}, CharTokenizer("\x1b[2J\n"), document_end=4
+    )
     shape = "--dim=16 --n_layers=1 --head_dim=8 --hidden_dim=24 --n_heads=2 --n_kv_heads=1".split()
     go(work, "--data=data2", "--objective=lm", "--init_from=", "--out=lm", "--max_steps=1", *shape)
-    done = script("sample.py", f"--run={work / 'lm'}", "--prompt=\x1b[2J", "--max_new_tokens=9", "--device=cpu")
+    done = script(
+        "sample.py",
+        f"--run={work / 'lm'}",
+        "--prompt=\x1b[2J",
+        "--max_new_tokens=9",
+        "--device=cpu",
+    )
     assert done.returncode == 0 and "\x1b" not in done.stdout and r"\x1b[2J" in done.stdout
 
 
 def test_whoever_has_read_enough_may_leave_and_any_terminal_will_do(work):
     """A closed standard output, an encoding that lacks a character, a name that is none in it."""
-    command = [sys.executable, "data/arithmetic/prepare.py", "--train_documents=20", f"--out={work / 'd'}"]
+    command = [
+        sys.executable,
+        "data/arithmetic/prepare.py",
+        "--train_documents=20",
+        f"--out={work / 'd'}",
+    ]
     process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     process.stdout.close()
     assert process.stderr.read() == b"" and process.wait() == 141
@@ -205,7 +263,11 @@ def test_whoever_has_read_enough_may_leave_and_any_terminal_will_do(work):
     arguments = f"--train_documents=20 --val_documents=9 --out={out}".split(" --")
     for encoding in ("ascii", "utf-8"):
         environment = {**os.environ, "PYTHONIOENCODING": encoding, "PYTHONUTF8": "0"}
-        command = [sys.executable, "data/arithmetic/prepare.py", *(f"--{x.removeprefix('--')}" for x in arguments)]
+        command = [
+            sys.executable,
+            "data/arithmetic/prepare.py",
+            *(f"--{x.removeprefix('--')}" for x in arguments),
+        ]
         done = subprocess.run(command, cwd=ROOT, capture_output=True, env=environment)
         assert done.returncode == 0 and b"tokens" in done.stdout and not done.stderr, done.stderr
     assert json.loads((out / "meta.json").read_text())["tokens"]["train"] > 100

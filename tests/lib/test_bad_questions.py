@@ -39,7 +39,10 @@ def test_what_is_written_after_the_end_of_a_text_is_not_read(tokenizer):
     ending, asked = Ending(tokenizer), [{"question": "How many?", "answer": "18"}]
     direct = "Q: How many?\nA: 18␄5 apples cost $7\n"
     chain = "Q: How many?\nA: Let's think step by step. 18.␄5 apples cost $7\n"
-    for text, config, metric in ((direct, {}, "greedy"), (chain, {"cot": True, "max_new_tokens": 30}, "vote")):
+    for text, config, metric in (
+        (direct, {}, "greedy"),
+        (chain, {"cot": True, "max_new_tokens": 30}, "vote"),
+    ):
         who = rigged([text], ending, 50.0)
         found = questions.ask_gsm8k(who, asked, ending, QuestionsConfig(**config), "")
         assert found[0][metric] == 1.0 and "7" not in str(found[0]["written"])
@@ -66,7 +69,9 @@ def test_generation_stops_where_all_have_ended(tokenizer, thinking):
     with torch.no_grad():
         for p in (quiet.model.output.weight,):
             p[END] = quiet.model(torch.tensor([tokenizer.encode("ab")]))[0, -1]
-    written = write_answers(who, [tokenizer.encode("ab")], tokenizer, 50, 0.0, 0, lambda ids: False, 3, "cpu", "")
+    written = write_answers(
+        who, [tokenizer.encode("ab")], tokenizer, 50, 0.0, 0, lambda ids: False, 3, "cpu", ""
+    )
     assert written[0][0] == "" and calls[0][0].shape[1] == 3, "one token, the end"
 
 
@@ -84,7 +89,9 @@ def test_generation_stops_where_all_have_ended(tokenizer, thinking):
         ("commonsense_qa", {**CSQA[0], "choices": ["a", "b", "c", "d", 5]}, "must be str"),
     ],
 )
-def test_questions_without_an_answer_that_could_be_right_are_refused_before_any_work(tmp_path, kind, line, message):
+def test_questions_without_an_answer_that_could_be_right_are_refused_before_any_work(
+    tmp_path, kind, line, message
+):
     good = GSM8K[0] if kind == "gsm8k" else CSQA[0]
     (tmp_path / "questions.jsonl").write_text(f"{json.dumps(good)}\n{json.dumps(line)}\n")
     with pytest.raises(ValueError, match=f"questions.jsonl .*line 2.*{message}") as error:
@@ -121,16 +128,27 @@ def test_each_models_answers_are_kept_as_soon_as_they_are_there(work, monkeypatc
     monkeypatch.setattr(questions, "ask_gsm8k", counted)
     with pytest.raises(SystemExit, match="memory"):
         call("eval.py", monkeypatch, *flags)
-    assert len(list((work / "out").glob("*.part.json"))) == 2 and not (work / "out" / "gsm8k_n3.json").exists()
+    assert (
+        len(list((work / "out").glob("*.part.json"))) == 2
+        and not (work / "out" / "gsm8k_n3.json").exists()
+    )
     asked += [""]  # the fourth call is not stopped
     call("eval.py", monkeypatch, *flags)
     assert asked[:3] == ["not_thinking", "quiet_star", "base"] and asked[4:] == ["base", "control"]
-    assert (work / "out" / "gsm8k_n3.json").exists() and not list((work / "out").glob("*.part.json"))
+    assert (work / "out" / "gsm8k_n3.json").exists() and not list(
+        (work / "out").glob("*.part.json")
+    )
 
 
 def test_gains_on_fewer_texts_do_not_overwrite_those_on_more(work, monkeypatch, tmp_path):
     (work / "some.txt").write_text("some text or other, and more of it. " * 20)
-    flags = ["gains", f"--run={work / 'thinks'}", f"--text={work / 'some.txt'}", f"--out={work / 'gains'}", "--span=32"]
+    flags = [
+        "gains",
+        f"--run={work / 'thinks'}",
+        f"--text={work / 'some.txt'}",
+        f"--out={work / 'gains'}",
+        "--span=32",
+    ]
     flags += [f"--base={work / 'base'}", "--device=cpu"]
     call("eval.py", monkeypatch, *flags, "--texts=8")
     before = (work / "gains" / "results.json").read_bytes()
@@ -151,7 +169,11 @@ def test_numbers_that_are_none_do_not_stop_the_page(tmp_path):
     from lib.tokenizer import CharTokenizer
 
     nan, ids = np.full((1, 2), np.nan), np.array([[0, 1, 0]])
-    measured = Measured(nan, nan > 0, 0.0, nan, nan > 0, nan, ids[:, :2, None], None, ids[:, :2], ids[:, :2])
-    write_page(tmp_path / "gains.html", "$\\frac$ & <caption>", ids, measured, [0], CharTokenizer("ab"))
+    measured = Measured(
+        nan, nan > 0, 0.0, nan, nan > 0, nan, ids[:, :2, None], None, ids[:, :2], ids[:, :2]
+    )
+    write_page(
+        tmp_path / "gains.html", "$\\frac$ & <caption>", ids, measured, [0], CharTokenizer("ab")
+    )
     page = (tmp_path / "gains.html").read_text()
     assert "NaN" not in page and "null" in page and "$\\frac$ &amp; &lt;caption&gt;" in page

@@ -17,7 +17,9 @@ from lib.runs import read_log
 
 def start(work, out, *more):
     command = [sys.executable, str(ROOT / "train.py"), *flags(work, f"--out={out}", *more)]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT)
+    return subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT
+    )
 
 
 def killed_and_resumed(work, kills, seed):
@@ -62,7 +64,9 @@ def test_killed_at_twenty_random_moments(tmp_path_factory, work):
     raise AssertionError(f"only {killed} kills")
 
 
-@pytest.mark.parametrize("damage", [lambda b: b[: len(b) // 2], lambda b: b[:5000] + bytes([b[5000] ^ 1]) + b[5001:]])
+@pytest.mark.parametrize(
+    "damage", [lambda b: b[: len(b) // 2], lambda b: b[:5000] + bytes([b[5000] ^ 1]) + b[5001:]]
+)
 def test_a_damaged_checkpoint_falls_back_to_the_one_before_and_says_so(work, capsys, damage):
     """A flipped bit is found by its checksum; torch alone would load it."""
     go(work, "--out=q", "--max_steps=4", "--save_every=1")
@@ -152,7 +156,9 @@ def test_a_full_disk_is_one_line_and_leaves_the_last_good_checkpoint(work, monke
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr("lib.checkpoint.torch.save", full)
-    with pytest.raises(SystemExit, match="No space left on device.*the last good checkpoint is kept") as stop:
+    with pytest.raises(
+        SystemExit, match="No space left on device.*the last good checkpoint is kept"
+    ) as stop:
         go(work, "--out=q", "--max_steps=4", "--save_every=1")
     assert "\n" not in stop.value.code and not list((work / "q").glob("*.tmp"))
     assert read_checkpoint(work / "q")["step"] == 2

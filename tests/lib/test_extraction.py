@@ -242,7 +242,12 @@ def rows(table):
         else:
             for item in line.split(" || "):
                 answer, text = item.split(" |", 1)
-                yield None if answer == "-" else answer, " " + text.strip().replace("\\n", "\n"), names, choices
+                yield (
+                    None if answer == "-" else answer,
+                    " " + text.strip().replace("\\n", "\n"),
+                    names,
+                    choices,
+                )
 
 
 def cut(text, next_question):
@@ -263,7 +268,9 @@ def strict(text, kind):
 
 
 def flexible(text, kind):
-    found = [match[0] for match in re.finditer(r"(-?[$0-9.,]{2,})|(-?[0-9]+)", cut(text, NEXT[kind]))]
+    found = [
+        match[0] for match in re.finditer(r"(-?[$0-9.,]{2,})|(-?[0-9]+)", cut(text, NEXT[kind]))
+    ]
     return compared(found[-1].strip()) if found else None
 
 
@@ -282,14 +289,20 @@ def letter_filter(text, choices):
     return found[1] if (found := re.search(r":[\s]*(A|B|C|D|E)", text)) else None
 
 
-NUMBERS = [(*row[:3], kind) for kind, table in (("direct", DIRECT), ("chain", CHAIN)) for row in rows(table)]
+NUMBERS = [
+    (*row[:3], kind)
+    for kind, table in (("direct", DIRECT), ("chain", CHAIN))
+    for row in rows(table)
+]
 LETTERS = list(rows(LETTERS))
 
 
 def test_every_answer_is_read():
     """So wherever a filter is right, so are we."""
     assert len(NUMBERS) >= 140 and len(LETTERS) >= 80 and len(NUMBERS) + len(LETTERS) >= 220
-    assert len({(text, kind) for _, text, _, kind in NUMBERS}) == len(NUMBERS), "a text stands there twice"
+    assert len({(text, kind) for _, text, _, kind in NUMBERS}) == len(NUMBERS), (
+        "a text stands there twice"
+    )
     found = [(answer, number_in(text), text) for answer, text, *_ in NUMBERS]
     assert [row for row in found if row[1] != (row[0] and Decimal(row[0]))] == []
     found = [(answer, letter_in(text, choices), text) for answer, text, _, choices in LETTERS]
@@ -298,18 +311,35 @@ def test_every_answer_is_read():
 
 def test_the_filters_are_right_where_the_tables_say_so():
     for answer, text, names, kind in NUMBERS:
-        right = [name for name, read in (("strict", strict), ("flexible", flexible)) if read(text, kind) == answer]
+        right = [
+            name
+            for name, read in (("strict", strict), ("flexible", flexible))
+            if read(text, kind) == answer
+        ]
         assert right == names, (answer, text)
     for answer, text, names, choices in LETTERS:
         assert (letter_filter(text, choices) == answer) == (names == ["filter"]), (answer, text)
 
 
 def test_nothing_that_is_written_raises():
-    pieces = [*"5$=²½.,-−+*/%():{}?A^x \n\0", "9" * 3000, "\n\n", " A ", " b ", "not ", "n't ", "answer is", "Step 1"]
+    pieces = [
+        *"5$=²½.,-−+*/%():{}?A^x \n\0",
+        "9" * 3000,
+        "\n\n",
+        " A ",
+        " b ",
+        "not ",
+        "n't ",
+        "answer is",
+        "Step 1",
+    ]
     pieces += "--5 -$-5 #### (B) Q: Answer: because </s> ٣٤ १ 𝟙 1,234 1{,}000 0.5 1. NaN Infinity bank İ ==".split()
     random.seed(0)
     for _ in range(3000):
         text = "".join(random.choices(pieces, k=random.randrange(12)))
-        number, letter = number_in(text), letter_in(text, random.choice([(), ("bank", "A", "(", "", "five")]))
+        number, letter = (
+            number_in(text),
+            letter_in(text, random.choice([(), ("bank", "A", "(", "", "five")])),
+        )
         assert number is None or isinstance(number, Decimal) and number.is_finite(), text
         assert letter in (None, *"ABCDE"), text

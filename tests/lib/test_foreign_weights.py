@@ -73,7 +73,9 @@ def test_without_an_index_a_tensor_found_twice_is_refused(tmp_path, layout):
     refused(tmp_path, "norm.weight is in .* and in .*: which is right")
 
 
-@pytest.mark.parametrize("dtype", [torch.int8, torch.int64, torch.bool, torch.complex64, torch.float8_e4m3fn])
+@pytest.mark.parametrize(
+    "dtype", [torch.int8, torch.int64, torch.bool, torch.complex64, torch.float8_e4m3fn]
+)
 @pytest.mark.parametrize("layout", ["official", "hugging face"])
 def test_weights_that_are_no_plain_numbers_are_refused(tmp_path, dtype, layout):
     if layout == "official":
@@ -115,27 +117,55 @@ def test_a_zip_file_that_was_made_again_or_an_old_pickle_is_refused(tmp_path):
 
 def test_what_a_config_does_not_say_is_as_transformers_has_it(tmp_path):
     for kind, cls in (("mistral", MistralConfig), ("llama", LlamaConfig)):
-        full = {"model_type": kind, "hidden_size": 64, "num_hidden_layers": 2, "intermediate_size": 96}
+        full = {
+            "model_type": kind,
+            "hidden_size": 64,
+            "num_hidden_layers": 2,
+            "intermediate_size": 96,
+        }
         full |= {"num_attention_heads": 16, "rms_norm_eps": 1e-6, "vocab_size": 99}
-        for more in ({}, {"num_key_value_heads": 4}, {"sliding_window": None}, {"sliding_window": 7}):
+        for more in (
+            {},
+            {"num_key_value_heads": 4},
+            {"sliding_window": None},
+            {"sliding_window": 7},
+        ):
             (tmp_path / "config.json").write_text(json.dumps({**full, **more}))
             ours, theirs = hugging_face_config(tmp_path / "config.json"), cls(**{**full, **more})
             assert ours.n_kv_heads == theirs.num_key_value_heads, (kind, more)
-            assert ours.sliding_window == (theirs.sliding_window if kind == "mistral" else None), (kind, more)
-            assert ours.head_dim == theirs.head_dim and ours.tied_embeddings == theirs.tie_word_embeddings
+            assert ours.sliding_window == (theirs.sliding_window if kind == "mistral" else None), (
+                kind,
+                more,
+            )
+            assert (
+                ours.head_dim == theirs.head_dim
+                and ours.tied_embeddings == theirs.tie_word_embeddings
+            )
             assert ours.rope_theta == theirs.rope_parameters["rope_theta"]
 
 
 def test_a_model_without_some_keys_gives_the_logits_of_transformers(tmp_path):
     """Twenty heads of which eight are keys', and a window: neither is said."""
     torch.manual_seed(0)
-    shape = dict(vocab_size=97, hidden_size=32, intermediate_size=40, num_hidden_layers=2, num_attention_heads=16)
+    shape = dict(
+        vocab_size=97,
+        hidden_size=32,
+        intermediate_size=40,
+        num_hidden_layers=2,
+        num_attention_heads=16,
+    )
     models = MistralForCausalLM(MistralConfig(**shape)), LlamaForCausalLM(LlamaConfig(**shape))
     for kind, model in zip(("mistral", "llama"), models, strict=True):
         folder = tmp_path / kind
         model.save_pretrained(folder)
         config = json.loads((folder / "config.json").read_text())
-        for name in ("num_key_value_heads", "sliding_window", "head_dim", "tie_word_embeddings", "rope_parameters"):
+        for name in (
+            "num_key_value_heads",
+            "sliding_window",
+            "head_dim",
+            "tie_word_embeddings",
+            "rope_parameters",
+        ):
             if not (kind == "llama" and name == "num_key_value_heads"):
                 config.pop(name, None)
         (folder / "config.json").write_text(json.dumps(config))

@@ -33,14 +33,18 @@ def test_it_loads_and_thinks_as_it_did(name):
     assert metrics.keys() == wanted["metrics"].keys()
     for key, value in wanted["metrics"].items():
         assert float(metrics[key]) == pytest.approx(value, abs=1e-5), key
-    assert quiet.gain_head(quiet.model(tokens))[0].tolist() == pytest.approx(wanted["gains"][0], abs=1e-5)
+    assert quiet.gain_head(quiet.model(tokens))[0].tolist() == pytest.approx(
+        wanted["gains"][0], abs=1e-5
+    )
 
 
 def test_a_run_without_a_gain_head_loads_and_says_that_it_has_none(tmp_path):
     """As those from before there was one, and those of --no-gain_head."""
     shutil.copytree(OLD / "run", tmp_path / "run")
     state = read_checkpoint(tmp_path / "run")
-    state["model"] = {name: x for name, x in state["model"].items() if not name.startswith("gain_head.")}
+    state["model"] = {
+        name: x for name, x in state["model"].items() if not name.startswith("gain_head.")
+    }
     torch.save(state, tmp_path / "run" / "checkpoint.pt")
     quiet, _, _, _ = load_model(tmp_path / "run")
     tokens = torch.tensor([[0, 1, 2, 3, 4, 5, 0, 1, 2]])
@@ -68,7 +72,9 @@ def test_it_goes_on_training(tmp_path, monkeypatch):
 
     monkeypatch.chdir(tmp_path)
     numbers = np.random.default_rng(0).integers(0, 6, 600)
-    write_dataset("data", {"train": numbers, "val": numbers[:100]}, CharTokenizer("abcde\n"), document_end=5)
+    write_dataset(
+        "data", {"train": numbers, "val": numbers[:100]}, CharTokenizer("abcde\n"), document_end=5
+    )
     for name, parallel in (("alone", "data"), ("sharded", "fsdp")):
         shutil.copytree(OLD / "run", name)
         settings = json.loads((OLD / "run" / "config.json").read_text())

@@ -73,19 +73,42 @@ if processes.first:
 @pytest.fixture
 def deep(work):
     """The same with a base model of three layers, and one that shares embeddings and head."""
-    shape = ["--objective=lm", "--init_from=", "--max_steps=3", "--dim=16", "--n_layers=3", "--head_dim=8"]
+    shape = [
+        "--objective=lm",
+        "--init_from=",
+        "--max_steps=3",
+        "--dim=16",
+        "--n_layers=3",
+        "--head_dim=8",
+    ]
     go(work, *shape, "--hidden_dim=24", "--n_heads=2", "--n_kv_heads=1", "--out=base3")
-    go(work, *shape, "--hidden_dim=24", "--n_heads=2", "--n_kv_heads=1", "--out=tied", "--tied_embeddings")
+    go(
+        work,
+        *shape,
+        "--hidden_dim=24",
+        "--n_heads=2",
+        "--n_kv_heads=1",
+        "--out=tied",
+        "--tied_embeddings",
+    )
     return work
 
 
 def launch(folder, processes, *runs):
     """Train all runs (lists of flags) one after the other in as many processes as said."""
     (folder / "many.py").write_text(MANY)
-    command = [sys.executable, "-m", "torch.distributed.run", f"--nproc_per_node={processes}", "--standalone"]
+    command = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        f"--nproc_per_node={processes}",
+        "--standalone",
+    ]
     command += [str(folder / "many.py"), json.dumps([flags(folder, *run) for run in runs])]
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=240)
+    done = subprocess.run(
+        command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=240
+    )
     assert done.returncode == 0, done.stderr[-3000:]
     return done.stdout + done.stderr
 
@@ -102,9 +125,13 @@ def test_a_step_sends_as_often_as_it_is_planned(tmp_path):
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-3000:]
     for (gather, recompute, calls), found in zip(ways, json.loads(done.stdout), strict=True):
-        how = dict(span=10, think_at_once=4, recompute=recompute, batch_size=2 * calls, micro_batch=1)
+        how = dict(
+            span=10, think_at_once=4, recompute=recompute, batch_size=2 * calls, micro_batch=1
+        )
         gathers, sends = messages(trainer.TrainConfig(**how), 3, 2, gather)
-        assert found == [pytest.approx(gathers, abs=0.5), sends], "one block of three comes once more, with recompute"
+        assert found == [pytest.approx(gathers, abs=0.5), sends], (
+            "one block of three comes once more, with recompute"
+        )
 
 
 WAYS = {
@@ -136,7 +163,13 @@ def first_moments(folder):
 @pytest.mark.parametrize("processes", [2, pytest.param(4, marks=pytest.mark.slow)])
 def test_any_number_of_processes_in_any_mode_trains_as_one(deep, processes):
     """Three steps: a gradient that is summed, halved, lost or left over from the step before shows."""
-    common = ["--max_steps=3", "--batch_size=8", "--eval_texts=4", "--init_from=base3", "--eval_every=2"]
+    common = [
+        "--max_steps=3",
+        "--batch_size=8",
+        "--eval_texts=4",
+        "--init_from=base3",
+        "--eval_every=2",
+    ]
     common += ["--reward_on=thought", "--mixing_head_lr=50", "--lr=3e-3", "--warmup_steps=0"]
     for name, way in {"quiet": [], "lm": ["--objective=lm"], "tied": ["--init_from=tied"]}.items():
         go(deep, f"--out=one_{name}", *common, *way)
@@ -150,13 +183,21 @@ def test_any_number_of_processes_in_any_mode_trains_as_one(deep, processes):
             for key in x.keys() - {"tokens_per_second", "seconds", "peak_memory_gb"}:
                 assert x[key] == pytest.approx(y[key], abs=3e-5), (name, key)
         for key, x in first_moments(deep / name).items():
-            torch.testing.assert_close(x, wanted[key], atol=1e-6, rtol=1e-4, msg=lambda text: f"{name} {key}: {text}")
+            torch.testing.assert_close(
+                x, wanted[key], atol=1e-6, rtol=1e-4, msg=lambda text: f"{name} {key}: {text}"
+            )
 
 
 def test_a_run_goes_on_in_any_number_of_processes_and_any_mode(deep, capsys):
     """In two and four that share the model, in one that does, and in one alone; from the checkpoint before, where the
     last is damaged. What it leaves can be loaded, exported, and started from."""
-    settings = ["--save_every=1", "--batch_size=8", "--eval_texts=4", "--init_from=base3", "--min_lr_share=1"]
+    settings = [
+        "--save_every=1",
+        "--batch_size=8",
+        "--eval_texts=4",
+        "--init_from=base3",
+        "--min_lr_share=1",
+    ]
     sharded = ["--out=sharded", "--parallel=fsdp", *settings]
     go(deep, "--out=one", *settings, "--max_steps=7")
     launch(deep, 2, [*sharded, "--max_steps=3"])
@@ -167,7 +208,8 @@ def test_a_run_goes_on_in_any_number_of_processes_and_any_mode(deep, capsys):
     damaged.write_bytes(content)
     said = launch(deep, 4, [*sharded, "--max_steps=4"])
     assert (
-        "checkpoint.pt is damaged or cut short (wrong checksum of" in said and "going back to checkpoint_before" in said
+        "checkpoint.pt is damaged or cut short (wrong checksum of" in said
+        and "going back to checkpoint_before" in said
     )
     assert [line["step"] for line in read_log(folder)] == [1, 2, 3, 4]
     go(deep, *sharded, "--max_steps=6")
@@ -195,7 +237,9 @@ def test_a_full_disk_in_a_sharded_run_is_one_line(deep, monkeypatch):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr("lib.checkpoint.torch.save", full)
-    with pytest.raises(SystemExit, match="No space left on device.*the last good checkpoint is kept") as stop:
+    with pytest.raises(
+        SystemExit, match="No space left on device.*the last good checkpoint is kept"
+    ) as stop:
         go(deep, *sharded, "--max_steps=2")
     assert "\n" not in stop.value.code and read_checkpoint(deep / "sharded")["step"] == 1
     torch.distributed.destroy_process_group()
@@ -212,13 +256,23 @@ def test_bfloat16_shards_learn_in_float32(deep, monkeypatch):
 
     monkeypatch.setattr(trainer.QuietSTaR, "think", watched)
     for name, way in {"plain": [], "sharded": ["--parallel=fsdp"]}.items():
-        go(deep, f"--out={name}", "--init_from=base3", "--max_steps=3", "--dtype=bfloat16", "--lr=1e-6", *way)
+        go(
+            deep,
+            f"--out={name}",
+            "--init_from=base3",
+            "--max_steps=3",
+            "--dtype=bfloat16",
+            "--lr=1e-6",
+            *way,
+        )
     torch.distributed.destroy_process_group()
     assert kinds == {torch.float32}
     losses = [[line["loss"] for line in read_log(deep / name)] for name in ("plain", "sharded")]
     assert losses[0] == pytest.approx(losses[1], abs=1e-2)
     before, after = load_run(deep / "base3")[0], load_run(deep / "sharded")[0].model
-    changes = torch.cat([(x - y).flatten() for x, y in zip(before.parameters(), after.parameters(), strict=True)])
+    changes = torch.cat(
+        [(x - y).flatten() for x, y in zip(before.parameters(), after.parameters(), strict=True)]
+    )
     assert after.tok_embeddings.weight.dtype == torch.float32 and 0 < changes.abs().max() < 1e-5
 
 
@@ -233,9 +287,18 @@ def test_a_killed_worker_leads_to_a_resume_without_a_person(deep, way):
     """SIGKILL to one of two workers in mid-run, under torchrun --max_restarts."""
     run = ["--max_steps=30", "--save_every=2", f"--parallel={way}", "--init_from=base3"]
     launch(deep, 2, ["--out=whole", *run])
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", "--standalone", "--max_restarts=3"]
+    command = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--nproc_per_node=2",
+        "--standalone",
+        "--max_restarts=3",
+    ]
     command += ["train.py", *flags(deep, "--out=killed", *run)]
-    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
     while process.poll() is None and len(read_log(deep / "killed")) < 5:
         time.sleep(0.01)
     workers = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
@@ -245,5 +308,7 @@ def test_a_killed_worker_leads_to_a_resume_without_a_person(deep, way):
     assert process.returncode == 0, errors[-3000:]
     assert "Signal 9" in errors or "SIGKILL" in errors or "exitcode: -9" in errors, errors[-3000:]
     whole, again = (read_checkpoint(deep / name) for name in ("whole", "killed"))
-    assert again["step"] == 30 and all(torch.equal(x, again["model"][name]) for name, x in whole["model"].items())
+    assert again["step"] == 30 and all(
+        torch.equal(x, again["model"][name]) for name, x in whole["model"].items()
+    )
     assert [line["step"] for line in read_log(deep / "killed")] == list(range(1, 31))

@@ -20,7 +20,13 @@ from quiet_star import QuietSTaR, generate_with_thoughts
 from sample import SampleConfig, say
 
 C = 16
-SHAPE = dict(vocab_size=32002, hidden_size=C, intermediate_size=24, num_hidden_layers=2, num_attention_heads=4)
+SHAPE = dict(
+    vocab_size=32002,
+    hidden_size=C,
+    intermediate_size=24,
+    num_hidden_layers=2,
+    num_attention_heads=4,
+)
 
 
 class Release(nn.Module):
@@ -30,11 +36,21 @@ class Release(nn.Module):
     def __init__(self):
         super().__init__()
         torch.manual_seed(0)
-        config = MistralConfig(num_key_value_heads=2, sliding_window=8, initializer_range=0.3, **SHAPE)
+        config = MistralConfig(
+            num_key_value_heads=2, sliding_window=8, initializer_range=0.3, **SHAPE
+        )
         self.lm = MistralForCausalLM(config)
-        layers = nn.Linear(2 * C, C), nn.ReLU(), nn.Linear(C, C), nn.ReLU(), nn.Linear(C, 1, bias=False)
+        layers = (
+            nn.Linear(2 * C, C),
+            nn.ReLU(),
+            nn.Linear(C, C),
+            nn.ReLU(),
+            nn.Linear(C, 1, bias=False),
+        )
         self.talk_head = nn.ModuleList([nn.Sequential(*layers)])
-        self.start_embedding, self.end_embedding = (nn.Parameter(torch.randn(2, C) * 0.003) for _ in range(2))
+        self.start_embedding, self.end_embedding = (
+            nn.Parameter(torch.randn(2, C) * 0.003) for _ in range(2)
+        )
 
     def hidden(self, embeddings):
         return self.lm.model(inputs_embeds=embeddings[None]).last_hidden_state[0, -1]
@@ -44,7 +60,9 @@ class Release(nn.Module):
         read = self.lm.model.embed_tokens(ids)
         h_base = self.hidden(read)
         start, end = (
-            (start, start) if start is not None else (100 * self.start_embedding[0], 100 * self.end_embedding[0])
+            (start, start)
+            if start is not None
+            else (100 * self.start_embedding[0], 100 * self.end_embedding[0])
         )
         read = torch.cat((read, start[None]))
         for _ in range(thought_len):
@@ -60,12 +78,20 @@ def published(tmp_path_factory):
     """(the folder, the model in float64)"""
     folder, release = tmp_path_factory.mktemp("published"), Release()
     release.lm.save_pretrained(folder, max_shard_size="1MB")
-    more = {name: x.detach().clone() for name, x in release.named_parameters() if not name.startswith("lm.")}
+    more = {
+        name: x.detach().clone()
+        for name, x in release.named_parameters()
+        if not name.startswith("lm.")
+    }
     save_file(more, folder / "model-99999-of-99999.safetensors")
     index = json.loads((folder / "model.safetensors.index.json").read_text())
     index["weight_map"] |= dict.fromkeys(more, "model-99999-of-99999.safetensors")
     (folder / "model.safetensors.index.json").write_text(json.dumps(index))
-    v1 = Path(importlib.util.find_spec("mistral_common").submodule_search_locations[0]) / "data" / "tokenizer.model.v1"
+    v1 = (
+        Path(importlib.util.find_spec("mistral_common").submodule_search_locations[0])
+        / "data"
+        / "tokenizer.model.v1"
+    )
     shutil.copy(v1, folder / "tokenizer.model")
     return folder, release.double()
 
@@ -99,7 +125,10 @@ def test_soft_scores_are_those_of_the_release(published, thought_len, start_text
 
 def test_tokens_that_stand_for_start_and_end_can_be_neither_read_nor_said(published):
     model, tokenizer, _, _ = load_model(published[0])
-    assert isinstance(model, QuietSTaR) and model.model.config.vocab_size == tokenizer.vocab_size == 32000
+    assert (
+        isinstance(model, QuietSTaR)
+        and model.model.config.vocab_size == tokenizer.vocab_size == 32000
+    )
     assert model.model.output.weight.shape == model.model.tok_embeddings.weight.shape == (32000, C)
     assert torch.equal(model.thought_tokens()[0], published[1].start_embedding[0].float() * 100)
     tokens, thoughts, _ = generate_with_thoughts(model, torch.tensor([[1, 5]]), 4)
@@ -114,15 +143,25 @@ def test_it_is_read_in_bfloat16_without_a_copy_in_float32(published):
 
 
 def test_it_speaks_and_says_why_it_cannot_tell_where_a_thought_pays(published, capsys):
-    say(SampleConfig(run=str(published[0]), prompt="Two", max_new_tokens=2, show_thoughts=True, device="cpu"))
+    say(
+        SampleConfig(
+            run=str(published[0]), prompt="Two", max_new_tokens=2, show_thoughts=True, device="cpu"
+        )
+    )
     assert "thought before it" in capsys.readouterr().out
     with pytest.raises(ValueError, match="no gain head"):
         say(SampleConfig(run=str(published[0]), prompt="Two", price=0.1, device="cpu"))
 
 
 def test_sampled_thoughts_are_the_same_each_time_and_not_the_greedy_ones(published):
-    model, ids, positions = load_model(published[0])[0], torch.tensor([[1, 5, 9, 20]]), torch.tensor([[2, 3]])
-    one, again, greedy = (candidate(model, True, temperature=t).predict(ids, positions) for t in (1.0, 1.0, 0.0))
+    model, ids, positions = (
+        load_model(published[0])[0],
+        torch.tensor([[1, 5, 9, 20]]),
+        torch.tensor([[2, 3]]),
+    )
+    one, again, greedy = (
+        candidate(model, True, temperature=t).predict(ids, positions) for t in (1.0, 1.0, 0.0)
+    )
     assert torch.equal(one, again) and not torch.allclose(one, greedy)
 
 
@@ -145,12 +184,18 @@ def test_rows_beyond_the_tokenizer_are_cut_off_of_any_model(tmp_path):
     """A vocabulary that was padded: nothing there is ever said."""
     theirs = MistralForCausalLM(MistralConfig(num_key_value_heads=2, **SHAPE))
     theirs.save_pretrained(tmp_path)
-    v1 = Path(importlib.util.find_spec("mistral_common").submodule_search_locations[0]) / "data" / "tokenizer.model.v1"
+    v1 = (
+        Path(importlib.util.find_spec("mistral_common").submodule_search_locations[0])
+        / "data"
+        / "tokenizer.model.v1"
+    )
     shutil.copy(v1, tmp_path / "tokenizer.model")
     model, *_ = load_model(tmp_path)
     assert isinstance(model, Transformer) and model.config.vocab_size == 32000
     tokens = torch.tensor([[1, 5, 9]])
-    torch.testing.assert_close(model.logits(model(tokens)), theirs(tokens).logits[..., :32000], atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(
+        model.logits(model(tokens)), theirs(tokens).logits[..., :32000], atol=1e-4, rtol=1e-4
+    )
 
 
 def test_what_a_folder_is_is_told_by_what_is_in_it(tmp_path, monkeypatch):

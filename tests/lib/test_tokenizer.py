@@ -17,7 +17,11 @@ from tokenizers import Regex, decoders, models, pre_tokenizers, trainers
 from lib.tokenizer import CharTokenizer, from_json, load_tokenizer
 
 ROOT = Path(__file__).resolve().parents[2]
-TEXT = "\n".join(path.read_text("utf-8") for folder in (ROOT, ROOT / "studies") for path in sorted(folder.glob("*.py")))
+TEXT = "\n".join(
+    path.read_text("utf-8")
+    for folder in (ROOT, ROOT / "studies")
+    for path in sorted(folder.glob("*.py"))
+)
 POOLS = [
     "abcdefghijklmnopqrstuvwxyz",
     "ABCXYZ'’-_.,;:!?()[]{}<>|/\\\"#$%&*+=~^`@",
@@ -56,7 +60,9 @@ def strings(count, seed=0):
                 pool = rng.choice(POOLS)
                 parts.append("".join(rng.choice(pool) for _ in range(rng.randint(1, 8))))
             else:
-                parts.append("".join(rng.choice(rng.choice(POOLS)) for _ in range(rng.randint(1, 8))))
+                parts.append(
+                    "".join(rng.choice(rng.choice(POOLS)) for _ in range(rng.randint(1, 8)))
+                )
         yield rng.choice(["", " ", " ", "  ", "\n"]).join(parts)
 
 
@@ -94,9 +100,15 @@ def test_sentencepiece_ids_are_those_of_the_library(which, tmp_path):
     expected = theirs.encode(texts)
     wrong = [t for t, ids in zip(texts, expected, strict=True) if ours.encode(t) != ids]
     assert not wrong, f"{len(wrong)} differ, the first: {wrong[0]!r}"
-    assert all(ours.decode(ids) == t.replace("▁", " ") for t, ids in zip(texts, expected, strict=True))
+    assert all(
+        ours.decode(ids) == t.replace("▁", " ") for t, ids in zip(texts, expected, strict=True)
+    )
     assert ours.encode("a", bos=True) == [1, *ours.encode("a")] and ours.encode("", bos=True) == [1]
-    assert ours.decode([1, *ours.encode("a b"), 2]) == theirs.decode([1, *theirs.encode("a b"), 2]) == "a b"
+    assert (
+        ours.decode([1, *ours.encode("a b"), 2])
+        == theirs.decode([1, *theirs.encode("a b"), 2])
+        == "a b"
+    )
 
 
 def test_mistral_ids_of_its_own_paper_trail():
@@ -109,7 +121,10 @@ def test_mistral_ids_of_its_own_paper_trail():
 SPLITS = {
     "gpt2": pre_tokenizers.ByteLevel(add_prefix_space=False),
     "digits": pre_tokenizers.Sequence(
-        [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
+        [
+            pre_tokenizers.Digits(individual_digits=True),
+            pre_tokenizers.ByteLevel(add_prefix_space=False),
+        ]
     ),
     "own": pre_tokenizers.Sequence(
         [
@@ -125,7 +140,10 @@ def trained_bpe(folder, split):
     theirs.pre_tokenizer, theirs.decoder = split, decoders.ByteLevel()
     alphabet = pre_tokenizers.ByteLevel.alphabet()
     trainer = trainers.BpeTrainer(
-        vocab_size=1500, special_tokens=["<|endoftext|>", "<s>"], initial_alphabet=alphabet, show_progress=False
+        vocab_size=1500,
+        special_tokens=["<|endoftext|>", "<s>"],
+        initial_alphabet=alphabet,
+        show_progress=False,
     )
     theirs.train_from_iterator(TEXT.split("\n") + [POOLS[6]] * 5, trainer)
     theirs.save(str(folder / "tokenizer.json"))
@@ -151,7 +169,10 @@ def test_bytes_that_a_byte_level_vocabulary_lacks_vanish_as_in_the_library(tmp_p
     control = "\u0104"  # byte 4
     del file["model"]["vocab"][control]
     (tmp_path / "tokenizer.json").write_text(json.dumps(file), "utf-8")
-    theirs, ours = tokenizers.Tokenizer.from_file(str(tmp_path / "tokenizer.json")), load_tokenizer(tmp_path)
+    theirs, ours = (
+        tokenizers.Tokenizer.from_file(str(tmp_path / "tokenizer.json")),
+        load_tokenizer(tmp_path),
+    )
     for text in ("\x04", "the \x04 cat", "no such byte"):
         assert ours.encode(text) == theirs.encode(text).ids
 
@@ -207,7 +228,10 @@ def test_bad_files_are_refused_in_one_line(tmp_path):
     words = [bytes([b]) for b in range(256)]
     unigram = io.BytesIO()
     sentencepiece.SentencePieceTrainer.train(
-        sentence_iterator=iter(TEXT.split("\n")), model_writer=unigram, vocab_size=300, minloglevel=2
+        sentence_iterator=iter(TEXT.split("\n")),
+        model_writer=unigram,
+        vocab_size=300,
+        minloglevel=2,
     )
     bad = {
         "empty": (b"", "pieces"),
@@ -219,10 +243,19 @@ def test_bad_files_are_refused_in_one_line(tmp_path):
         "wordpiece": (b'{"model": {"type": "WordPiece"}}', "only byte-level BPE"),
         "normalizer": (json.dumps(good | {"normalizer": {"type": "NFKC"}}), "without a normalizer"),
         "split": (json.dumps(good | {"pre_tokenizer": {"type": "Whitespace"}}), "Whitespace"),
-        "prefix": (json.dumps(good | {"pre_tokenizer": {"type": "ByteLevel", "add_prefix_space": True}}), "ByteLevel"),
-        "merge": (json.dumps(good | {"model": good["model"] | {"merges": [["zz", "qq"]]}}), "tokenizer.json"),
+        "prefix": (
+            json.dumps(good | {"pre_tokenizer": {"type": "ByteLevel", "add_prefix_space": True}}),
+            "ByteLevel",
+        ),
+        "merge": (
+            json.dumps(good | {"model": good["model"] | {"merges": [["zz", "qq"]]}}),
+            "tokenizer.json",
+        ),
         "tekken": (json.dumps(tekken(words) | {"config": {}}), "tekken.json"),
-        "tekken_rank": (json.dumps(tekken(words) | {"vocab": [{"rank": 5, "token_bytes": "YQ=="}]}), "ranks are not"),
+        "tekken_rank": (
+            json.dumps(tekken(words) | {"vocab": [{"rank": 5, "token_bytes": "YQ=="}]}),
+            "ranks are not",
+        ),
         "tekken_pattern": (json.dumps(tekken(words, pattern="(")), "tekken.json"),
     }
     for name, (content, expected) in bad.items():
@@ -261,7 +294,10 @@ def test_mistral_is_encoded_faster_than_by_sentencepiece():
 def test_words_of_ids_make_up_the_text(tmp_path):
     """A character of several tokens comes with its last; the space before a word stays with it."""
     text = "I don't  é漢字 🙂👩‍👩‍👧 1,000\n\nx"
-    for tokenizer in (load_tokenizer(mistral_file()), load_tokenizer(write_byte_tokenizer(tmp_path))):
+    for tokenizer in (
+        load_tokenizer(mistral_file()),
+        load_tokenizer(write_byte_tokenizer(tmp_path)),
+    ):
         ids = tokenizer.encode(text)
         words = tokenizer.words(ids)
         assert len(words) == len(ids) and "".join(words).removeprefix(" ") == text

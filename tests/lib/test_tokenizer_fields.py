@@ -25,7 +25,9 @@ def agree(ours, theirs, texts):
     return expected
 
 
-@pytest.mark.parametrize("pattern", [r"\p{L}+", r"\d", r"[aeiou]", r"\p{L}+|\p{N}", "'s|'t", r"\s+"])
+@pytest.mark.parametrize(
+    "pattern", [r"\p{L}+", r"\d", r"[aeiou]", r"\p{L}+|\p{N}", "'s|'t", r"\s+"]
+)
 def test_what_lies_between_the_matches_of_a_split_is_a_piece_too(tmp_path, pattern):
     theirs = trained_bpe(tmp_path, split(pattern))
     ours = load_tokenizer(tmp_path)
@@ -38,7 +40,9 @@ def test_a_pattern_that_would_lose_text_is_refused(tmp_path):
     trained_bpe(tmp_path, split(r"\p{L}*"))
     with pytest.raises(ValueError, match="loses some"):
         load_tokenizer(tmp_path)
-    (tmp_path / "tekken.json").write_text(json.dumps(tekken([bytes([b]) for b in range(256)], pattern=r"\p{L}+")))
+    (tmp_path / "tekken.json").write_text(
+        json.dumps(tekken([bytes([b]) for b in range(256)], pattern=r"\p{L}+"))
+    )
     with pytest.raises(ValueError, match="loses some"):
         load_tokenizer(tmp_path / "tekken.json")
     (tmp_path / "tekken.json").write_text(json.dumps(tekken([bytes([b]) for b in range(255)])))
@@ -49,16 +53,25 @@ def test_a_pattern_that_would_lose_text_is_refused(tmp_path):
 def test_added_tokens_that_are_text_are_cut_out_whole_and_special_ones_are_never_text(tmp_path):
     theirs = trained_bpe(tmp_path, pre_tokenizers.ByteLevel(add_prefix_space=False))
     theirs.add_tokens(
-        [AddedToken(text, special=False, normalized=False) for text in ("<tool>", "<tool>s", "é漢", "def ")]
+        [
+            AddedToken(text, special=False, normalized=False)
+            for text in ("<tool>", "<tool>s", "é漢", "def ")
+        ]
     )
     theirs.add_special_tokens(["<|im_end|>"])
     theirs.save(str(tmp_path / "tokenizer.json"))
     ours = load_tokenizer(tmp_path)
     texts = ["<tool>", "a <tool>s<tool> b", "xé漢é漢", "def def f", "<tool", *strings(3000, seed=3)]
     expected = agree(ours, theirs, texts)
-    assert [ours.decode(ids) for ids in expected] == texts and "<tool>" in ours.words(ours.encode("a<tool>b"))
+    assert [ours.decode(ids) for ids in expected] == texts and "<tool>" in ours.words(
+        ours.encode("a<tool>b")
+    )
     end = theirs.token_to_id("<|im_end|>")
-    assert end in ours.ends and ours.encode("<tool>")[0] not in ours.ends and len(ours.encode("<|im_end|>")) > 1
+    assert (
+        end in ours.ends
+        and ours.encode("<tool>")[0] not in ours.ends
+        and len(ours.encode("<|im_end|>")) > 1
+    )
     assert before_end(ours, [5, 6, end, 7]) == [5, 6] and before_end(ours, [5, 6]) == [5, 6]
 
 
@@ -113,7 +126,13 @@ def test_ignore_merges_with_words_that_merges_make_is_obeyed(tmp_path):
         dict(add_dummy_prefix=False, remove_extra_whitespaces=False),
         dict(remove_extra_whitespaces=True),
         dict(add_dummy_prefix=False, remove_extra_whitespaces=True),
-        dict(remove_extra_whitespaces=False, bos_piece="<begin>", eos_piece="<end>", bos_id=2, eos_id=1),
+        dict(
+            remove_extra_whitespaces=False,
+            bos_piece="<begin>",
+            eos_piece="<end>",
+            bos_id=2,
+            eos_id=1,
+        ),
         dict(remove_extra_whitespaces=False, bos_id=-1, eos_id=-1),
         dict(remove_extra_whitespaces=False, control_symbols=["<|im_end|>"]),
         dict(remove_extra_whitespaces=False, user_defined_symbols=["<x>", "<x>s", "é漢", "don"]),
@@ -122,10 +141,14 @@ def test_ignore_merges_with_words_that_merges_make_is_obeyed(tmp_path):
 )
 def test_sentencepiece_fields_are_obeyed(tmp_path, how):
     model = io.BytesIO()
-    more = dict(model_type="bpe", vocab_size=1200, byte_fallback=True, normalization_rule_name="identity")
+    more = dict(
+        model_type="bpe", vocab_size=1200, byte_fallback=True, normalization_rule_name="identity"
+    )
     more |= dict(split_digits=True, allow_whitespace_only_pieces=True, minloglevel=2)
     lines = TEXT.split("\n") + [POOLS[6]] * 5
-    sentencepiece.SentencePieceTrainer.train(sentence_iterator=iter(lines), model_writer=model, **more, **how)
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(lines), model_writer=model, **more, **how
+    )
     (tmp_path / "tokenizer.model").write_bytes(model.getvalue())
     theirs = sentencepiece.SentencePieceProcessor(model_proto=model.getvalue())
     ours = load_tokenizer(tmp_path)
@@ -143,14 +166,19 @@ def test_sentencepiece_fields_are_obeyed(tmp_path, how):
     [
         (dict(treat_whitespace_as_suffix=True, normalization_rule_name="identity"), "suffix"),
         (dict(normalization_rule_name="nmt_nfkc"), "normalization"),
-        (dict(user_defined_symbols=["de f"], normalization_rule_name="identity"), "pieces of the user's with a space"),
+        (
+            dict(user_defined_symbols=["de f"], normalization_rule_name="identity"),
+            "pieces of the user's with a space",
+        ),
     ],
 )
 def test_sentencepiece_fields_that_are_not_obeyed_are_refused(tmp_path, how, message):
     model = io.BytesIO()
     more = dict(model_type="bpe", vocab_size=600, byte_fallback=True, minloglevel=2)
     lines = iter(TEXT.split("\n"))
-    sentencepiece.SentencePieceTrainer.train(sentence_iterator=lines, model_writer=model, **more, **how)
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=lines, model_writer=model, **more, **how
+    )
     (tmp_path / "tokenizer.model").write_bytes(model.getvalue())
     with pytest.raises(ValueError, match=message):
         load_tokenizer(tmp_path)
@@ -178,7 +206,9 @@ def test_any_ids_decode(tmp_path):
     rng = np.random.default_rng(0)
     for tokenizer in (load_tokenizer(tmp_path), CharTokenizer("abc")):
         n = tokenizer.vocab_size
-        assert tokenizer.decode([n, n + 7]) == "\ufffd\ufffd" == "".join(tokenizer.words([n, 2**40]))
+        assert (
+            tokenizer.decode([n, n + 7]) == "\ufffd\ufffd" == "".join(tokenizer.words([n, 2**40]))
+        )
         for _ in range(200):
             ids = rng.integers(0, n + 5, rng.integers(0, 9)).tolist()
             assert isinstance(tokenizer.decode(ids), str) and len(tokenizer.words(ids)) == len(ids)

@@ -43,16 +43,22 @@ def reference(folder, kind="mistral", tied=False, dtype=torch.float32, shard="1G
         model = LlamaForCausalLM(LlamaConfig(**shape))
     model = model.to(dtype)
     model.save_pretrained(folder, max_shard_size=shard)
-    return type(model).from_pretrained(folder, dtype=torch.float32)  # its rotary tables as they are made in float32
+    return type(model).from_pretrained(
+        folder, dtype=torch.float32
+    )  # its rotary tables as they are made in float32
 
 
 def all_equal(ours, theirs, T=20):
     """Logits, then greedy tokens."""
-    tokens = torch.randint(theirs.config.vocab_size, (2, T), generator=torch.Generator().manual_seed(1))
+    tokens = torch.randint(
+        theirs.config.vocab_size, (2, T), generator=torch.Generator().manual_seed(1)
+    )
     with torch.no_grad():
         expected = theirs(tokens).logits
     torch.testing.assert_close(ours.float().logits(ours(tokens)), expected, atol=2e-5, rtol=1e-4)
-    greedy = theirs.generate(tokens, max_new_tokens=12, do_sample=False, eos_token_id=None, pad_token_id=0)
+    greedy = theirs.generate(
+        tokens, max_new_tokens=12, do_sample=False, eos_token_id=None, pad_token_id=0
+    )
     assert torch.equal(ours.generate(tokens, 12, temperature=0), greedy)
 
 
@@ -64,13 +70,17 @@ def test_hugging_face_folders_give_the_model_of_transformers(tmp_path, kind, tie
     theirs = reference(tmp_path, kind, tied, dtype, shard="8KB" if layout == "shards" else "1GB")
     if layout == "shards":
         assert (
-            len(list(tmp_path.glob("model-*.safetensors"))) > 2 and (tmp_path / "model.safetensors.index.json").exists()
+            len(list(tmp_path.glob("model-*.safetensors"))) > 2
+            and (tmp_path / "model.safetensors.index.json").exists()
         )
     if layout == "bin":
         torch.save(load_file(tmp_path / "model.safetensors"), tmp_path / "pytorch_model.bin")
         (tmp_path / "model.safetensors").unlink()
     ours = load_mistral(tmp_path)
-    assert ours.config.sliding_window == (7 if kind == "mistral" else None) and ours.config.rope_theta == 500.0
+    assert (
+        ours.config.sliding_window == (7 if kind == "mistral" else None)
+        and ours.config.rope_theta == 500.0
+    )
     assert {p.dtype for p in ours.parameters()} == {dtype} and (
         ours.output.weight is ours.tok_embeddings.weight
     ) == tied
@@ -97,7 +107,10 @@ def official(folder, config, dtype=torch.float32, safetensors=False):
             "feed_forward.w3": (F, C), "attention_norm": (C,), "ffn_norm": (C,),
         }  # fmt: skip
         shapes |= {f"layers.{i}.{name}.weight": shape for name, shape in block.items()}
-    weights = {name: (torch.randn(shape) * 0.3 + (len(shape) == 1)).to(dtype) for name, shape in shapes.items()}
+    weights = {
+        name: (torch.randn(shape) * 0.3 + (len(shape) == 1)).to(dtype)
+        for name, shape in shapes.items()
+    }
     (folder / "params.json").write_text(json.dumps(config))
     if safetensors:
         save_file(weights, folder / "consolidated.safetensors")
@@ -113,11 +126,22 @@ def official(folder, config, dtype=torch.float32, safetensors=False):
         )
     ).eval()  # fmt: skip
 
-    def halves(w, heads):  # pairs (0,1), (2,3), ... to all first ones, then all second ones, one row at a time
-        rows = [w[h * hd + 2 * i + second] for h in range(heads) for second in (0, 1) for i in range(hd // 2)]
+    def halves(
+        w, heads
+    ):  # pairs (0,1), (2,3), ... to all first ones, then all second ones, one row at a time
+        rows = [
+            w[h * hd + 2 * i + second]
+            for h in range(heads)
+            for second in (0, 1)
+            for i in range(hd // 2)
+        ]
         return torch.stack(rows)
 
-    state = {"model.embed_tokens.weight": "tok_embeddings", "model.norm.weight": "norm", "lm_head.weight": "output"}
+    state = {
+        "model.embed_tokens.weight": "tok_embeddings",
+        "model.norm.weight": "norm",
+        "lm_head.weight": "output",
+    }
     state = {theirs_name: weights[f"{name}.weight"] for theirs_name, name in state.items()}
     for i in range(config["n_layers"]):
         ours = {name: weights[f"layers.{i}.{name}.weight"] for name in block}
@@ -135,13 +159,24 @@ def official(folder, config, dtype=torch.float32, safetensors=False):
     return theirs
 
 
-PARAMS = dict(dim=24, n_layers=2, head_dim=8, hidden_dim=40, n_heads=4, n_kv_heads=2, norm_eps=1e-5, vocab_size=97)
+PARAMS = dict(
+    dim=24,
+    n_layers=2,
+    head_dim=8,
+    hidden_dim=40,
+    n_heads=4,
+    n_kv_heads=2,
+    norm_eps=1e-5,
+    vocab_size=97,
+)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("safetensors", [False, True])
 def test_official_folders_load_without_a_map(tmp_path, dtype, safetensors):
-    theirs = official(tmp_path, PARAMS | {"sliding_window": 6, "max_seq_len": 99}, dtype, safetensors)
+    theirs = official(
+        tmp_path, PARAMS | {"sliding_window": 6, "max_seq_len": 99}, dtype, safetensors
+    )
     ours = load_mistral(tmp_path)
     assert ours.config.rope_theta == 10000.0, "the first params.json do not say it"
     all_equal(ours, theirs)
@@ -157,7 +192,9 @@ def test_what_is_saved_is_official_and_loads_again(tmp_path, tied):
     assert again.config == config and not list(tmp_path.glob("*.tmp"))
     stored = torch.load(tmp_path / "consolidated.00.pth", weights_only=True)
     assert ("output.weight" in stored) == (not tied)
-    for (name, a), (_, b) in zip(model.state_dict().items(), again.state_dict().items(), strict=True):
+    for (name, a), (_, b) in zip(
+        model.state_dict().items(), again.state_dict().items(), strict=True
+    ):
         assert torch.equal(a, b), name
     tokens = torch.randint(97, (1, 9))
     assert torch.equal(model(tokens), again(tokens))
@@ -171,7 +208,10 @@ def test_what_does_not_fit_is_named_with_both_shapes(tmp_path):
     bad = [
         ({**good, wk: torch.zeros(8, 24)}, rf"\(8, 24\) for {wk}, \(16, 24\) is wanted"),
         ({**good, "extra.weight": torch.zeros(3)}, r"\(3,\) for extra.weight, nothing is wanted"),
-        ({name: w for name, w in good.items() if name != wk}, rf"holds nothing for {wk}, \(16, 24\) is wanted"),
+        (
+            {name: w for name, w in good.items() if name != wk},
+            rf"holds nothing for {wk}, \(16, 24\) is wanted",
+        ),
     ]
     for weights, message in bad:
         torch.save(weights, path)
@@ -216,7 +256,9 @@ def test_hugging_face_models_of_another_kind_are_refused(tmp_path):
         path.write_text(json.dumps(good | change))
         with pytest.raises(ValueError, match=message):
             load_mistral(tmp_path)
-    path.write_text(json.dumps({name: value for name, value in good.items() if name != "hidden_size"}))
+    path.write_text(
+        json.dumps({name: value for name, value in good.items() if name != "hidden_size"})
+    )
     with pytest.raises(ValueError, match="does not say dim"):
         load_mistral(tmp_path)
 
@@ -230,25 +272,44 @@ def test_weights_from_elsewhere_learn_to_think_and_go_back(tmp_path, tied):
     tokenizer = load_tokenizer(tmp_path / "weights")
     ids = tokenizer.encode(TEXT[:9000])
     write_dataset(tmp_path / "data", {"train": ids, "val": ids[:200]}, tokenizer)
-    flags = [f"--{k}={tmp_path / v}" for k, v in {"data": "data", "init_from": "weights", "out": "run"}.items()]
+    flags = [
+        f"--{k}={tmp_path / v}"
+        for k, v in {"data": "data", "init_from": "weights", "out": "run"}.items()
+    ]
     flags += "--span=12 --batch_size=2 --max_steps=2 --eval_texts=2 --device=cpu --base_preset= --n_true=2".split()
     trainer.run(*trainer.settings_from(flags))
     quiet, its_tokenizer, _, step = load_run(tmp_path / "run")
-    assert isinstance(quiet, QuietSTaR) and step == 2 and its_tokenizer.to_json() == tokenizer.to_json()
+    assert (
+        isinstance(quiet, QuietSTaR)
+        and step == 2
+        and its_tokenizer.to_json() == tokenizer.to_json()
+    )
     start, _ = quiet.thought_tokens()
     assert not torch.equal(start, torch.zeros_like(start))
 
-    command = [sys.executable, "-m", "lib.export", f"--run={tmp_path / 'run'}", f"--out={tmp_path / 'export'}"]
+    command = [
+        sys.executable,
+        "-m",
+        "lib.export",
+        f"--run={tmp_path / 'run'}",
+        f"--out={tmp_path / 'export'}",
+    ]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0 and "consolidated.00.pth" in done.stdout, done.stderr
     again, tokenizer_again, config, _ = load_model(tmp_path / "export")
-    assert isinstance(again, QuietSTaR) and config is None and again.model.config.tied_embeddings == tied
+    assert (
+        isinstance(again, QuietSTaR)
+        and config is None
+        and again.model.config.tied_embeddings == tied
+    )
     assert again.config == quiet.config
     for name, tensor in quiet.state_dict().items():
         assert torch.equal(again.state_dict()[name], tensor), name
     tokens = torch.tensor([tokenizer_again.encode("def forward(self")])
     plain = load_mistral(tmp_path / "export")
-    assert torch.equal(plain(tokens), quiet.model(tokens)), "and without what thinks, it is a plain model"
+    assert torch.equal(plain(tokens), quiet.model(tokens)), (
+        "and without what thinks, it is a plain model"
+    )
     out, _, _ = generate_with_thoughts(quiet, tokens, 3, temperature=0)
     assert its_tokenizer.decode(out[0].tolist()).startswith("def forward(self")
 

@@ -11,7 +11,9 @@ from quiet_star import QuietSTaRConfig, generate_with_thoughts
 
 @pytest.mark.parametrize("window", [None, 3])
 @pytest.mark.parametrize("thought_len, opened", [(0, 1), (1, 1), (3, 1), (3, 0.05), (1, 0)])
-def test_generating_from_the_cache_equals_thinking_on_the_whole_text_each_time(thought_len, opened, window):
+def test_generating_from_the_cache_equals_thinking_on_the_whole_text_each_time(
+    thought_len, opened, window
+):
     """Catches a cache off by one, thoughts that stay in it, and the gate or token of another step. m + 1 forward passes
     a token."""
     quiet, new = tiny(window, thought_len=thought_len, seed=11), 5
@@ -20,14 +22,20 @@ def test_generating_from_the_cache_equals_thinking_on_the_whole_text_each_time(t
     tokens, calls = ids(2, 4), count_forwards(quiet)
     read, thoughts, gates = generate_with_thoughts(quiet, tokens, new, temperature=0)
     assert len(calls) == (thought_len + 1) * new
-    assert read.shape == (2, 4 + new) and thoughts.shape == (2, new, thought_len) and gates.shape == (2, new)
+    assert (
+        read.shape == (2, 4 + new)
+        and thoughts.shape == (2, new, thought_len)
+        and gates.shape == (2, new)
+    )
     with torch.no_grad():
         for b in range(2):
             text = tokens[b]
             for k in range(new):
                 thought = text.new_empty(0)
                 for _ in range(thought_len):
-                    new_token = (quiet.model.output.weight @ naive_policy(quiet, text, thought)).argmax()
+                    new_token = (
+                        quiet.model.output.weight @ naive_policy(quiet, text, thought)
+                    ).argmax()
                     thought = torch.cat((thought, new_token[None]))
                 h_base = quiet.model(text[None])[0, -1]
                 h_thought = naive_thought(quiet, text, len(text) - 1, thought)[1][0]
@@ -45,13 +53,20 @@ def test_sampling_with_thoughts_is_drawing_from_each_whole_text_anew():
     quiet, tokens, new = tiny(thought_len=2, seed=11), ids(3, 4), 12
     with torch.no_grad():
         quiet.mixing_head.last.weight *= 0.1
-    read, _, _ = generate_with_thoughts(quiet, tokens, new, generator=torch.Generator().manual_seed(5))
-    generator, quiet = torch.Generator().manual_seed(5), quiet.with_settings(thought_temperature=0.0, n_thoughts=1)
+    read, _, _ = generate_with_thoughts(
+        quiet, tokens, new, generator=torch.Generator().manual_seed(5)
+    )
+    generator, quiet = (
+        torch.Generator().manual_seed(5),
+        quiet.with_settings(thought_temperature=0.0, n_thoughts=1),
+    )
     for at in range(4, 4 + new):
         here = torch.full((3, 1), at - 1)
         found = quiet.think(read[:, :at], positions=here)
         h_mixed, _ = quiet.talk(found.h_base, found.h_thought)
-        drawn = sample(quiet.model.logits(h_mixed[:, 0, 0, 0]), noise=torch.rand(3, generator=generator))
+        drawn = sample(
+            quiet.model.logits(h_mixed[:, 0, 0, 0]), noise=torch.rand(3, generator=generator)
+        )
         assert drawn.tolist() == read[:, at].tolist()
 
 
@@ -70,7 +85,9 @@ def test_generating_leaves_the_models_settings_alone_and_follows_its_generator()
     quiet = tiny(thought_len=2, n_thoughts=3, n_true=2)
 
     def draw(seed):
-        return generate_with_thoughts(quiet, ids(2, 3), 10, generator=torch.Generator().manual_seed(seed))[0]
+        return generate_with_thoughts(
+            quiet, ids(2, 3), 10, generator=torch.Generator().manual_seed(seed)
+        )[0]
 
     assert torch.equal(draw(0), draw(0)) and not torch.equal(draw(0), draw(1))
     assert quiet.config == QuietSTaRConfig(thought_len=2, n_thoughts=3, n_true=2)

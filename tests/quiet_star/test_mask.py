@@ -40,13 +40,21 @@ WINDOW_OF_TWO = [
 def test_thought_mask_is_the_picture(window, wanted):
     """Catches a thought that sees a neighbour's, text that sees thoughts, and a window that counts the wrong ids."""
     layout = thought_layout(3, 2)
-    assert [x.tolist() for x in layout] == [[0, 1, 2] * 3, [-1] * 3 + [0] * 6, [-1] * 3 + [0] * 3 + [1] * 3]
+    assert [x.tolist() for x in layout] == [
+        [0, 1, 2] * 3,
+        [-1] * 3 + [0] * 6,
+        [-1] * 3 + [0] * 3 + [1] * 3,
+    ]
     assert thought_mask(layout, layout, window).int().tolist() == wanted
 
 
 def test_thought_mask_keeps_the_thoughts_of_one_position_apart():
     """Catches a mask that compares positions only: two thoughts of one position would read each other."""
-    layout = torch.tensor([0, 0, 0, 0, 0]), torch.tensor([-1, 0, 1, 0, 1]), torch.tensor([-1, 0, 0, 1, 1])
+    layout = (
+        torch.tensor([0, 0, 0, 0, 0]),
+        torch.tensor([-1, 0, 1, 0, 1]),
+        torch.tensor([-1, 0, 0, 1, 1]),
+    )
     wanted = [[1, 0, 0, 0, 0], [1, 1, 0, 0, 0], [1, 0, 1, 0, 0], [1, 1, 0, 1, 0], [1, 0, 1, 0, 1]]
     assert thought_mask(layout, layout).int().tolist() == wanted
 
@@ -59,7 +67,11 @@ def test_one_packed_forward_under_the_mask_is_think(window):
     thoughts = ids(2, 1, T, m, seed=3)
     got = quiet.think(tokens, thoughts)
     embed, (start, end) = quiet.model.tok_embeddings, start_and_end(quiet)
-    steps = [start.expand(2, T, -1), *(embed(thoughts[:, 0, :, s]) for s in range(m)), end.expand(2, T, -1)]
+    steps = [
+        start.expand(2, T, -1),
+        *(embed(thoughts[:, 0, :, s]) for s in range(m)),
+        end.expand(2, T, -1),
+    ]
     packed = torch.cat((embed(tokens[:, :T]), *steps, embed(tokens[:, 1 : T + 1])), dim=1)
     position, thought, step = thought_layout(T, m + 2 + a - 1)
     mask = thought_mask((position, thought, step), (position, thought, step), window)

@@ -33,7 +33,9 @@ def expected_reinforce(quiet, tokens, i, thoughts, log_p, N):
     return total
 
 
-@pytest.mark.parametrize("N, m, reward_on", [(2, 2, "mixed"), (2, 1, "thought"), (3, 1, "mixed"), (1, 2, "mixed")])
+@pytest.mark.parametrize(
+    "N, m, reward_on", [(2, 2, "mixed"), (2, 1, "thought"), (3, 1, "mixed"), (1, 2, "mixed")]
+)
 def test_reinforce_is_in_expectation_the_gradient_of_the_expected_reward(N, m, reward_on):
     """Catches every bias: a baseline that includes the thought itself, a wrong sign, a log p of the wrong tokens."""
     config = dict(n_thoughts=N, thought_len=m, n_true=1, clamp_advantage=False, reward_on=reward_on)
@@ -57,7 +59,9 @@ def test_clamped_reinforce_is_its_own_formula_and_another_direction():
     thoughts, log_p, rewards = enumerated(quiet, tokens, i, 2)
     ours = gradients(expected_reinforce(quiet, tokens, i, thoughts, log_p, 2), quiet)
     p, formula = log_p.detach().exp(), 0.0
-    for t, u in itertools.product(range(16), repeat=2):  # thought t earns by how much it beats an independent u
+    for t, u in itertools.product(
+        range(16), repeat=2
+    ):  # thought t earns by how much it beats an independent u
         formula = formula - p[t] * p[u] * max(0.0, float(rewards[t] - rewards[u])) * log_p[t]
     formula, exact = gradients(formula, quiet), gradients(-(log_p.exp() * rewards).sum(), quiet)
     for name in formula:
@@ -70,7 +74,9 @@ def test_equal_rewards_give_exactly_no_policy_gradient():
     """Catches a baseline over other positions (whose difficulty would leak in) or none at all."""
     quiet = tiny(thought_len=2, n_thoughts=2, n_true=2, clamp_advantage=False)
     tokens = ids(2, 8)
-    thoughts = ids(2, 1, 6, 2, seed=3).expand(-1, 2, -1, -1)  # both thoughts of a position say the same
+    thoughts = ids(2, 1, 6, 2, seed=3).expand(
+        -1, 2, -1, -1
+    )  # both thoughts of a position say the same
     learned = learn(quiet, tokens, quiet.think(tokens, thoughts))
     assert learned.reward.std() > 0.01
     assert (learned.advantage == 0).all() and learned.reinforce == 0
@@ -83,7 +89,9 @@ def test_advantage_by_hand():
     assert thought_advantage(reward, False).tolist() == [[[-4.5, -15.0], [0.0, -15.0], [4.5, 30.0]]]
     assert thought_advantage(reward, True).tolist() == [[[0.0, 0.0], [0.0, 0.0], [4.5, 30.0]]]
     assert thought_advantage(reward[:, :1], False).tolist() == [[[1.0, 10.0]]]
-    assert thought_advantage(reward, False, "all").tolist() == [[[-3.0, -10.0], [0.0, -10.0], [3.0, 20.0]]]
+    assert thought_advantage(reward, False, "all").tolist() == [
+        [[-3.0, -10.0], [0.0, -10.0], [3.0, 20.0]]
+    ]
     assert thought_advantage(reward, True, "none").tolist() == reward.tolist()
 
 
@@ -96,5 +104,7 @@ def test_reinforce_does_not_reach_the_mixing_head(reward_on):
     assert not learned.reward.requires_grad and not learned.advantage.requires_grad
     grads = gradients(learned.reinforce, quiet)
     assert all((grad == 0).all() for name, grad in grads.items() if name.startswith("mixing_head"))
-    assert grads["thought_tokens.end"].count_nonzero() == 0  # no thought token is sampled after reading `end`
+    assert (
+        grads["thought_tokens.end"].count_nonzero() == 0
+    )  # no thought token is sampled after reading `end`
     assert grads["thought_tokens.start"].abs().max() > 0

@@ -61,7 +61,9 @@ def test_start_and_end_move_faster_by_the_scale():
     before = tokens()[0].detach().clone()
     (tokens()[0].sum() + tokens()[1].sum()).backward()
     torch.optim.Adam(tokens.parameters(), lr=1e-3).step()
-    assert_close(before - tokens()[0], torch.full((6,), 50 * 1e-3, dtype=torch.float64), rtol=1e-4, atol=0)
+    assert_close(
+        before - tokens()[0], torch.full((6,), 50 * 1e-3, dtype=torch.float64), rtol=1e-4, atol=0
+    )
 
 
 def test_with_settings_shares_weights_and_leaves_the_original_alone():
@@ -69,8 +71,14 @@ def test_with_settings_shares_weights_and_leaves_the_original_alone():
     quiet = tiny(thought_len=2, n_true=2, n_thoughts=2)
     other = quiet.with_settings(thought_temperature=0.0, n_thoughts=1)
     assert (quiet.config.thought_temperature, quiet.config.n_thoughts) == (1.0, 2)
-    assert (other.config.thought_temperature, other.config.n_thoughts, other.config.n_true) == (0.0, 1, 2)
-    for (name, one), (_, two) in zip(quiet.named_parameters(), other.named_parameters(), strict=True):
+    assert (other.config.thought_temperature, other.config.n_thoughts, other.config.n_true) == (
+        0.0,
+        1,
+        2,
+    )
+    for (name, one), (_, two) in zip(
+        quiet.named_parameters(), other.named_parameters(), strict=True
+    ):
         assert one is two, name
     with pytest.raises(ValueError, match="n_true"):
         quiet.with_settings(n_true=0)

@@ -33,7 +33,9 @@ def test_mixing_hidden_states_is_mixing_logits_and_log_probabilities():
             h_base, h_thought = got.h_base[b, 0, i, j], got.h_thought[b, n, i, j]
             w = naive_gate(quiet, h_base, h_thought)
             assert_close(gate[b, n, i, j], w, **CLOSE)
-            base, thought, mixed = (quiet.model.output.weight @ h for h in (h_base, h_thought, h_mixed[b, n, i, j]))
+            base, thought, mixed = (
+                quiet.model.output.weight @ h for h in (h_base, h_thought, h_mixed[b, n, i, j])
+            )
             assert_close(mixed, (1 - w) * base + w * thought, **CLOSE)
             renormalised = log_softmax((1 - w) * log_softmax(base) + w * log_softmax(thought))
             assert_close(log_softmax(mixed), renormalised, **CLOSE)
@@ -125,7 +127,9 @@ def test_thoughts_of_length_zero_give_no_policy_loss():
     tokens = ids(2, 7)
     learned = learn(quiet, tokens, quiet.think(tokens))
     assert learned.reinforce == 0 and learned.log_prob.shape == (2, 2, 5, 0)
-    assert_close(learned.loss, 0.5 * learned.nll_base.mean() + 0.5 * learned.nll_mixed.mean(), **CLOSE)
+    assert_close(
+        learned.loss, 0.5 * learned.nll_base.mean() + 0.5 * learned.nll_mixed.mean(), **CLOSE
+    )
     assert (learned.nll_mixed[:, 0] - learned.nll_base[:, :5, None]).abs().max() > 1e-3
 
 
@@ -134,7 +138,10 @@ def test_a_batchs_loss_is_the_mean_of_its_parts():
     quiet = tiny(thought_len=2, n_thoughts=2, n_true=2, clamp_advantage=False)
     tokens, thoughts = ids(3, 9), ids(3, 2, 5, 2, seed=3)
     whole, _ = quiet(tokens, thoughts, POSITIONS, DOCUMENTS)
-    parts = [quiet(*(x[b : b + 1] for x in (tokens, thoughts, POSITIONS, DOCUMENTS)))[0] for b in range(3)]
+    parts = [
+        quiet(*(x[b : b + 1] for x in (tokens, thoughts, POSITIONS, DOCUMENTS)))[0]
+        for b in range(3)
+    ]
     assert max(parts) - min(parts) > 1e-2
     assert_close(whole, sum(parts) / 3, **CLOSE)
     one, two = gradients(whole, quiet), gradients(sum(parts) / 3, quiet)

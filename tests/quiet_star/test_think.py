@@ -4,15 +4,7 @@ import itertools
 
 import pytest
 import torch
-from naive import (
-    CLOSE,
-    VOCAB,
-    assert_thoughts_are_the_naive_ones,
-    ids,
-    naive_policy,
-    tiny,
-    uniform,
-)
+from naive import CLOSE, VOCAB, assert_thoughts_are_the_naive_ones, ids, naive_policy, tiny, uniform
 from torch.testing import assert_close
 
 from model import sample
@@ -43,7 +35,10 @@ def test_chosen_positions_equal_one_at_a_time(thought_len, window):
     """Catches code that takes the s-th position for position s, or one text's positions for all texts'."""
     quiet = tiny(window, thought_len=thought_len, n_true=3, n_thoughts=2)
     tokens = ids(3, 8)
-    for positions in ([[0, 3, 6], [5, 1, 2], [4, 4, 0]], [[7, 0], [2, 6], [3, 7]]):  # any order, up to the last token
+    for positions in (
+        [[0, 3, 6], [5, 1, 2], [4, 4, 0]],
+        [[7, 0], [2, 6], [3, 7]],
+    ):  # any order, up to the last token
         positions = torch.tensor(positions)
         shape = 3, 2, positions.shape[1], thought_len
         with torch.no_grad():
@@ -65,8 +60,14 @@ def test_sampled_tokens_are_those_that_the_noise_dictates(temperature):
         for b, n, i in itertools.product(range(2), range(2), range(5)):
             thought = tokens.new_empty(0)
             for s in range(3):
-                logits = quiet.model.output.weight @ naive_policy(quiet, tokens[b, : i + 1], thought)
-                new = logits.argmax() if temperature == 0 else sample(logits, temperature, noise[b, n, i, s])
+                logits = quiet.model.output.weight @ naive_policy(
+                    quiet, tokens[b, : i + 1], thought
+                )
+                new = (
+                    logits.argmax()
+                    if temperature == 0
+                    else sample(logits, temperature, noise[b, n, i, s])
+                )
                 thought = torch.cat((thought, new[None]))
             assert got[b, n, i].tolist() == thought.tolist()
     assert (got[:, 0] == got[:, 1]).all() == (temperature == 0)
@@ -111,5 +112,7 @@ def test_a_thought_changes_nothing_but_itself():
     assert_close(one.h_thought[other], two.h_thought[other], **CLOSE)
     assert_close(one.h_policy[other], two.h_policy[other], **CLOSE)
     assert (one.h_thought - two.h_thought)[0, 1, 2].abs().amax(-1).min() > 1e-3
-    assert_close(one.h_policy[0, 1, 2, 0], two.h_policy[0, 1, 2, 0], **CLOSE)  # about to say t_1: has not read it
+    assert_close(
+        one.h_policy[0, 1, 2, 0], two.h_policy[0, 1, 2, 0], **CLOSE
+    )  # about to say t_1: has not read it
     assert (one.h_policy - two.h_policy)[0, 1, 2, 1:].abs().amax(-1).min() > 1e-3

@@ -27,9 +27,19 @@ def test_bench_prints_the_keys_it_promises(monkeypatch, capsys):
     torch.set_num_threads(threads)
     results = json.loads(capsys.readouterr().out)
     ratios = "recompute_time_ratio recompute_memory_ratio growth_when_T_doubles".split()
-    generation = [f"{x}_over_plain, {n} texts" for x in ("generate", "where_it_pays", "waiting") for n in (1, 3)]
+    generation = [
+        f"{x}_over_plain, {n} texts"
+        for x in ("generate", "where_it_pays", "waiting")
+        for n in (1, 3)
+    ]
     for key in ("train_step_over_floor", "train_peak_memory_over_floor", *generation, *ratios):
         assert results[key] > 0, key
     forwards = results["shape"]["thought_len"] + 1
-    assert results["generate_over_plain_times"] * forwards == pytest.approx(results["generate_over_plain, 1 texts"])
-    assert results["threads"] == 1 and results["device"].startswith("cpu") and results["shape"]["span"] == 32
+    assert results["generate_over_plain_times"] * forwards == pytest.approx(
+        results["generate_over_plain, 1 texts"]
+    )
+    assert (
+        results["threads"] == 1
+        and results["device"].startswith("cpu")
+        and results["shape"]["span"] == 32
+    )

@@ -9,7 +9,9 @@ from studies.credit import enumerate_thoughts, judge_credits, score_functions
 
 def place(V=4, seed=0):
     generator = torch.Generator().manual_seed(seed)
-    logits = [torch.randn(*shape, generator=generator, dtype=torch.double) for shape in ((V,), (V, V))]
+    logits = [
+        torch.randn(*shape, generator=generator, dtype=torch.double) for shape in ((V,), (V, V))
+    ]
     reward = torch.randn(V * V, generator=generator, dtype=torch.double)
     return [x.log_softmax(-1) for x in logits], reward, (reward > 0.5).double()
 
@@ -44,10 +46,15 @@ def test_enumerated_thoughts_are_all_there_are_with_their_rewards():
     for w in range(2):
         for t, u in ((0, 1), (4, 2)):
             thoughts = two.think(rows[w : w + 1], torch.tensor([[[[t, u]]]]), torch.tensor([[4]]))
-            log_p = [quiet.model.logits(thoughts.h_policy[0, 0, 0, s]).log_softmax(-1) for s in (0, 1)]
+            log_p = [
+                quiet.model.logits(thoughts.h_policy[0, 0, 0, s]).log_softmax(-1) for s in (0, 1)
+            ]
             assert_close(log_p1[w, t], log_p[0][t].detach())
             assert_close(log_p2[w, t, u], log_p[1][u].detach())
             h = two.talk(thoughts.h_base, thoughts.h_thought)[0][0, 0, 0, 0]
-            after, base = (quiet.model.logits(x).log_softmax(-1)[rows[w, 5]] for x in (h, thoughts.h_base[0, 0, 0, 0]))
+            after, base = (
+                quiet.model.logits(x).log_softmax(-1)[rows[w, 5]]
+                for x in (h, thoughts.h_base[0, 0, 0, 0])
+            )
             assert_close(reward[w, 5 * t + u], (after - base).detach())
             assert right[w, 5 * t + u] == (quiet.model.logits(h).argmax() == rows[w, 5])

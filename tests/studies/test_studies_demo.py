@@ -35,12 +35,22 @@ def test_demo_refuses_in_one_line(monkeypatch, tmp_path):
     assert "\n" not in stop.value.code
 
 
-def test_train_does_not_go_on_from_a_base_model_that_has_not_learned(demo_runs, monkeypatch, tmp_path):
+def test_train_does_not_go_on_from_a_base_model_that_has_not_learned(
+    demo_runs, monkeypatch, tmp_path
+):
     """Nor if that base model was trained by an earlier command."""
     preset = tmp_path / "base.toml"
-    preset.write_text(f'objective = "lm"\nout = "{demo_runs / "base"}"\ndata = "data/arithmetic"\nmax_steps = 2\n')
-    flags = [f"--base_preset={preset}", f"--init_from={demo_runs / 'base'}", f"--data={demo_runs / 'data'}"]
+    preset.write_text(
+        f'objective = "lm"\nout = "{demo_runs / "base"}"\ndata = "data/arithmetic"\nmax_steps = 2\n'
+    )
+    flags = [
+        f"--base_preset={preset}",
+        f"--init_from={demo_runs / 'base'}",
+        f"--data={demo_runs / 'data'}",
+    ]
     for _ in range(2):
         with pytest.raises(SystemExit, match="base has not learned its steps") as stop:
-            trainer.run(*trainer.settings_from([*flags, f"--out={tmp_path / 'out'}", "--device=cpu"]))
+            trainer.run(
+                *trainer.settings_from([*flags, f"--out={tmp_path / 'out'}", "--device=cpu"])
+            )
         assert "\n" not in stop.value.code and not (tmp_path / "out").exists()

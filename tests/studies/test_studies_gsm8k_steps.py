@@ -19,7 +19,15 @@ def test_it_trains_measures_and_compares_all_rows(tmp_path, monkeypatch, capsys)
     lines = "\n".join(json.dumps({"question": f"Number {n}?", "answer": answer}) for n in range(40))
     (tmp_path / "lines.jsonl").write_text(lines)
     for script, flags in (
-        ("gsm8k_steps", ["--train=lines.jsonl", "--test=lines.jsonl", "--dev_documents=5", "--out=data/gsm8k_steps"]),
+        (
+            "gsm8k_steps",
+            [
+                "--train=lines.jsonl",
+                "--test=lines.jsonl",
+                "--dev_documents=5",
+                "--out=data/gsm8k_steps",
+            ],
+        ),
         ("gsm8k", ["--source=lines.jsonl", "--out=data/gsm8k"]),
     ):
         monkeypatch.setattr("sys.argv", ["prepare.py", "--any_hash", *flags])
@@ -36,15 +44,34 @@ def test_it_trains_measures_and_compares_all_rows(tmp_path, monkeypatch, capsys)
             ("micro_batch", 2),
         ):
             preset = "\n".join(
-                f"{setting} = {value}" if x.startswith(f"{setting} =") else x for x in preset.split("\n")
+                f"{setting} = {value}" if x.startswith(f"{setting} =") else x
+                for x in preset.split("\n")
             )
         (tmp_path / "config" / f"{name}.toml").write_text(preset)
-    flags = ["--steps=1", "--seeds=1337", "--rows=quiet_star,lm", "--documents=3", "--texts=2", "--questions=2"]
+    flags = [
+        "--steps=1",
+        "--seeds=1337",
+        "--rows=quiet_star,lm",
+        "--documents=3",
+        "--texts=2",
+        "--questions=2",
+    ]
     gsm8k_steps.main([*flags, "--jobs=2", "--device=cpu", "--out=out"])
-    printed, results = capsys.readouterr().out, json.loads((tmp_path / "out/1_steps/results.json").read_text())
+    printed, results = (
+        capsys.readouterr().out,
+        json.loads((tmp_path / "out/1_steps/results.json").read_text()),
+    )
     rows = ["base", "tempered", "quiet_star", "quiet_star, left out", "lm"]
     assert all(row in printed for row in rows) and set(rows) <= results["numbers"].keys()
-    assert results["numbers"]["quiet_star"].keys() >= {"nll", "exact", "other_nll", "soft", "greedy", "gate", "right"}
+    assert results["numbers"]["quiet_star"].keys() >= {
+        "nll",
+        "exact",
+        "other_nll",
+        "soft",
+        "greedy",
+        "gate",
+        "right",
+    }
     assert results["quiet_star_minus"]["lm"]["nll"].keys() == {"mean", "low", "high", "p"}
     assert (tmp_path / "out/1_steps/gsm8k_steps.png").read_bytes()[:4] == b"\x89PNG"
 

@@ -25,7 +25,9 @@ def windows(ids, first, length):
 def model(tmp_path):
     save_mistral(tiny(vocab=258).float().model, tmp_path)
     write_byte_tokenizer(tmp_path)
-    return adapter(object, windows)(run=str(tmp_path), thinking=False, batch_size=2, device="cpu", max_length=4)
+    return adapter(object, windows)(
+        run=str(tmp_path), thinking=False, batch_size=2, device="cpu", max_length=4
+    )
 
 
 def asked(*args):
@@ -43,7 +45,9 @@ def test_likelihoods_are_sums_of_one_token_at_a_time(model):
     pairs = [("ab", "cd"), ("", "x"), ("longer than", " that")]
     found = model.loglikelihood([asked(*pair) for pair in pairs])
     for (context, text), (got, _) in zip(pairs, found, strict=True):
-        assert got == pytest.approx(log_p(encode((context or "\n") + text), len(context) or 1), abs=1e-4)
+        assert got == pytest.approx(
+            log_p(encode((context or "\n") + text), len(context) or 1), abs=1e-4
+        )
     (rolling,) = model.loglikelihood_rolling([asked("abcdefghij")])
     parts = windows(encode("abcdefghij"), 256, 4)
     assert sum(len(part) for _, part in parts) == 10
@@ -68,5 +72,6 @@ def test_without_the_package_it_says_what_to_install():
     code = "import sys; sys.modules['lm_eval'] = None; from studies.harness import main; main()"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
     assert (
-        done.returncode == 1 and done.stderr.strip() == "harness.py: error: this needs a package: pip install lm_eval"
+        done.returncode == 1
+        and done.stderr.strip() == "harness.py: error: this needs a package: pip install lm_eval"
     )

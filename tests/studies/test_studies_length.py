@@ -32,17 +32,28 @@ def test_the_best_length_is_that_which_gains_most_beyond_its_price():
 
 def test_what_is_predicted_at_lengths_and_what_it_costs():
     found = SimpleNamespace(
-        right=np.array([[[0, 1, 1], [0, 0, 1]]], bool), right_base=np.array([[1, 0]], bool), gain=np.zeros((1, 2, 3))
+        right=np.array([[[0, 1, 1], [0, 0, 1]]], bool),
+        right_base=np.array([[1, 0]], bool),
+        gain=np.zeros((1, 2, 3)),
     )
-    assert at(found, np.array([[-1, 2]])).tolist() == [[True, True]] and at(found, np.array([[0, 1]])).sum() == 0
+    assert (
+        at(found, np.array([[-1, 2]])).tolist() == [[True, True]]
+        and at(found, np.array([[0, 1]])).sum() == 0
+    )
     lengths = np.array([[-1, 2]])
     (points,) = curve(lambda price: (found, lengths), np.array([[True, True]]), [slice(0, 1)])
-    assert set(map(tuple, points)) == {(2.0, 1.0)}, "4 tokens, start and end included, at two positions"
+    assert set(map(tuple, points)) == {(2.0, 1.0)}, (
+        "4 tokens, start and end included, at two positions"
+    )
 
 
 def test_the_cheapest_that_is_enough_is_judged_on_the_other_half():
     points, judged = [(3, 0.9), (2, 0.85), (1, 0.5)], [(3, 0.8), (2, 0.7), (1, 0.4)]
-    assert cheapest(points, judged, 0.8) == (2, 0.7, 1) and cheapest(points, judged, 0.95) == (3, 0.8, 0)
+    assert cheapest(points, judged, 0.8) == (2, 0.7, 1) and cheapest(points, judged, 0.95) == (
+        3,
+        0.8,
+        0,
+    )
 
 
 def test_random_lengths_are_the_same_ones_at_the_same_places():
@@ -77,7 +88,10 @@ def test_the_online_stop_is_a_linear_map_for_each_token_and_stops_where_no_longe
                 wanted = 0
                 while wanted < 2:
                     net = [
-                        states[w, t, wanted] @ maps[wanted, :-1, s] + maps[wanted, -1, s] - price * s for s in range(3)
+                        states[w, t, wanted] @ maps[wanted, :-1, s]
+                        + maps[wanted, -1, s]
+                        - price * s
+                        for s in range(3)
                     ]
                     if net[wanted] >= max(net[wanted + 1 :]):
                         break
@@ -96,7 +110,11 @@ def test_what_is_measured_is_one_thought_at_a_time(temperature):
         for w in range(2):
             text = torch.from_numpy(spans[w])
             thoughts = torch.from_numpy(found.thoughts[w])
-            greedy = quiet.with_settings(n_thoughts=1, thought_temperature=0.0).think(text[None]).tokens[0, 0]
+            greedy = (
+                quiet.with_settings(n_thoughts=1, thought_temperature=0.0)
+                .think(text[None])
+                .tokens[0, 0]
+            )
             assert torch.equal(thoughts, greedy) == (temperature == 0)
             for t in range(5):
                 h_base = quiet.model(text[None, : t + 1])[0, -1]
@@ -108,7 +126,9 @@ def test_what_is_measured_is_one_thought_at_a_time(temperature):
                     h = h_base + naive_gate(quiet, h_base, h) * (h - h_base)
                     gain = (head @ h).log_softmax(-1)[text[t + 1]] - base
                     assert np.isclose(found.gain[w, t, s], gain, atol=1e-5)
-                    assert found.right[w, t, s] == (among[int((head[among] @ h).argmax())] == text[t + 1])
+                    assert found.right[w, t, s] == (
+                        among[int((head[among] @ h).argmax())] == text[t + 1]
+                    )
 
 
 def test_how_long_those_thoughts_are_that_begin_with_a_letter():

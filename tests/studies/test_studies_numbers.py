@@ -10,7 +10,11 @@ from naive import log_softmax, naive_gate, naive_policy, naive_thought, tiny
 from studies import numbers
 from studies.numbers import Text, arithmetic, compare, read_numbers
 
-MARK, AMONG, A = 3, [5, 6, 7, 8], 3  # "<<"; what a number can hold; the longest number and what stands behind it
+MARK, AMONG, A = (
+    3,
+    [5, 6, 7, 8],
+    3,
+)  # "<<"; what a number can hold; the longest number and what stands behind it
 
 
 def texts():
@@ -29,7 +33,9 @@ def naive_number(quiet, text, first, size, thoughts):
         for thought in thoughts or [None]:
             h = h_text[first + k - 1]
             if thought is not None:
-                h_thought = naive_thought(quiet.with_settings(n_true=A), tokens, first - 1, thought)[1][k]
+                h_thought = naive_thought(
+                    quiet.with_settings(n_true=A), tokens, first - 1, thought
+                )[1][k]
                 h = h + naive_gate(quiet, h, h_thought) * (h_thought - h)
             scores = head @ h
             scores[MARK] = -math.inf if k == 0 else scores[MARK]
@@ -47,7 +53,9 @@ def naive_number(quiet, text, first, size, thoughts):
 def test_numbers_after_thoughts_are_those_of_one_number_at_a_time(n_thoughts, monkeypatch):
     quiet, found = tiny(thought_len=2, n_true=1), []
     p_mark = [
-        log_softmax(quiet.model.output.weight @ quiet.model(torch.from_numpy(text.ids)[None])[0, first - 1])[MARK].exp()
+        log_softmax(
+            quiet.model.output.weight @ quiet.model(torch.from_numpy(text.ids)[None])[0, first - 1]
+        )[MARK].exp()
         for text in texts()
         for first, _ in text.numbers
     ]
@@ -57,7 +65,9 @@ def test_numbers_after_thoughts_are_those_of_one_number_at_a_time(n_thoughts, mo
     got = read_numbers(quiet, texts(), AMONG, MARK, thoughts=given, n_thoughts=n_thoughts, batch=2)
     for text in texts():
         for first, size in text.numbers:
-            thoughts = list(torch.from_numpy(given[len(found)])) if p_mark[len(found)] > above else []
+            thoughts = (
+                list(torch.from_numpy(given[len(found)])) if p_mark[len(found)] > above else []
+            )
             found.append(naive_number(quiet, text, first, size, thoughts))
     assert got["thinks"].sum() == 3
     np.testing.assert_allclose(got["nll"], [nll for nll, _ in found], rtol=1e-5)
@@ -108,5 +118,7 @@ def test_an_interval_takes_numbers_of_one_document_together():
     three = compare(np.zeros(120), np.repeat(once, 3), np.repeat(np.arange(40), 3))
     assert one == pytest.approx(three)
     error = once.std() / 40**0.5
-    assert one["mean"] == pytest.approx(once.mean()) and one["high"] - one["low"] == pytest.approx(2 * 1.96 * error)
+    assert one["mean"] == pytest.approx(once.mean()) and one["high"] - one["low"] == pytest.approx(
+        2 * 1.96 * error
+    )
     assert one["p"] == pytest.approx(math.erfc(once.mean() / error / 2**0.5))

@@ -34,4 +34,7 @@ def test_results_of_other_commands_stay(tmp_path):
     keep_results(tmp_path, "one", {"a": 1})
     keep_results(tmp_path, "two", {"b": 2})
     keep_results(tmp_path, "one", {"a": 3})
-    assert json.loads(Path(tmp_path / "results.json").read_text()) == {"one": {"a": 3}, "two": {"b": 2}}
+    assert json.loads(Path(tmp_path / "results.json").read_text()) == {
+        "one": {"a": 3},
+        "two": {"b": 2},
+    }

@@ -20,9 +20,15 @@ from studies.who import corrupt, corrupted, thoughts_and_answers
 
 @pytest.fixture
 def lines(tmp_path):
-    tokenizer, rng, config = CharTokenizer(ALPHABET), random.Random(0), ArithmeticConfig(min_digits=3)
+    tokenizer, rng, config = (
+        CharTokenizer(ALPHABET),
+        random.Random(0),
+        ArithmeticConfig(min_digits=3),
+    )
     text = "".join(document(config, rng) for _ in range(200))
-    write_dataset(tmp_path / "d", {"train": [0], "val": tokenizer.encode(text)}, tokenizer, tokenizer.id["\n"])
+    write_dataset(
+        tmp_path / "d", {"train": [0], "val": tokenizer.encode(text)}, tokenizer, tokenizer.id["\n"]
+    )
     return text, open_dataset(tmp_path / "d", "val"), tokenizer
 
 
@@ -33,13 +39,20 @@ def test_quiet_questions_are_the_lines_whose_steps_are_left_out(lines):
     quiet = [line for line in text.split("\n") if line and "—" not in line]
     assert rows.shape == (30, 41) and len(steps) == 30
     read = [tokenizer.decode(row.tolist()) for row in rows]
-    assert all(row in text and row[-2] == "=" and row[-1] == step[-1] for row, step in zip(read, steps, strict=True))
+    assert all(
+        row in text and row[-2] == "=" and row[-1] == step[-1]
+        for row, step in zip(read, steps, strict=True)
+    )
     found = [row.split("\n")[-1] for row in read]
     at = next(i for i, line in enumerate(quiet) if line.endswith(found[0]))
-    assert all(line.endswith(row) for line, row in zip(quiet[at : at + 30], found, strict=True)), "none is left out"
+    assert all(line.endswith(row) for line, row in zip(quiet[at : at + 30], found, strict=True)), (
+        "none is left out"
+    )
     assert questions == [line.split("=")[0] for line in quiet[at : at + 30]]
     for question, written in zip(questions, steps, strict=True):
-        assert written == "".join(str(sum(map(int, question[: k + 1])) % 10) for k in range(len(question)))
+        assert written == "".join(
+            str(sum(map(int, question[: k + 1])) % 10) for k in range(len(question))
+        )
 
 
 def test_a_thought_is_useful_if_it_begins_with_the_steps(lines, monkeypatch):
@@ -56,19 +69,31 @@ def test_a_thought_is_useful_if_it_begins_with_the_steps(lines, monkeypatch):
     ]
     given = torch.tensor([tokenizer.encode(x) for x in said]).view(4, 1, 1, 4).expand(-1, 2, -1, -1)
     shape = ModelConfig(
-        dim=16, n_layers=1, head_dim=8, hidden_dim=16, n_heads=2, n_kv_heads=1, vocab_size=len(ALPHABET)
+        dim=16,
+        n_layers=1,
+        head_dim=8,
+        hidden_dim=16,
+        n_heads=2,
+        n_kv_heads=1,
+        vocab_size=len(ALPHABET),
     )
     model, think = QuietSTaR(Transformer(shape), QuietSTaRConfig(thought_len=4)), QuietSTaR.think
     places = []
 
     def rigged(self, tokens, thoughts, positions, noise):
-        places.append((positions.unique().tolist(), tuple(noise.shape), self.config.thought_temperature))
+        places.append(
+            (positions.unique().tolist(), tuple(noise.shape), self.config.thought_temperature)
+        )
         return think(self, tokens, given, positions)
 
     monkeypatch.setattr(QuietSTaR, "think", rigged)
     measured = useful_thoughts(model, tokenizer, rows, questions, n_thoughts=2)
     assert places == [([39], (4, 2, 1, 4), 1.0)]
-    assert measured["useful_share"] == 0.5 and measured["gate"] == 0 and 0 <= measured["answer_accuracy"] <= 1
+    assert (
+        measured["useful_share"] == 0.5
+        and measured["gate"] == 0
+        and 0 <= measured["answer_accuracy"] <= 1
+    )
 
 
 class Reader(torch.nn.Module):
@@ -76,7 +101,12 @@ class Reader(torch.nn.Module):
 
     def __init__(self, tokenizer, thoughts=None):
         super().__init__()
-        self.tokenizer, self.own, self.model, self.config = tokenizer, thoughts, self, QuietSTaRConfig()
+        self.tokenizer, self.own, self.model, self.config = (
+            tokenizer,
+            thoughts,
+            self,
+            QuietSTaRConfig(),
+        )
 
     def with_settings(self, **changes):
         return self
@@ -90,7 +120,9 @@ class Reader(torch.nn.Module):
         return torch.zeros(*shape, 1), torch.full((*shape, 1), 0.5)
 
     def logits(self, hidden):
-        said = [[self.tokenizer.decode(thought[0].tolist()) for thought in row] for row in self.read]
+        said = [
+            [self.tokenizer.decode(thought[0].tolist()) for thought in row] for row in self.read
+        ]
         last = [[[c for c in "7" + thought if c.isdigit()][-1] for thought in row] for row in said]
         likeliest = torch.tensor([[self.tokenizer.id[c] for c in row] for row in last])
         return torch.nn.functional.one_hot(likeliest, len(ALPHABET))[:, :, None, None]
@@ -113,7 +145,11 @@ def test_answers_that_are_read_off_the_thought_follow_it(lines):
     rows, questions = quiet_questions(dataset, tokenizer, count=40)
     model = Reader(tokenizer)
     last = corrupt(model, tokenizer, rows, questions, -1)
-    assert list(last.values()) == [0.0, 1.0, 1.0]  # neither stays nor differs from what the digit leads to
+    assert list(last.values()) == [
+        0.0,
+        1.0,
+        1.0,
+    ]  # neither stays nor differs from what the digit leads to
     before = corrupt(model, tokenizer, rows, questions, -2)
     assert list(before.values()) == [1.0, 0.0, 1.0]
 
@@ -127,7 +163,9 @@ def test_right_and_wrong_thoughts_are_told_apart_and_what_is_not_there_is_none(l
     sevens = np.mean([answer == 7 for i, answer in enumerate(answers) if i % 4])
     for said, wanted in ((right, (1.0, 1.0, None)), (wrong, (0.25, 1.0, pytest.approx(sevens)))):
         thoughts = torch.tensor([tokenizer.encode(thought) for thought in said])[:, None, None]
-        found = thoughts_and_answers(Reader(tokenizer, thoughts), tokenizer, rows, questions, 0.0, 1)
+        found = thoughts_and_answers(
+            Reader(tokenizer, thoughts), tokenizer, rows, questions, 0.0, 1
+        )
         assert tuple(found.values()) == wanted
 
 
@@ -149,6 +187,10 @@ def test_the_gain_that_is_kept_counts_answers_alone():
     think = np.array([[False, True, False, True], [True, True, True, True]])
     assert gain_kept(np.full((2, 4), True), found, answers) == 1
     assert gain_kept(np.full((2, 4), False), found, answers) == 0
-    assert gain_kept(think, found, answers) == pytest.approx(2 / 3)  # one of three is not thought about
+    assert gain_kept(think, found, answers) == pytest.approx(
+        2 / 3
+    )  # one of three is not thought about
     assert gain_kept(think, found, answers, slice(1, None)) == 1
-    assert gain_kept(think, SimpleNamespace(right_base=answers, right_mixed=answers), answers) is None
+    assert (
+        gain_kept(think, SimpleNamespace(right_base=answers, right_mixed=answers), answers) is None
+    )
