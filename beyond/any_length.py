@@ -1,36 +1,42 @@
 """
-Thoughts that can end after any of their tokens (thought_kind="any_length"). The paper has one length.
+Thoughts that can end after any of their tokens (thought_kind="any_length"). The paper has one
+length.
 
 A thought is read out after every prefix. Its last forward pass reads
 
   t_m, end_0, end_1, .. end_m       where end_s sees the text, start, t_1 .. t_s and itself
 
-so m + 1 predictions of x_{i+1} come out of one thought, each with a gate of its own, for m more tokens and no further
-pass. What end_s computes is just what `end` computes behind a thought of s tokens.
+so m + 1 predictions of x_{i+1} come out of one thought, each with a gate of its own, for m more
+tokens and no further pass. What end_s computes is just what `end` computes behind a thought of s
+tokens.
 
-It learns at all lengths at once. With g_s = log p_s(x_{i+1}) - log p_base(x_{i+1}), the gain after s tokens,
+It learns at all lengths at once. With g_s = log p_s(x_{i+1}) - log p_base(x_{i+1}), the gain after
+s tokens,
 
   loss = 1/2 NLL_base + 1/2 mean_s NLL_s  and  REINFORCE with the reward  mean_s g_s.
 
-A token t_k can only have changed the gains of prefixes that contain it. So its log p is weighed by these alone,
+A token t_k can only have changed the gains of prefixes that contain it. So its log p is weighed by
+these alone,
 
   sum_k  (G_k - baseline) log p(t_k)     with  G_k = 1/(m+1) sum_{s >= k} g_s:
 
-the terms with s < k are on average 0 and would only add noise. The baseline is the mean G_k of the other thoughts.
+the terms with s < k are on average 0 and would only add noise. The baseline is the mean G_k of the
+other thoughts.
 """
 
 from functools import partial
 
 import torch
 
-from lean.tensors import take
-from lean.thought_cache import ThoughtCache
-from quiet_star import QuietSTaR, thought_advantage, thought_mask
+from beyond.adaptive import WithGainHead
+from fast import FastQuietSTaR, FastThoughtCache
+from quiet_star import take, thought_advantage, thought_mask
 
 
 def prefix_mask(query, key, thought_len, sliding_window=None):
-    """`thought_mask` for thoughts with an end after each prefix. Their steps are 0 .. m: start, t_1 .. t_m; then
-    m + 1 .. 2m + 1: end_0 .. end_m. A thought of two tokens, its own part of the mask:
+    """`thought_mask` for thoughts with an end after each prefix. Their steps are 0 .. m: start,
+    t_1 .. t_m; then m + 1 .. 2m + 1: end_0 .. end_m. A thought of two tokens, its own part of the
+    mask:
 
                      start  t_1  t_2   end_0 end_1 end_2
          start         x     .    .      .     .     .
@@ -41,71 +47,73 @@ def prefix_mask(query, key, thought_len, sliding_window=None):
          end_2         x     x    x      .     .     x
     """
     (qi, qn, q), (ki, kn, k) = query, key
-    q_depth, k_depth = (depth(step, thought_len) for step in (q, k))
+    q_depth, k_depth = depth(q, thought_len), depth(k, thought_len)
     mask = thought_mask((qi, qn, q_depth), (ki, kn, k_depth), sliding_window)
-    q, k, q_depth, k_depth = (
-        q[..., :, None],
-        k[..., None, :],
-        q_depth[..., :, None],
-        k_depth[..., None, :],
-    )
-    q_end, k_end = q > thought_len, k > thought_len
-    return mask & torch.where(k_end, q == k, ~q_end | (k_depth < q_depth) | (k < 0))
+    q, k = q[..., :, None], k[..., None, :]
+    q_depth, k_depth = q_depth[..., :, None], k_depth[..., None, :]
+    token_is_seen = (q <= thought_len) | (k_depth < q_depth) | (k < 0)
+    return mask & torch.where(k > thought_len, q == k, token_is_seen)
 
 
 def depth(step, thought_len):
-    """How far behind start a step stands: t_k at k, end_s at s + 1, where t_{s+1} stands as well."""
+    """How far behind start a step stands: t_k at k, end_s at s + 1, where t_{s+1} stands as
+    well."""
     return torch.where(step > thought_len, step - thought_len, step)
 
 
-class AnyLength(QuietSTaR):
-    """A QuietSTaR that reads out after every prefix. Where QuietSTaR predicts a true tokens, (B, N, S, a), this one
-    predicts the same one m + 1 times."""
+class AnyLength(FastQuietSTaR):
+    """A QuietSTaR that reads out after every prefix. Where QuietSTaR predicts a true tokens,
+    (B, N, S, a), this one predicts the same one m + 1 times."""
 
-    def __init__(self, model, config):
+    SETTINGS = FastQuietSTaR.SETTINGS - {"n_true"}
+
+    def __init__(self, model, config, **how):
         if config.n_true != 1:
-            raise ValueError(
-                f"thought_kind=any_length predicts one true token at each length: n_true={config.n_true}"
-            )
-        super().__init__(model, config)
+            raise ValueError("thought_kind=any_length predicts one true token: n_true=1")
+        super().__init__(model, config, **how)
+
+    @property
+    def lengths(self):
+        return self.config.thought_len + 1
 
     def thought_cache(self, text, positions):
         m, window = self.config.thought_len, self.model.config.sliding_window
-        see = partial(prefix_mask, thought_len=m, sliding_window=window)
-        explicit = self.config.explicit_mask
-        return ThoughtCache(
-            see, text.keys_values, positions, explicit, partial(depth, thought_len=m)
-        )
+        mask = partial(prefix_mask, thought_len=m, sliding_window=window)
+        depth_of_step = partial(depth, thought_len=m)
+        return FastThoughtCache(text.cache.keys_values, positions, mask, depth_of_step)
 
-    def read_out(self, end, x_true):
+    def after_thought(self, end, true):
         """end_0 .. end_m."""
-        return end.expand(-1, -1, -1, self.config.thought_len + 1, -1)
+        return end.expand(-1, -1, -1, self.lengths, -1)
 
-    def targets(self, tokens, positions, documents, log_p_base):
+    def targets(self, tokens, positions, documents, log_p_text):
         """x_{i+1}, once for each length."""
-        found, lengths = (
-            super().targets(tokens, positions, documents, log_p_base),
-            self.config.thought_len + 1,
+        targets = super().targets(tokens, positions, documents, log_p_text)
+        shape = *positions.shape, self.lengths
+        return targets._replace(
+            tokens=targets.tokens.expand(shape),
+            valid=targets.valid.expand(shape),
+            log_p_base=targets.log_p_base.expand(shape),
+            token_weights=(targets.token_weights / self.lengths).expand(shape),
         )
-        repeated = {
-            name: getattr(found, name).expand(-1, -1, lengths)
-            for name in ("tokens", "valid", "log_p_base")
-        }
-        share = (found.token_share / lengths).expand(-1, -1, lengths)
-        return found._replace(**repeated, token_share=share)
 
     def credit(self, log_p, h_mixed, targets):
-        """The mean gain of a thought's prefixes (B, N, S), and the advantage of each of its tokens (B, N, S, m)."""
+        """The mean gain of a thought's prefixes (B, N, S), and the advantage of each of its tokens
+        (B, N, S, m)."""
         gain = (log_p - targets.log_p_base[:, None]) * targets.valid[:, None]  # (B, N, S, m + 1)
-        to_come = gain.flip(-1).cumsum(-1).flip(-1)[..., 1:] / gain.shape[-1]  # (B, N, S, m)
-        return gain.mean(-1), thought_advantage(
-            to_come, self.config.clamp_advantage, self.config.baseline
-        )
+        to_come = gain.flip(-1).cumsum(-1).flip(-1)[..., 1:] / self.lengths  # (B, N, S, m)
+        config = self.config
+        advantage = thought_advantage(to_come, config.clamp_advantage, config.baseline)
+        return gain.mean(-1), advantage
+
+
+class AnyLengthWithGainHead(WithGainHead, AnyLength):
+    lengths = AnyLength.lengths
 
 
 def at_length(hidden, h_base, lengths):
-    """What is predicted from where thoughts have lengths (..., -1: none): of hidden states after each prefix
-    (..., m + 1, C), or after whole thoughts (..., 1, C), and of h_base (..., C): (..., C)."""
+    """What is predicted where thoughts have lengths (..., -1: none): of hidden states after each
+    prefix (..., m + 1, C), or after full thoughts (..., 1, C), and of h_base (..., C): (..., C)."""
     at = lengths.clamp(0, hidden.shape[-2] - 1)
     chosen = take(hidden.flatten(0, -3), at.flatten()).view(h_base.shape)
     return torch.where(lengths[..., None] >= 0, chosen, h_base)

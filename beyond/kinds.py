@@ -1,66 +1,77 @@
 """
-Other thoughts, other credit: the ideas of the papers around Quiet-STaR, each a setting (docs/family.md has the table).
+Other thoughts, other credit: ideas of the papers around Quiet-STaR, each a setting
+(docs/family.md).
 
   thought_kind   sampled      the paper's: tokens, sampled
-                 soft         no token is chosen: what is read next is the predicted mean of the embeddings (PonderLM)
-                 latent       what is read next is the hidden state itself (Coconut)
+                 soft         no token is chosen: the mean of embeddings is read next (PonderLM)
+                 latent       the hidden state itself is read next (Coconut)
                  any_length   beyond/any_length.py
   credit         advantage    the paper's: reward minus baseline
-                 star         1 if the true tokens became the likeliest ones, else 0: what STaR keeps
-                 posterior    N p(thought n | true tokens) - 1, by the N thoughts' likelihoods
+                 star         1 if the true tokens became the likeliest ones, else 0 (STaR's filter)
+                 posterior    N p(thought n | true tokens) - 1, by the likelihoods of N thoughts
   mixing         head         the paper's
                  none         the prediction after the thought stands alone (RLP)
+  gain_head      learn what a thought would bring, too (beyond/adaptive.py)
 """
 
-from functools import partial
+from dataclasses import dataclass
+from typing import Literal
 
 import torch
 
-from beyond.any_length import AnyLength
-from lean.log_prob import likeliest
-from quiet_star import QuietSTaR, thought_reward
+from beyond.adaptive import WithGainHead
+from beyond.any_length import AnyLength, AnyLengthWithGainHead
+from fast import FastQuietSTaR, likeliest
+from quiet_star import QuietSTaR, QuietSTaRConfig
 
 
-def thinking_model(model, config):
-    """A QuietSTaR of a model.Transformer, of the kind that a QuietSTaRConfig asks for. Raises ValueError."""
+@dataclass
+class ThinkingConfig(QuietSTaRConfig):
+    thought_kind: Literal["sampled", "any_length", "soft", "latent"] = "sampled"  # beyond/kinds.py
+    credit: Literal["advantage", "star", "posterior"] = "advantage"  # what makes a thought likelier
+    mixing: Literal["head", "none"] = "head"  # none: the prediction after the thought stands alone
+    gain_head: bool = False  # also learn what a thought would bring (for sample.py --price)
+
+
+def thinking_model(model, config, fast=True, **how):
+    """A QuietSTaR of a model.Transformer, as a ThinkingConfig asks for it. how: see FastQuietSTaR.
+    Without `fast` it has the form of quiet_star.py, which only the paper's own settings have.
+    Raises ValueError."""
+    other_credit = config.credit != "advantage" or config.mixing != "head"
+    if other_credit and (config.thought_kind != "sampled" or config.gain_head):
+        raise ValueError("credit and mixing are for sampled thoughts, without gain_head")
+    if config.gain_head and config.thought_kind in ("soft", "latent"):
+        raise ValueError(f"gain_head is not for thought_kind={config.thought_kind}")
     kinds = {
-        "sampled": QuietSTaR,
-        "any_length": AnyLength,
+        "sampled": WithGainHead if config.gain_head else FastQuietSTaR,
+        "any_length": AnyLengthWithGainHead if config.gain_head else AnyLength,
         "soft": SoftThoughts,
         "latent": LatentThoughts,
     }
-    quiet = kinds[config.thought_kind](model, config)
-    if config.credit != "advantage":
-        if config.thought_kind != "sampled":
-            raise ValueError(
-                f"credit={config.credit} is for sampled thoughts, not for {config.thought_kind} ones"
-            )
-        quiet.credit = partial(
-            {"star": star_credit, "posterior": posterior_credit}[config.credit], quiet
-        )
-    if config.mixing == "none":
-        quiet.talk = lambda h_base, h_thought: (h_thought, torch.ones_like(h_thought[..., 0]))
-    return quiet
+    kind = OtherCredit if other_credit else kinds[config.thought_kind]
+    if kind is FastQuietSTaR and not fast:
+        return QuietSTaR(model, config)
+    return kind(model, config, **how)
 
 
-class WithoutTokens(QuietSTaR):
-    """Thoughts of vectors. They are not drawn, so there is nothing to reinforce: all is learned by the gradient that
-    flows through them. The tokens that are shown are the likeliest at each step; nobody reads them."""
+class WithoutTokens(FastQuietSTaR):
+    """Thoughts of vectors. They are not drawn, so there is nothing to reinforce: all is learned by
+    the gradient that flows through them. The tokens shown are the likeliest ones; nobody reads
+    them."""
 
-    def __init__(self, model, config):
+    SETTINGS = FastQuietSTaR.SETTINGS - {"reinforce_weight", "n_thoughts"}
+
+    def __init__(self, model, config, **how):
         if config.reinforce_weight or config.n_thoughts != 1:
-            kind = f"thought_kind={config.thought_kind}"
-            raise ValueError(
-                f"{kind}: nothing is sampled, so use --reinforce_weight=0 --n_thoughts=1"
-            )
-        super().__init__(model, config)
+            raise ValueError("soft and latent thoughts: --reinforce_weight=0 --n_thoughts=1")
+        super().__init__(model, config, **how)
 
-    def think(self, tokens, thought_ids=None, *args, **kwargs):
-        if thought_ids is not None:
+    def think(self, text, positions, thoughts=None, noise=None):
+        if thoughts is not None or self.recompute:
             raise ValueError(
-                f"{self.config.thought_kind} thoughts are no tokens: none can be given, nor recomputed"
+                "soft and latent thoughts are no tokens: none can be given or recomputed"
             )
-        return super().think(tokens, None, *args, **kwargs)
+        return super().think(text, positions, None, noise)
 
 
 class SoftThoughts(WithoutTokens):
@@ -73,23 +84,27 @@ class LatentThoughts(WithoutTokens):
         return h
 
 
-def star_credit(quiet, log_p, h_mixed, targets):
-    """STaR's filter (Zelikman et al. 2022) as a weight of log p(thought), in place of the advantage."""
-    right = likeliest(quiet.model.output, h_mixed) == targets.tokens[:, None]  # (B, N, S, a)
-    right = (right | ~targets.valid[:, None]).all(-1) & targets.valid.any(-1)[:, None]
-    return thought_reward(log_p, targets.log_p_base, targets.valid), right.to(log_p.dtype)[
-        ..., None
-    ]
+class OtherCredit(FastQuietSTaR):
+    SETTINGS = FastQuietSTaR.SETTINGS | {"credit", "mixing"}
 
+    def talk(self, h_base, h_thought):
+        if self.config.mixing == "none":
+            return h_thought, torch.ones_like(h_thought[..., 0])
+        return super().talk(h_base, h_thought)
 
-def posterior_credit(quiet, log_p, h_mixed, targets):
-    """`posterior_weight` in place of the advantage."""
-    reward = thought_reward(log_p, targets.log_p_base, targets.valid)
-    return reward, posterior_weight(reward)[..., None]
+    def credit(self, log_p, h_mixed, targets):
+        reward, advantage = super().credit(log_p, h_mixed, targets)
+        if self.config.credit == "posterior":
+            advantage = posterior_weight(reward)[..., None]
+        elif self.config.credit == "star":  # a weight of log p(thought), in place of the advantage
+            right = likeliest(self.model.output, h_mixed) == targets.tokens[:, None]  # (B, N, S, a)
+            right = (right | ~targets.valid[:, None]).all(-1) & targets.valid.any(-1)[:, None]
+            advantage = right.to(log_p.dtype)[..., None]
+        return reward, advantage
 
 
 def posterior_weight(reward):
-    """N softmax_n(log p(true tokens | thought n)) - 1, of rewards (B, N, ..). For many thoughts that is the gradient of
-    log E p(true tokens | thought) instead of E log p: one good thought is enough. Its mean over the thoughts is 0, as
-    with a baseline."""
+    """N softmax_n(log p(true tokens | thought n)) - 1, of rewards (B, N, ..). For many thoughts
+    that is the gradient of log E p(true tokens | thought) instead of E log p: one good thought is
+    enough. Its mean over the thoughts is 0, as with a baseline."""
     return reward.shape[1] * reward.softmax(1) - 1

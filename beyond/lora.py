@@ -1,11 +1,12 @@
 """
-LoRA (Hu et al. 2021, arXiv 2106.09685): the model's weights stay as they are, and each linear map of its blocks learns
-a small addition instead,
+LoRA (Hu et al. 2021, arXiv 2106.09685): the model's weights stay as they are, and each linear map
+of its blocks learns a small addition instead,
 
     W x + 2 B A x        A (rank, in), random; B (out, rank), 0 at first
 
-so that gradients and AdamW's moments are kept for A and B alone, and the frozen weights may be bfloat16. Start, end,
-mixing head and gain head learn in full. Whoever reads such a run gets merged weights, W + 2 B A, and need not know.
+so that gradients and AdamW's moments are kept for A and B alone, and the frozen weights may be
+bfloat16. Start, end, mixing head and gain head learn in full. Whoever reads such a run gets merged
+weights, W + 2 B A, and need not know.
 """
 
 import torch
@@ -27,8 +28,8 @@ def linear_maps(transformer):
 
 
 def add_lora(transformer, rank, frozen=None):
-    """Freeze a Transformer, and let its blocks' linear maps learn an addition of a rank, in place. frozen: the dtype of
-    what does not learn; None: as it is."""
+    """Freeze a Transformer, and let its blocks' linear maps learn an addition of a rank, in place.
+    frozen: the dtype of what does not learn; None: as it is."""
     transformer.requires_grad_(False)
     if frozen:
         transformer.to(frozen)

@@ -1,7 +1,9 @@
 """
-STaR, the predecessor of Quiet-STaR: a model teaches itself to reason aloud (Zelikman et al. 2022, arXiv 2203.14465).
+STaR, the predecessor of Quiet-STaR: a model teaches itself to reason aloud (Zelikman et al. 2022,
+arXiv 2203.14465).
 
-Algorithm 1, and the function that does each line. A *rationale* is reasoning that is written out before the answer.
+Algorithm 1, and the function that does each line. A *rationale* is reasoning that is written out
+before the answer.
 
   M_0 <- the original model
   for n = 1 .. iterations
@@ -11,9 +13,10 @@ Algorithm 1, and the function that does each line. A *rationale* is reasoning th
     keep what ends in the true answer, and leave the hint out              right_ones
     M_n <- the original model, fine-tuned on what was kept                 fine_tune
 
-What it needs, and Quiet-STaR does not: questions, their answers, something that finds the answer in what was written,
-and one place to think. Greedy, because at higher temperatures more right answers come by wrong reasoning; from the
-original model each time, against overfitting; 40 steps at first, a fifth more in each iteration (section 3.1).
+What it needs, and Quiet-STaR does not: questions, their answers, something that finds the answer in
+what was written, and one place to think. Greedy, because at higher temperatures more right answers
+come by wrong reasoning; from the original model each time, against overfitting; 40 steps at first,
+a fifth more in each iteration (section 3.1).
 """
 
 import copy
@@ -22,12 +25,12 @@ from typing import NamedTuple
 
 import torch
 
-from lean.log_prob import token_log_prob
-from lean.tensors import padded
+from fast import token_log_prob
 
 
 class Question(NamedTuple):
-    """A question as ids. What is written after them is a rationale and an answer, up to an id that ends it."""
+    """A question as ids. What is written after them is a rationale and an answer, up to an id that
+    ends it."""
 
     prompt: list  # the question, about to be reasoned about
     hinted: list  # the same, with the true answer given away
@@ -56,7 +59,8 @@ class StarConfig:
 
 
 class Kept(NamedTuple):
-    """A training example: a question without a hint, and what was written after it, end included."""
+    """A training example: a question without a hint, and what was written after it, end
+    included."""
 
     question: Question
     written: list
@@ -64,7 +68,8 @@ class Kept(NamedTuple):
 
 
 def self_taught(original, questions, config):
-    """STaR on a model.Transformer: yields (model, what it was fine-tuned on, its steps) of each iteration."""
+    """STaR on a model.Transformer: yields (model, what it was fine-tuned on, its steps) of each
+    iteration."""
     model = original
     for n in range(config.iterations):
         written = write(model, [q.prompt for q in questions], config)
@@ -88,7 +93,8 @@ def self_taught(original, questions, config):
 
 
 def right_ones(questions, written, config, hinted):
-    """What ends in the true answer (with keep_all: everything), as training examples without hints."""
+    """What ends in the true answer (with keep_all: everything), as training examples without
+    hints."""
     pairs = [
         (q, (q.opening if hinted else []) + text)
         for q, text in zip(questions, written, strict=True)
@@ -101,24 +107,27 @@ def right_ones(questions, written, config, hinted):
 
 
 @torch.no_grad()
-def write(model, prompts, config, batch_size=1000):
-    """What a model writes greedily after each prompt, lists of ids, up to the end and with it."""
-    found = []
-    for start in range(0, len(prompts), batch_size):
-        batch = prompts[start : start + batch_size]
-        tokens, lengths = padded(batch)
-        out = model.generate(
-            tokens, config.most_tokens, 0.0, lengths=lengths, stop=lambda ids: config.end in ids
-        )
-        for row, n in zip(out.tolist(), lengths.tolist(), strict=True):
-            text = row[n : n + config.most_tokens]
-            found.append(text[: text.index(config.end) + 1] if config.end in text else text)
-    return found
+def write(model, prompts, config):
+    """What a model writes greedily after each prompt, lists of ids, up to the end and with it.
+    Prompts of the same length are continued together."""
+    written = [[] for _ in prompts]
+    for length in {len(prompt) for prompt in prompts}:
+        rows = [i for i, prompt in enumerate(prompts) if len(prompt) == length]
+        going_on = torch.ones(len(rows), dtype=torch.bool)
+        tokens = torch.tensor([prompts[i] for i in rows])
+        for new in model.stream(tokens, config.most_tokens, temperature=0.0):
+            for i, token, goes_on in zip(rows, new.tolist(), going_on.tolist(), strict=True):
+                if goes_on:
+                    written[i].append(token)
+            going_on &= new != config.end
+            if not going_on.any():
+                break
+    return written
 
 
 def fine_tune(model, examples, steps, config, seed):
-    """A copy of the model after so many steps of AdamW on examples (prompt, what follows): the loss is the mean NLL of
-    what follows. Every example comes once before any comes again."""
+    """A copy of the model after so many steps of AdamW on examples (prompt, what follows): the loss
+    is the mean NLL of what follows. Every example comes once before any comes again."""
     model, generator = copy.deepcopy(model).train(), torch.Generator().manual_seed(seed)
     optimizer = torch.optim.AdamW(
         model.parameters(), lr=config.lr, betas=(0.9, 0.99), weight_decay=0.0
@@ -142,15 +151,13 @@ def fine_tune(model, examples, steps, config, seed):
 
 
 def loss_of(model, examples):
-    """Mean NLL (nats a token) of what follows the prompts of examples, all of whose tokens count alike."""
-    tokens, _ = padded([prompt + text for prompt, text in examples])
+    """Mean NLL (nats a token) of what follows the prompts of examples, all of whose tokens count
+    alike."""
+    rows = [torch.tensor(prompt + text) for prompt, text in examples]
+    tokens = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True)
     at = torch.arange(1, tokens.shape[1])
-    first, last = (
-        torch.tensor(x)[:, None]
-        for x in zip(*((len(p), len(p) + len(t)) for p, t in examples), strict=True)
-    )
-    counts = (at >= first) & (
-        at < last
-    )  # behind a row's end nothing is seen by its tokens: attention is causal
+    first = torch.tensor([len(prompt) for prompt, _ in examples])[:, None]
+    last = torch.tensor([len(row) for row in rows])[:, None]
+    counts = (at >= first) & (at < last)  # attention is causal: nobody sees the padding
     h = model(tokens[:, :-1])[counts]
     return -token_log_prob(model.output, h, tokens[:, 1:][counts]).mean()

@@ -15,10 +15,8 @@ def check_sizes(train, data, held_out, length, processes):
             raise ValueError(
                 f"{dataset.path} has {len(dataset.tokens)} tokens, fewer than one span of {length}"
             )
-    by_documents = "separate_documents" if train.separate_documents else "think_at=each_document"
-    if (train.separate_documents or train.think_at == "each_document") and data.meta[
-        "document_end"
-    ] is None:
+    by_documents = "separate_documents"
+    if (train.separate_documents) and data.meta["document_end"] is None:
         raise ValueError(f"{by_documents}: {train.data} names no token that ends a document")
     if train.batch_size % processes.world:
         raise ValueError(
@@ -54,11 +52,12 @@ def batch_offsets(dataset, length, count, seed, step):
 
 
 def thought_noise(count, positions, config, seed, step):
-    """The uniform numbers by which a step's thoughts are sampled, (count, N, S, m), and by which it is decided where to
-    think, (count, S): likewise."""
+    """The uniform numbers by which a step's thoughts are sampled, (count, N, positions, m)."""
     shape = count, config.n_thoughts, positions, config.thought_len
-    numbers = [
-        np.random.default_rng((seed, step, i)).random(wanted, dtype=np.float32)
-        for i, wanted in ((1, shape), (2, shape[::2]))
-    ]
-    return [torch.from_numpy(x) for x in numbers]
+    return torch.from_numpy(np.random.default_rng((seed, step, 1)).random(shape, dtype=np.float32))
+
+
+def position_chance(count, positions, seed, step):
+    """The uniform numbers that decide where a step's texts think, (count, positions)."""
+    generator = np.random.default_rng((seed, step, 2))
+    return torch.from_numpy(generator.random((count, positions), dtype=np.float32))

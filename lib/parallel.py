@@ -1,16 +1,16 @@
 """
-One process among many: torchrun starts the same program several times, and what those say to each other is here.
+One process among many: torchrun starts the same program several times, and what those say to each
+other is here.
 
   --parallel=none   one process alone
   --parallel=data   every process holds the whole model and has its share of the texts; gradients are averaged
   --parallel=fsdp   weights, gradients and optimizer are spread over the processes as well (FSDP2, Zhao et al. 2023,
                     arXiv 2304.11277): for models that fit no other way
-
-A step of thinking calls the transformer many times, forward and backward. Wrappers that send gradients from within the
-backward pass (DDP's hooks) want a single one. So it is said in plain words here when gradients are complete: `hold`.
 """
 
 import os
+import resource
+import sys
 from dataclasses import dataclass
 
 import torch
@@ -25,7 +25,6 @@ class Processes:
     world: int
     device: torch.device
     parallel: str
-    gather: str
 
     @property
     def first(self):
@@ -39,8 +38,9 @@ def pick_device(name):
     return name if name != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
 
 
-def start_processes(device, parallel, gather):
-    """Join the siblings. device: "cpu", "cuda", or "auto": cuda where there is one. Raises ValueError."""
+def start_processes(device, parallel):
+    """Join the siblings. device: "cpu", "cuda", or "auto": cuda where there is one. Raises
+    ValueError."""
     rank, world, local = (
         int(os.environ.get(name, d))
         for name, d in (("RANK", 0), ("WORLD_SIZE", 1), ("LOCAL_RANK", 0))
@@ -67,7 +67,7 @@ def start_processes(device, parallel, gather):
         elif parallel == "fsdp":
             dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)
     return Processes(
-        rank, world, torch.device("cuda", local) if cuda else torch.device("cpu"), parallel, gather
+        rank, world, torch.device("cuda", local) if cuda else torch.device("cpu"), parallel
     )
 
 
@@ -88,7 +88,8 @@ def average_metrics(metrics, processes):
 
 
 def average_gradients(module, processes):
-    """Every gradient becomes its mean over processes, in place. What is sharded was averaged as it was scattered."""
+    """Every gradient becomes its mean over processes, in place. What is sharded was averaged as it
+    was scattered."""
     if processes.world == 1 or processes.parallel == "fsdp":
         return
     gradients = [p.grad for p in module.parameters() if p.grad is not None]
@@ -101,73 +102,64 @@ def average_gradients(module, processes):
 def shard(model, transformer, processes, bfloat16):
     """Spread a model, which is `transformer` or holds it, over all processes, in place (FSDP2).
 
-    Each process keeps its slice of every float32 weight. A block's weights are gathered, in bfloat16 if asked to, when
-    it is called; embeddings, head and whatever else there is are one more such group, the root's. gather="layer" frees
-    a block's weights after each call and sends its gradient after each backward call. A step has many calls: "weights"
-    keeps all weights until the step's last backward pass, "step" the gradients as well, which sends far less:
-    `python -m studies.bench memory` says how much.
+    Each process keeps its slice of every float32 weight. A block's weights are gathered, in
+    bfloat16 if asked to, when it is first called in a step; embeddings, head and the rest are one
+    more group. A step calls a block many times, so weights stay gathered until `release`, and a
+    block's gradient is sent once, when the last of these calls has added to it.
     """
     from torch.distributed.device_mesh import init_device_mesh
-    from torch.distributed.fsdp import (
-        MixedPrecisionPolicy,
-        fully_shard,
-        register_fsdp_forward_method,
-    )
+    from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 
     mesh = init_device_mesh(processes.device.type, (processes.world,))
-    policy = (
-        MixedPrecisionPolicy(torch.bfloat16, torch.float32) if bfloat16 else MixedPrecisionPolicy()
-    )
+    policy = MixedPrecisionPolicy()
+    if bfloat16:
+        policy = MixedPrecisionPolicy(torch.bfloat16, torch.float32)
     for layer in transformer.layers:
-        fully_shard(
-            layer, mesh=mesh, mp_policy=policy, reshard_after_forward=processes.gather == "layer"
-        )
-    if (
-        bfloat16
-    ):  # what goes into the model stays as it is: the noise that draws thoughts must be float32
+        fully_shard(layer, mesh=mesh, mp_policy=policy, reshard_after_forward=False)
+    if bfloat16:  # but what goes into the model stays float32: the noise that draws thoughts must
         policy = MixedPrecisionPolicy(torch.bfloat16, torch.float32, cast_forward_inputs=False)
     fully_shard(model, mesh=mesh, mp_policy=policy, reshard_after_forward=False)
-    if hasattr(model, "backward"):  # a method that calls the parts, as forward does
-        register_fsdp_forward_method(model, "backward")
-
-
-def hold(model, last, processes):
-    """Tell a sharded model whether the next backward pass is the last of this step, which completes gradients and lets
-    go of whole weights. The root's group is needed throughout; blocks follow it as `shard` says."""
-    if processes.parallel == "fsdp":
-        model.set_is_last_backward(last)
-        model.set_requires_gradient_sync(last, recurse=processes.gather == "step")
-        model.set_reshard_after_backward(last, recurse=processes.gather != "layer")
+    model.set_reshard_after_backward(False)
 
 
 def release(model, processes):
-    """Let a sharded model let go of the whole weights that a forward pass without a backward one has left."""
+    """Let a sharded model go back to its slices: before an optimizer step, and after evaluation."""
     if processes.parallel == "fsdp":
         for module in model.modules():
             if hasattr(module, "reshard"):
                 module.reshard()
 
 
-def whole(tensor):
+def full(tensor):
     """A tensor in one piece, wherever its slices are. All processes must ask for it."""
     return tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
 
 
-def to_whole(state, processes):
-    """Dicts and lists of tensors, in one piece on the first process's CPU if they are spread over all. All must ask."""
+def to_full(state, processes):
+    """Dicts and lists of tensors, in one piece on the first process's CPU if they are spread over
+    all. All must ask."""
     if isinstance(state, dict):
-        return {key: to_whole(x, processes) for key, x in state.items()}
+        return {key: to_full(x, processes) for key, x in state.items()}
     if processes.parallel == "fsdp" and isinstance(state, torch.Tensor):
-        state = whole(state)
+        state = full(state)
         return state.cpu() if processes.first else None
     return state
 
 
 def slice_like(tensor, other):
-    """This process's slice of a tensor that all have in one piece, if `other` is spread over all; else the tensor."""
+    """This process's slice of a tensor that all have in one piece, if `other` is spread over all;
+    else the tensor."""
     if not hasattr(other, "full_tensor"):
         return tensor
     from torch.distributed.tensor import distribute_tensor
 
     tensor = tensor.to(other.device)
     return distribute_tensor(tensor, other.device_mesh, other.placements, src_data_rank=None)
+
+
+def peak_memory(device):
+    """The most bytes that this process ever had in use, on a "cuda" device or in main memory."""
+    if device == "cuda":
+        return torch.cuda.max_memory_allocated()
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit

@@ -19,8 +19,7 @@ from typing import Literal
 
 import torch
 
-from beyond.adaptive import attach_gain_head
-from beyond.kinds import thinking_model
+from beyond.kinds import ThinkingConfig, thinking_model
 from beyond.lora import add_lora, merge_lora, rank_in
 from lib.checkpoint import (
     checked_weight,
@@ -42,12 +41,12 @@ from lib.files import (
     replace_file,
     write_json,
 )
-from lib.parallel import average_metrics, barrier, slice_like, to_whole
+from lib.parallel import average_metrics, barrier, slice_like, to_full
 from lib.published import THINKS, VOCABULARY, is_published, read_published
 from lib.tokenizer import from_json, load_tokenizer
 from lib.weights import load_mistral
 from model import ModelConfig, Transformer
-from quiet_star import QuietSTaR, QuietSTaRConfig
+from quiet_star import QuietSTaR
 
 
 def what_is_kept(folder):
@@ -119,10 +118,8 @@ def load_weights(module, weights, path, assign=False, but=()):
 
 def thinking(model, config, weights):
     """A QuietSTaR of a Transformer, with what is not of the paper attached where `weights` hold it (see beyond/)."""
-    quiet = thinking_model(model, settings(QuietSTaRConfig, config))
-    if any(name.startswith("gain_head.") for name in weights):
-        attach_gain_head(quiet)
-    return quiet
+    gain_head = any(name.startswith("gain_head.") for name in weights)
+    return thinking_model(model, settings(ThinkingConfig, {**config, "gain_head": gain_head}))
 
 
 def load_run(folder, device="cpu"):
@@ -217,13 +214,20 @@ def load_to_think(folder, device, load):
     return model, tokenizer, config, step
 
 
-def start_thoughts(quiet, tokenizer, *texts):
-    """Let start and end of thought be the mean embeddings of two texts (or both of one). Raises ValueError if the
+def start_thoughts(quiet, tokenizer, start_text, end_text):
+    """Let start and end of thought be the mean embeddings of two texts. Raises ValueError if the
     tokenizer does not know them."""
-    found = [tokenizer.encode(text) for text in texts if text]
-    quiet.thought_tokens.init_from(
-        *(quiet.model.tok_embeddings.weight[ids].mean(0) for ids in found)
-    )
+    table = quiet.model.tok_embeddings.weight
+    ids = [tokenizer.encode(text) for text in (start_text, end_text)]
+    set_start_and_end(quiet, *(table[i].mean(0) for i in ids))
+
+
+@torch.no_grad()
+def set_start_and_end(quiet, start, end):
+    """Let start and end of thought be these vectors (C,)."""
+    tokens = quiet.thought_tokens
+    tokens.start.copy_(start / tokens.scale)
+    tokens.end.copy_(end / tokens.scale)
 
 
 def last_run():
@@ -244,7 +248,7 @@ def last_run():
 
 # what may change when a run goes on; everything else would make it another run
 MAY_CHANGE = set(
-    "max_steps micro_batch think_at_once recompute eval_every eval_texts save_every keep parallel gather device out "
+    "max_steps micro_batch think_at_once fast eval_every eval_texts save_every parallel device out "
     "base_preset".split()
 )
 
@@ -264,7 +268,7 @@ def open_run(out, wanted, defaults, model, optimizer, tokenizer, processes):
         step, seconds = state["step"], state["seconds"]
     barrier(processes)
     if processes.first:
-        finish_move(out, wanted["train"]["keep"])
+        finish_move(out, 2)
         tokenizer.save(out)
         write_json(out / "config.json", wanted)
         kept = [
@@ -305,16 +309,16 @@ def refuse_another_run(out, wanted, defaults):
                 raise ValueError(f"{out} holds another run ({what}): choose another --out")
 
 
-def save_run(out, model, optimizer, step, seconds, processes, keep):
+def save_run(out, model, optimizer, step, seconds, processes):
     """Write a checkpoint of the run in `out`. Raises OSError, and ValueError if the weights are not finite."""
     good = all(
         getattr(p, "to_local", p.detach)().isfinite().all() for p in model.parameters()
     )  # of slices: its own
     if average_metrics({"good": float(good)}, processes)["good"] < 1:
         raise ValueError(f"the weights are not finite after step {step}")
-    state = to_whole({"model": model.state_dict(), "optimizer": optimizer.state_dict()}, processes)
+    state = to_full({"model": model.state_dict(), "optimizer": optimizer.state_dict()}, processes)
     if processes.first:
-        save_checkpoint(out, {"step": step, "seconds": seconds, **state}, keep)
+        save_checkpoint(out, {"step": step, "seconds": seconds, **state})
 
 
 @contextmanager
