@@ -57,12 +57,13 @@ class QuietSTaRConfig:
     embedding_scale: float = 20.0  # start and end are stored divided by it: they learn faster
 
     def __post_init__(self):
-        if min(self.thought_len, self.thought_temperature) < 0:
-            raise ValueError("thought_len and thought_temperature must not be negative")
-        if min(self.n_thoughts, self.n_true) < 1:
-            raise ValueError("n_thoughts and n_true must be at least 1")
-        if min(self.log_prob_temperature, self.embedding_scale) <= 0:
-            raise ValueError("log_prob_temperature and embedding_scale must be above 0")
+        least = {"thought_len": 0, "n_thoughts": 1, "n_true": 1, "thought_temperature": 0}
+        for name, number in least.items():
+            if getattr(self, name) < number:
+                raise ValueError(f"{name} must be at least {number}, not {getattr(self, name)}")
+        for name in ("log_prob_temperature", "embedding_scale"):
+            if getattr(self, name) <= 0:
+                raise ValueError(f"{name} must be above 0, not {getattr(self, name)}")
         for field in fields(self):
             choices = get_args(field.type)
             if choices and getattr(self, field.name) not in choices:
@@ -290,7 +291,7 @@ class QuietSTaR(nn.Module):
         (B, S), L = positions.shape, text.hidden.shape[1]
         self.check(positions, N, thoughts, noise)
         position = positions[:, None].expand(B, N, S).flatten(1)
-        thought = torch.arange(N, device=positions.device)[:, None].expand(B, N, S).flatten(1)
+        thought = torch.arange(N * S, device=positions.device).expand(B, N * S)
         cache = text.cache.copy()
 
         def read_step(x, step):
@@ -400,7 +401,11 @@ class QuietSTaR(nn.Module):
         if positions is None:
             S = L - self.config.n_true
             return torch.arange(S, device=text.hidden.device).expand(B, S)
-        return positions(text.hidden.detach()) if callable(positions) else positions
+        if callable(positions):
+            return positions(text.hidden.detach())
+        if positions.min() < 0 or positions.max() >= L:
+            raise ValueError(f"positions must lie in the text, from 0 to {L - 1}")
+        return positions
 
     def check(self, positions, N, thoughts, noise):
         """Refuse thoughts and noise that are not (B, N, S, m): ValueError."""
@@ -429,17 +434,16 @@ def think_next(quiet, tokens, cache, temperature=0.0, generator=None):
     at the end of a text sees all that is before it: a KVCache needs no mask for it."""
     model, m = quiet.model, quiet.config.thought_len
     start, end = (vector.expand(len(tokens), 1, -1) for vector in quiet.thought_tokens())
-    x = torch.cat((model.tok_embeddings(tokens), start), dim=1)
+    x = model.tok_embeddings(tokens)
+    hidden = model(torch.cat((x, start) if m else (x, start, end), dim=1), cache=cache)
+    h_base, h = hidden[:, x.shape[1] - 1], hidden[:, -1]
     thought = tokens.new_empty(len(tokens), m)
-    hidden = model(x, cache=cache)
-    h_base, h = hidden[:, -2], hidden[:, -1]
     for s in range(m):
         thought[:, s] = sample(model.logits(h), temperature, generator=generator)
         x = quiet.next_input(h[:, None], model.tok_embeddings(thought[:, s : s + 1]))
         x = torch.cat((x, end), dim=1) if s == m - 1 else x  # t_m and end share a pass
         h = model(x, cache=cache)[:, -1]
-    h_thought = h if m else model(end, cache=cache)[:, -1]
-    h_mixed, gate = quiet.talk(h_base, h_thought)
+    h_mixed, gate = quiet.talk(h_base, h)
     return h_mixed, thought, gate
 
 

@@ -2,7 +2,6 @@
 One process among many: torchrun starts the same program several times, and what those say to each
 other is here.
 
-  --parallel=none   one process alone
   --parallel=data   every process holds the whole model and has its share of the texts; gradients are averaged
   --parallel=fsdp   weights, gradients and optimizer are spread over the processes as well (FSDP2, Zhao et al. 2023,
                     arXiv 2304.11277): for models that fit no other way
@@ -45,10 +44,6 @@ def start_processes(device, parallel):
         int(os.environ.get(name, d))
         for name, d in (("RANK", 0), ("WORLD_SIZE", 1), ("LOCAL_RANK", 0))
     )
-    if world > 1 and parallel == "none":
-        raise ValueError(
-            f"parallel=none is for one process, and here are {world}: --parallel=data or fsdp"
-        )
     cuda = pick_device(device) == "cuda"
     if cuda and local >= torch.cuda.device_count():
         raise ValueError(

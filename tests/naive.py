@@ -1,4 +1,5 @@
-"""The method done one thought at a time, in float64: plain causal forwards and loops. What is fast is held to this.
+"""The method done one thought at a time, in float64: plain causal forwards and loops. What is fast
+is held to this.
 
 `model.Transformer` is trusted here (tests/test_model.py checks it); nothing else is.
 """
@@ -8,34 +9,23 @@ from types import SimpleNamespace
 import torch
 from torch.testing import assert_close
 
-from beyond.adaptive import attach_gain_head
-from beyond.kinds import thinking_model
-from lean.in_parts import sum_up
-from lean.log_prob import text_loss
+from beyond.kinds import ThinkingConfig, thinking_model
 from model import ModelConfig, Transformer
-from quiet_star import QuietSTaRConfig
+from quiet_star import mean_weights, weighted_mean
 
 VOCAB = 11
 CLOSE = dict(rtol=1e-9, atol=1e-9)
 
 
-def tiny(window=None, vocab=VOCAB, n_layers=2, seed=0, zero_gate=False, **config):
-    """A small random QuietSTaR in float64, with n_heads != n_kv_heads and (unless zero_gate) a gate far from 0."""
+def tiny(
+    window=None, vocab=VOCAB, n_layers=2, seed=0, zero_gate=False, fast=False, how=None, **config
+):
+    """A small random QuietSTaR in float64, with n_heads != n_kv_heads and (unless zero_gate) a gate
+    far from 0, in the form of quiet_star.py, or of fast.py."""
     torch.manual_seed(seed)
-    shape = dict(
-        dim=16,
-        n_layers=n_layers,
-        head_dim=4,
-        hidden_dim=24,
-        n_heads=4,
-        n_kv_heads=2,
-        vocab_size=vocab,
-    )
-    quiet = thinking_model(
-        Transformer(ModelConfig(**shape, sliding_window=window)), QuietSTaRConfig(**config)
-    )
-    attach_gain_head(quiet)
-    quiet.double()
+    shape = dict(dim=16, n_layers=n_layers, head_dim=4, hidden_dim=24, n_heads=4, n_kv_heads=2)
+    model = Transformer(ModelConfig(**shape, vocab_size=vocab, sliding_window=window))
+    quiet = thinking_model(model, ThinkingConfig(**config), fast, **(how or {})).double()
     for name, weight in quiet.named_parameters():
         if not (zero_gate and name == "mixing_head.last.weight"):
             torch.nn.init.normal_(weight, mean=1.0 if "norm" in name else 0.0, std=0.3)
@@ -68,7 +58,8 @@ def start_and_end(quiet):
 
 
 def naive_policy(quiet, text, thought):
-    """Hidden state that is about to say what follows: plain causal forward on [text, start, thought so far]."""
+    """Hidden state that is about to say what follows: plain causal forward on [text, start, thought
+    so far]."""
     embed = quiet.model.tok_embeddings.weight
     return quiet.model(
         torch.cat((embed[text], start_and_end(quiet)[0][None], embed[thought]))[None]
@@ -76,8 +67,9 @@ def naive_policy(quiet, text, thought):
 
 
 def naive_thought(quiet, text, i, thought):
-    """One thought of one position of one text (L,): h_policy (m, C) and h_thought (a or fewer, C), by a plain causal
-    forward on [x_0 .. x_i, start, t_1 .. t_m, end, x_{i+1} .. x_{i+a-1}]; fewer where the text ends before."""
+    """One thought of one position of one text (L,): h_policy (m, C) and h_thought (a or fewer, C),
+    by a plain causal forward on [x_0 .. x_i, start, t_1 .. t_m, end, x_{i+1} .. x_{i+a-1}]; fewer
+    where the text ends before."""
     embed, (start, end) = quiet.model.tok_embeddings.weight, start_and_end(quiet)
     m, true = len(thought), text[i + 1 : i + quiet.config.n_true]
     h = quiet.model(
@@ -101,11 +93,12 @@ def log_softmax(x):
 
 
 def assert_thoughts_are_the_naive_ones(quiet, tokens, got):
-    """h_text, h_base, h_policy, h_thought of every text, thought, position and depth, one at a time."""
+    """h_text, h_base, h_policy, h_thought of every text, thought, position and depth, one at a
+    time."""
     a, (B, L) = quiet.config.n_true, tokens.shape
     for b in range(B):
         h_text = quiet.model(tokens[b : b + 1])[0]
-        assert_close(quiet.read_text(tokens).hidden[b], h_text, **CLOSE)
+        assert_close(quiet.read(tokens).hidden[b], h_text, **CLOSE)
         for s, i in enumerate(got.positions[b].tolist()):
             depths = min(a, L - i)  # the rest would read beyond the text
             assert_close(got.h_base[b, 0, s, :depths], h_text[i : i + depths], **CLOSE)
@@ -121,14 +114,14 @@ POSITIONS = torch.tensor([[0, 2, 3, 6, 7], [1, 3, 5, 6, 7], [7, 4, 5, 8, 6]])
 
 
 def naive_learn(quiet, tokens, thoughts, positions, documents):
-    """Algorithm 1 in loops: (fields of Learned, each a dict from index to number where valid; loss; REINFORCE term;
-    error of the predicted gains)."""
+    """Algorithm 1 in loops: (fields of Learned, each a dict from index to number where valid; loss;
+    REINFORCE term; error of the predicted gains)."""
     c, head, (B, L) = quiet.config, quiet.model.output.weight, tokens.shape
     N, m = thoughts.shape[1], thoughts.shape[3]
     fields = {
         name: {} for name in ("nll_base", "nll_mixed", "gate", "reward", "advantage", "log_prob")
     }
-    losses, reinforces, gain_errors = [], [], []
+    losses, reinforces, gain_errors = [], [], []  # of each text
 
     def belongs(b, i, k):  # may x_k be predicted from x_i?
         return k < L and (
@@ -167,7 +160,7 @@ def naive_learn(quiet, tokens, thoughts, positions, documents):
                     gain += (after - log_p_base[i + j - 1]).item()
                 rewards.append(reward)
                 gains.append(gain)
-            if depths:
+            if depths and c.gain_head:
                 errors.append((naive_gain(quiet, h_text[i]) - mean(gains)) ** 2)
             for n in range(N):
                 others = rewards[:n] + rewards[n + 1 :]
@@ -194,27 +187,45 @@ def naive_gain(quiet, h_base):
     return head.last(torch.relu(head.inner(h_base.detach())))[0]
 
 
+def think(quiet, tokens, thoughts=None, positions=None, noise=None):
+    """Thoughts about texts, tokens (B, L), with their positions and the text that they looked
+    at."""
+    text = quiet.read(tokens)
+    positions = quiet.choose(positions, text)
+    found = quiet.think(text, positions, thoughts, noise)
+    return SimpleNamespace(**found._asdict(), positions=positions, text=text, found=found)
+
+
 def learn(quiet, tokens, thoughts, documents=None):
-    """What forward makes of Thoughts, with every number that is summed up in it. nll_base (B, L-1), valid_base
-    likewise: what counts in the text's own loss."""
-    text_nll, log_p_base = text_loss(
-        quiet.model.output, quiet.read_text(tokens).hidden, tokens, documents
+    """What forward makes of thoughts (see `think`), with every number that is summed up in it.
+    nll_base (B, L-1), valid_base likewise: what counts in the text's own loss."""
+    documents = torch.zeros_like(tokens) if documents is None else documents
+    log_p_text = quiet.log_prob(thoughts.text.hidden[:, :-1], tokens[:, 1:])
+    valid_base = (documents[:, 1:] == documents[:, :-1]) & (documents[:, 1:] >= 0)
+    targets = quiet.targets(tokens, thoughts.positions, documents, log_p_text.detach())
+    h_mixed, gate = quiet.talk(thoughts.h_base, thoughts.h_thought)
+    loss, of_tokens, of_positions = quiet.learn(thoughts.found, h_mixed, gate, targets)
+    nll_mixed = weighted_mean(targets.token_weights, of_tokens["nll_mixed"])
+    error = weighted_mean(
+        targets.position_weights, of_positions.get("gain_error", 0 * gate.sum((1, 3)))
     )
-    targets = quiet.targets(tokens, thoughts.positions, documents, log_p_base)
-    learned = quiet.learn(thoughts, *quiet.talk(thoughts.h_base, thoughts.h_thought), targets)
-    with_further, _ = sum_up(quiet.further_losses, thoughts, targets, learned)
-    (slope,) = torch.autograd.grad(text_nll, log_p_base, retain_graph=True)
+    config = quiet.config
+    log_p = -of_tokens["nll_mixed"]
+    if config.reward_on == "thought":
+        log_p = quiet.log_prob(thoughts.h_thought, targets.tokens[:, None].expand(gate.shape))
+    temperature = config.log_prob_temperature
     return SimpleNamespace(
-        **{
-            **learned._asdict(),
-            "loss": 0.5 * text_nll + learned.loss,
-            "advantage": learned.advantage[..., 0],
-        },
-        gain_error=with_further - learned.loss,
-        nll_base=-log_p_base,
-        nll_mixed=-learned.log_p_mixed,
+        loss=loss - error - 0.5 * weighted_mean(mean_weights(valid_base), log_p_text),
+        reinforce=(loss - 0.5 * nll_mixed - error) / config.reinforce_weight,
+        reward=of_positions["reward"],
+        advantage=quiet.credit(log_p.detach(), h_mixed, targets)[1][..., 0],
+        log_prob=quiet.log_prob(thoughts.h_policy, thoughts.tokens, temperature),
+        gate=gate,
+        gain_error=error,
+        nll_base=-log_p_text,
+        nll_mixed=of_tokens["nll_mixed"],
         valid=targets.valid,
-        valid_base=slope != 0,
+        valid_base=valid_base,
     )
 
 
@@ -226,8 +237,9 @@ def count_forwards(quiet):
 
 
 def thought_layout(T, steps):
-    """The triples (position, thought, step), each (T + steps * T,), of a text whose every position has one thought:
-    T text tokens, then T tokens of step 0, T of step 1, ... (the order of the picture in thought_mask)."""
+    """The triples (position, thought, step), each (T + steps * T,), of a text whose every position
+    has one thought: T text tokens, then T tokens of step 0, T of step 1, ... (the order of the
+    picture in thought_mask)."""
     step = torch.arange(-1, steps).repeat_interleave(T)
     thought = step.clamp(max=0)  # -1 for the text; the one thought is number 0
     return torch.arange(T).repeat(steps + 1), thought, step

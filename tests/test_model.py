@@ -287,23 +287,3 @@ def test_generation_is_reproducible_from_its_generator_and_follows_temperature()
 
 # ----------------------------------------------------------------------------------------------------------------------
 # sampling
-
-
-def test_prompts_of_unequal_length_are_continued_as_each_alone():
-    """Catches padding that is read, a row that starts from another row's end, stopping before the last has ended."""
-    model = tiny()
-    lengths = torch.tensor([3, 7, 4])
-    tokens = ids(3, 7)
-    read = model.generate(tokens, 6, temperature=0, lengths=lengths)
-    assert read.shape == (3, 13)
-    for row, prompt, n in zip(read, tokens, lengths.tolist(), strict=True):
-        assert torch.equal(row, model.generate(prompt[None, :n], 13 - n, temperature=0)[0])
-    ends = {row[n + 1].item() for row, n in zip(read, lengths.tolist(), strict=True)}
-    stopped = model.generate(
-        tokens, 6, temperature=0, lengths=lengths, stop=lambda new: bool(ends & set(new))
-    )
-    assert torch.equal(stopped, read[:, : stopped.shape[1]]) and stopped.shape[1] <= 9
-    for row, n in zip(stopped.tolist(), lengths.tolist(), strict=True):
-        assert ends & set(row[n:]), "each row has gone on to its end"
-    two = model.generate(tokens, 6, temperature=0, stop=lambda new: len(new) > 1)
-    assert torch.equal(two, model.generate(tokens, 2, temperature=0))

@@ -15,16 +15,13 @@ from naive import (
     naive_gate,
     naive_policy,
     naive_thought,
-    start_and_end,
+    think,
     tiny,
     uniform,
 )
 from torch.testing import assert_close
 
-from beyond.adaptive import some_think, worth_its_price
 from beyond.any_length import at_length, depth, prefix_mask
-from lib.asking import candidate
-from quiet_star import generate_with_thoughts
 
 OWN = [  # start, t_1, t_2, end_0, end_1, end_2
     [1, 0, 0, 0, 0, 0],
@@ -37,68 +34,49 @@ OWN = [  # start, t_1, t_2, end_0, end_1, end_2
 
 
 def any_length(window=None, **config):
-    return tiny(window, **{"thought_kind": "any_length", "n_true": 1, "thought_len": 2, **config})
+    return tiny(window, **{"thought_kind": "any_length", "thought_len": 2, **config})
 
 
 def test_prefix_mask_is_the_picture():
-    """A thought of position 1 beside text tokens 0, 1, 2; and another thought of the position, which it never sees."""
-    position, thought = (
-        torch.tensor([0, 1, 2] + [1] * 12),
-        torch.tensor([-1] * 3 + [0] * 6 + [1] * 6),
-    )
+    """Catches an end that sees another one, and a window that counts ends as later than they are. A
+    thought of position 1 beside text tokens 0, 1, 2; and another one, which it never sees."""
+    position = torch.tensor([0, 1, 2] + [1] * 12)
+    thought = torch.tensor([-1] * 3 + [0] * 6 + [1] * 6)
     layout = position, thought, torch.tensor([-1] * 3 + list(range(6)) * 2)
     mask = prefix_mask(layout, layout, 2).int()
     assert mask[3:9, 3:9].tolist() == mask[9:, 9:].tolist() == OWN
     assert mask[3:9, 9:].count_nonzero() == mask[:3, 3:].count_nonzero() == 0
     assert mask[3:9, :3].tolist() == [[1, 1, 0]] * 6
-    assert depth(torch.arange(6), 2).tolist() == [0, 1, 2, 1, 2, 3], (
-        "end_s stands where t_{s+1} does"
-    )
-    near = prefix_mask(
-        layout, layout, 2, sliding_window=2
-    ).int()  # text 1 has id 1, start 2, t_1 and end_0 3
-    assert near[3:9, :3].tolist() == [[0, 1, 0]] + [[0, 0, 0]] * 5 and near[8, 3:9].tolist() == [
-        0,
-        0,
-        1,
-        0,
-        0,
-        1,
-    ]
+    assert depth(torch.arange(6), 2).tolist() == [0, 1, 2, 1, 2, 3], "end_s is where t_{s+1} is"
+    # text 1 has id 1, start 2, t_1 and end_0 3
+    near = prefix_mask(layout, layout, 2, sliding_window=2).int()
+    assert near[3:9, :3].tolist() == [[0, 1, 0]] + [[0, 0, 0]] * 5
+    assert near[8, 3:9].tolist() == [0, 0, 1, 0, 0, 1]
 
 
-@pytest.mark.parametrize("explicit", [False, True])
 @pytest.mark.parametrize("window", [None, 3])
-@pytest.mark.parametrize("thought_len, n_thoughts", [(0, 2), (1, 1), (3, 2)])
-def test_each_read_out_is_that_of_a_thought_which_ended_there(
-    thought_len, n_thoughts, window, explicit
-):
-    quiet = any_length(
-        window, thought_len=thought_len, n_thoughts=n_thoughts, explicit_mask=explicit
-    )
-    tokens, shape = ids(2, 6), (2, n_thoughts, 5, thought_len)
+@pytest.mark.parametrize("m, N", [(0, 2), (1, 1), (3, 2)])
+def test_each_read_out_is_that_of_a_thought_which_ended_there(m, N, window):
+    """Catches an end that sees a token too many, and one that stands in the wrong place."""
+    quiet = any_length(window, thought_len=m, n_thoughts=N)
+    tokens, shape = ids(2, 6), (2, N, 5, m)
     with torch.no_grad():
-        for got in (
-            quiet.think(tokens, noise=uniform(*shape)),
-            quiet.think(tokens, ids(*shape, seed=3)),
-        ):
-            assert got.h_thought.shape == (2, n_thoughts, 5, thought_len + 1, 16)
-            for b, n, i, s in itertools.product(
-                range(2), range(n_thoughts), range(5), range(thought_len + 1)
-            ):
-                thought = got.tokens[b, n, i]
-                assert_close(
-                    got.h_thought[b, n, i, s],
-                    naive_thought(quiet, tokens[b], i, thought[:s])[1][0],
-                    **CLOSE,
-                )
-                if s < thought_len:
-                    policy = naive_policy(quiet, tokens[b, : i + 1], thought[:s])
+        sampled = think(quiet, tokens, noise=uniform(*shape))
+        given = think(quiet, tokens, ids(*shape, seed=3))
+        for got in (sampled, given):
+            assert got.h_thought.shape == (2, N, 5, m + 1, 16)
+            for b, n, i, s in itertools.product(range(2), range(N), range(5), range(m + 1)):
+                thought = got.tokens[b, n, i, :s]
+                after = naive_thought(quiet, tokens[b], i, thought)[1][0]
+                assert_close(got.h_thought[b, n, i, s], after, **CLOSE)
+                if s < m:
+                    policy = naive_policy(quiet, tokens[b, : i + 1], thought)
                     assert_close(got.h_policy[b, n, i, s], policy, **CLOSE)
 
 
 def naive_gains(quiet, text, i, thought, true):
-    """After 0, 1, .. tokens of a thought: log p of the true token, the gate, and log p of each token of the thought."""
+    """After 0, 1, .. tokens of a thought: log p of the true token, the gate, and log p of each
+    token of the thought."""
     head, h_base, after, gates = quiet.model.output.weight, quiet.model(text[None])[0, i], [], []
     for s in range(len(thought) + 1):
         h = naive_thought(quiet, text, i, thought[:s])[1][0]
@@ -113,10 +91,11 @@ def naive_gains(quiet, text, i, thought, true):
 
 @pytest.mark.parametrize("clamp", [False, True])
 def test_learning_equals_loops_over_lengths_and_tokens(clamp):
-    """The loss, the credit of each token, and the error of the expected gains; with documents and padding."""
-    quiet = any_length(n_thoughts=2, clamp_advantage=clamp)
+    """The loss, the credit of each token, and the error of the expected gains; with documents and
+    padding."""
+    quiet = any_length(n_thoughts=2, clamp_advantage=clamp, gain_head=True)
     tokens, thoughts = ids(3, 9), ids(3, 2, 5, 2, seed=3)
-    got = learn(quiet, tokens, quiet.think(tokens, thoughts, POSITIONS), DOCUMENTS)
+    got = learn(quiet, tokens, think(quiet, tokens, thoughts, POSITIONS), DOCUMENTS)
     texts, reinforces, errors = [], [], []
     for b in range(3):
         mixed, policy, error = [], [], []
@@ -164,8 +143,9 @@ def test_learning_equals_loops_over_lengths_and_tokens(clamp):
 
 
 def whole_and_to_come(quiet, tokens, i):
-    """By enumerating all pairs of thoughts: the exact gradient of the expected mean gain; that which REINFORCE has on
-    average; and the variance of REINFORCE with each token's own credit, and with the whole reward for all of them."""
+    """By enumerating all pairs of thoughts: the exact gradient of the expected mean gain; that
+    which REINFORCE has on average; and the variance of REINFORCE with each token's own credit, and
+    with the whole reward for all of them."""
     V, m = quiet.model.config.vocab_size, quiet.config.thought_len
     thoughts = torch.tensor(list(itertools.product(range(V), repeat=m)))
     found = [naive_gains(quiet, tokens[0], i, thought, tokens[0, i + 1]) for thought in thoughts]
@@ -179,7 +159,9 @@ def whole_and_to_come(quiet, tokens, i):
     for pair in itertools.product(range(len(thoughts)), repeat=2):
         pair = list(pair)
         got = learn(
-            quiet, tokens, quiet.think(tokens, thoughts[pair].view(1, 2, 1, m), torch.tensor([[i]]))
+            quiet,
+            tokens,
+            think(quiet, tokens, thoughts[pair].view(1, 2, 1, m), torch.tensor([[i]])),
         )
         mine = -flat(gradients(got.reinforce, quiet))
         advantage = rewards[pair] - rewards[pair].flip(0)
@@ -204,85 +186,37 @@ def test_the_credit_of_prefixes_is_unbiased_and_varies_less():
     assert variance < of_whole
 
 
-def test_in_parts_it_is_the_same_gradient():
-    quiet = any_length(n_thoughts=2)
+@pytest.mark.parametrize("recompute", [False, True])
+def test_in_parts_it_is_the_same_gradient(recompute):
+    """Catches lengths that are counted by the part."""
+    sizes = dict(n_thoughts=2, gain_head=True)
+    one, other = any_length(**sizes), any_length(how=dict(at_once=3, recompute=recompute), **sizes)
     tokens, noise = ids(2, 8), uniform(2, 2, 7, 2)
-    loss, metrics = quiet(tokens, noise=noise)
-    wanted = gradients(loss, quiet)
-    for recompute in (False, True):
-        quiet.zero_grad()
-        found = quiet.backward(tokens, noise=noise, at_once=3, recompute=recompute)
-        for name in metrics:
-            assert_close(found[name], metrics[name].to(found[name]), **CLOSE, msg=name)
-        for name, p in quiet.named_parameters():
-            assert_close(
-                torch.zeros_like(p) if p.grad is None else p.grad, wanted[name], **CLOSE, msg=name
-            )
+    loss, metrics = one(tokens, noise=noise)
+    loss.backward()
+    in_parts, found = other(tokens, noise=noise)
+    in_parts.backward()
+    assert metrics.keys() == found.keys()
+    for name in metrics:
+        assert_close(found[name], metrics[name], **CLOSE, msg=name)
+    for (name, p), q in zip(one.named_parameters(), other.parameters(), strict=True):
+        assert (p.grad is None) == (q.grad is None)
+        if p.grad is not None:
+            assert_close(q.grad, p.grad, **CLOSE, msg=name)
 
 
-@pytest.mark.parametrize("window", [None, 3])
-@pytest.mark.parametrize("price", [0.02, 0.15, -0.3])
-def test_rows_think_as_long_as_it_pays(price, window):
-    """Against the whole text read anew for each token of each row alone. Counts the tokens read: of the thoughts, only
-    those that were thought, and their ends."""
-    quiet, tokens, new, read_tokens = any_length(window, thought_len=3, seed=11), ids(3, 4), 8, []
-    quiet.model.register_forward_hook(
-        lambda _, inputs, output: read_tokens.append(output[..., 0].numel())
-    )
-    lengths = torch.tensor([4, 2, 3])
-    think = some_think(worth_its_price(quiet, price))
-    read, thoughts, gates = generate_with_thoughts(
-        quiet, tokens, new, 0, lengths=lengths, think=think
-    )
-    counted, seen = sum(read_tokens), []
-    start, _ = start_and_end(quiet)
-    with torch.no_grad():
-        for b, at in itertools.product(range(3), range(2, 4 + new)):
-            text = read[b, :at]
-            h, gate, thought = (
-                quiet.model(text[None])[0, -1],
-                torch.zeros((), dtype=torch.float64),
-                [],
-            )
-            net = [float(g) - price * (s + 2) for s, g in enumerate(quiet.gain_head(h))]
-            length = net.index(max(net)) if max(net) > 0 else -1
-            for _ in range(length):
-                policy = naive_policy(quiet, text, torch.tensor(thought, dtype=torch.long))
-                thought.append(int((quiet.model.output.weight @ policy).argmax()))
-            if length >= 0:
-                after = naive_thought(quiet, text, at - 1, torch.tensor(thought, dtype=torch.long))[
-                    1
-                ][0]
-                gate = naive_gate(quiet, h, after)
-                h = h + gate * (after - h)
-            seen.append(length)
-            rest = [-1] * 3 if length < 0 else thought + [-2] * (3 - length)
-            assert thoughts[b, at - 2].tolist() == rest
-            assert_close(gates[b, at - 2], gate, **CLOSE)
-            word = tokens[b, at] if at < lengths[b] else (quiet.model.output.weight @ h).argmax()
-            assert read[b, at] == word
-    assert len(set(seen)) > 1, seen
-    assert counted == 3 * (2 + new + 1) + sum(length + 2 for length in seen if length >= 0)
-
-
-def test_scores_are_those_after_the_chosen_length():
-    quiet, tokens = any_length(thought_len=3, seed=11), ids(2, 6)
-    lengths = worth_its_price(quiet, 0.05)
-    logits = candidate(quiet, True, how_long=lengths).predict(
-        tokens, torch.tensor([[3, 4], [1, 5]])
-    )
-    for b, s, i in ((0, 0, 3), (0, 1, 4), (1, 0, 1), (1, 1, 5)):
-        text = tokens[b : b + 1, : i + 1]
-        h = generate_with_thoughts(quiet, text, 1, 0, think=some_think(lengths))[0][0, -1]
-        assert logits[b, s].argmax() == h
-    hidden, h_base = torch.arange(8.0).view(1, 2, 4, 1), torch.full((1, 2, 1), -5.0)
-    assert at_length(hidden, h_base, torch.tensor([[2, -1]])).flatten().tolist() == [2, -5]
-    assert at_length(hidden[:, :, :1], h_base, torch.tensor([[3, -1]])).flatten().tolist() == [
-        0,
-        -5,
-    ], "whole thoughts"
-
-
-def test_more_true_tokens_are_refused():
-    with pytest.raises(ValueError, match="n_true=2"):
-        any_length(n_true=2)
+def test_shorter_settings_read_out_at_fewer_lengths():
+    """Catches with_settings that changes the thoughts and not their ends."""
+    quiet = any_length(thought_len=3)
+    tokens, noise = ids(2, 6), uniform(2, 4, 5, 3)
+    full = quiet.predict(tokens, noise=noise)
+    short = quiet.with_settings(thought_len=1).predict(tokens, noise=noise[..., :1])
+    assert_close(short.h_mixed, full.h_mixed[:, :, :, :2], **CLOSE)
+    with pytest.raises(ValueError, match="n_true"):
+        quiet.with_settings(n_true=2)
+    lengths = torch.tensor([[-1, 0, 1, 0, -1]] * 2)
+    h = at_length(short.h_mixed[:, 0], short.h_base[:, 0, :, 0], lengths)
+    for b, i in itertools.product(range(2), range(5)):
+        length = int(lengths[b, i])
+        base, after = short.h_base[b, 0, i, 0], short.h_mixed[b, 0, i]
+        assert torch.equal(h[b, i], base if length < 0 else after[length])

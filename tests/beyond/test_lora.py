@@ -1,4 +1,5 @@
-"""LoRA: merged it is a plain model, gradients follow the chain rule, and a run of it is like any other."""
+"""LoRA: merged it is a plain model, gradients follow the chain rule, and a run of it is like any
+other."""
 
 import pytest
 import torch
@@ -15,7 +16,7 @@ from lib.runs import load_model, load_run
 
 def with_lora(rank=3):
     """A thinking model in float64 whose additions are not 0 any more."""
-    quiet = tiny(thought_len=2, n_true=2, n_thoughts=2)
+    quiet = tiny(thought_len=2, n_true=2, n_thoughts=2, gain_head=True)
     add_lora(quiet.model, rank)
     for linear in linear_maps(quiet.model):
         torch.nn.init.normal_(linear.lora_b, std=0.1)
@@ -25,7 +26,8 @@ def with_lora(rank=3):
 def test_merged_it_is_a_plain_model_with_the_same_loss():
     quiet, tokens, noise = with_lora(), ids(2, 9), uniform(2, 2, 7, 2)
     loss, _ = quiet(tokens, noise=noise)
-    names = {name for name, _ in tiny(thought_len=2, n_true=2, n_thoughts=2).named_parameters()}
+    plain = tiny(thought_len=2, n_true=2, n_thoughts=2, gain_head=True)
+    names = {name for name, _ in plain.named_parameters()}
     merge_lora(quiet.model)
     assert {name for name, _ in quiet.named_parameters()} == names
     assert all(type(linear) is torch.nn.Linear for linear in linear_maps(quiet.model))
@@ -35,16 +37,17 @@ def test_merged_it_is_a_plain_model_with_the_same_loss():
 
 
 def test_gradients_are_those_of_the_merged_weight_by_the_chain_rule_and_nothing_else_learns():
-    """dA = 2 B' dW and dB = 2 dW A', for dW the gradient of a plain model with the merged weights."""
+    """dA = 2 B' dW and dB = 2 dW A', for dW the gradient of a plain model with the merged
+    weights."""
     quiet, tokens, noise = with_lora(), ids(2, 9), uniform(2, 2, 7, 2)
-    quiet.backward(tokens, noise=noise)
+    quiet(tokens, noise=noise)[0].backward()
     merged = with_lora()
     with torch.no_grad():
         for linear in linear_maps(merged.model):
             linear.weight += SCALE * linear.lora_b @ linear.lora_a
             linear.lora_b.zero_()
     merged.requires_grad_(True)
-    merged.backward(tokens, noise=noise)
+    merged(tokens, noise=noise)[0].backward()
     for one, other in zip(linear_maps(quiet.model), linear_maps(merged.model), strict=True):
         assert_close(one.lora_a.grad, SCALE * one.lora_b.T @ other.weight.grad, **CLOSE)
         assert_close(one.lora_b.grad, SCALE * other.weight.grad @ one.lora_a.T, **CLOSE)
@@ -83,10 +86,10 @@ def test_a_run_goes_on_bit_for_bit_is_loaded_merged_exported_and_gone_on_from(wo
     go(work, "--init_from=whole", "--out=further", "--max_steps=1")
 
 
-def test_recompute_and_micro_batches_are_the_same_training(work):
+def test_parts_and_micro_batches_are_the_same_training(work):
     how = ["--lora_rank=2", "--max_steps=2", "--lr=0.01"]
     go(work, *how, "--out=one")
-    go(work, *how, "--out=other", "--recompute", "--micro_batch=2", "--think_at_once=3")
+    go(work, *how, "--out=other", "--fast", "--micro_batch=2", "--think_at_once=3")
     one, other = (read_checkpoint(work / name)["model"] for name in ("one", "other"))
     for name in one:
         assert_close(one[name], other[name], atol=2e-5, rtol=1e-4)

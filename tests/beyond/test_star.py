@@ -1,4 +1,5 @@
-"""STaR: one question and one example at a time; and a model so simple that one sees what it learns."""
+"""STaR: one question and one example at a time; and a model so simple that one sees what it
+learns."""
 
 import pytest
 import torch
@@ -17,14 +18,14 @@ def config(**more):
 
 
 def test_what_is_written_is_what_each_prompt_alone_leads_to():
-    model, found = tiny(seed=3).model, []
+    model, found = tiny(seed=2).model, []
     prompts = [ids(n, seed=n).tolist() for n in (3, 5, 4, 3)]
     for prompt in prompts:
         text = list(prompt)
         while len(text) < len(prompt) + 6 and (len(text) == len(prompt) or text[-1] != END):
             text.append(int(model.logits(model(torch.tensor([text])))[0, -1].argmax()))
         found.append(text[len(prompt) :])
-    assert write(model, prompts, config(most_tokens=6), batch_size=3) == found
+    assert write(model, prompts, config(most_tokens=6)) == found
     assert len({len(text) for text in found}) > 1, "some end early"
 
 
@@ -67,7 +68,8 @@ def test_fine_tuning_learns_leaves_the_original_alone_and_repeats_exactly():
 
 @pytest.mark.parametrize("go_on", [False, True])
 def test_iterations_grow_and_start_from_the_original(go_on, monkeypatch):
-    """The first question is right from the start, the second only with its hint, the third never."""
+    """The first question is right from the start, the second only with its hint, the third
+    never."""
     model, started = tiny(seed=3).model, []
     hints = {
         (1,): [7, 3, END],

@@ -1,6 +1,5 @@
 """Many processes are one: gradients, checkpoints, and what happens when one of them dies."""
 
-import itertools
 import json
 import os
 import signal
@@ -18,7 +17,6 @@ from lib.checkpoint import read_checkpoint
 from lib.export import export
 from lib.runs import load_run, read_log
 from lib.weights import load_mistral
-from studies.memory import messages
 
 MANY = """
 import json, sys
@@ -26,47 +24,6 @@ import torch, train
 torch.set_num_threads(1)
 for arguments in json.loads(sys.argv[1]):
     train.run(*train.settings_from(arguments))
-"""
-
-
-COUNT = """
-import collections, itertools, json, sys
-import torch, train
-from torch.utils._python_dispatch import TorchDispatchMode
-from lib.parallel import hold, shard, start_processes
-from model import ModelConfig, Transformer
-from quiet_star import QuietSTaR, QuietSTaRConfig
-
-class Messages(TorchDispatchMode):
-    def __init__(self):
-        super().__init__()
-        self.found = collections.Counter()
-
-    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
-        if function.namespace == "c10d":
-            numbers = max(x.numel() for x in args if isinstance(x, torch.Tensor))
-            self.found[function.__name__.split(".")[0], numbers] += 1
-        return function(*args, **(kwargs or {}))
-
-torch.set_num_threads(1)
-processes, found = start_processes("cpu", "fsdp", "layer"), []
-for gather, recompute, calls in json.loads(sys.argv[1]):
-    processes.gather = gather
-    shape = ModelConfig(dim=16, n_layers=3, head_dim=8, n_heads=2, n_kv_heads=1, hidden_dim=24, vocab_size=11)
-    quiet = QuietSTaR(Transformer(shape), QuietSTaRConfig(thought_len=3, n_true=2))
-    torch.nn.init.normal_(quiet.mixing_head.last.weight)
-    block = sum(p.numel() for p in quiet.model.layers[0].parameters())
-    shard(quiet, quiet.model, processes, bfloat16=False)
-    for step in range(2):  # the first is not like the others
-        with Messages() as messages:
-            for call in range(calls):
-                hold(quiet, False, processes)
-                last = lambda: hold(quiet, call == calls - 1, processes)
-                quiet.backward(torch.zeros(1, 12).long(), at_once=4, recompute=recompute, before_last=last)
-    kinds = "_allgather_base_", "_reduce_scatter_base_"
-    found.append([messages.found[kind, block] / shape.n_layers for kind in kinds])
-if processes.first:
-    print(json.dumps(found))
 """
 
 
@@ -113,36 +70,13 @@ def launch(folder, processes, *runs):
     return done.stdout + done.stderr
 
 
-def test_a_step_sends_as_often_as_it_is_planned(tmp_path):
-    """Counted on the way: all-gathers and reduce-scatters of a block; texts of 10 positions that think, 4 at once."""
-    ways = list(itertools.product(("layer", "weights", "step"), (False, True), (1, 2)))
-    (tmp_path / "count.py").write_text(COUNT)
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", "--standalone"]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(
-        [*command, str(tmp_path / "count.py"), json.dumps(ways)],
-        cwd=ROOT, env=environment, capture_output=True, text=True, timeout=240,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr[-3000:]
-    for (gather, recompute, calls), found in zip(ways, json.loads(done.stdout), strict=True):
-        how = dict(
-            span=10, think_at_once=4, recompute=recompute, batch_size=2 * calls, micro_batch=1
-        )
-        gathers, sends = messages(trainer.TrainConfig(**how), 3, 2, gather)
-        assert found == [pytest.approx(gathers, abs=0.5), sends], (
-            "one block of three comes once more, with recompute"
-        )
-
-
 WAYS = {
     "data": ["--parallel=data"],
-    "fsdp": ["--parallel=fsdp"],
-    "fsdp_parts": ["--parallel=fsdp", "--think_at_once=5", "--micro_batch=1"],
-    "fsdp_weights": ["--parallel=fsdp", "--gather=weights", "--think_at_once=5", "--micro_batch=1"],
-    "fsdp_layers": ["--parallel=fsdp", "--gather=layer", "--think_at_once=5", "--recompute"],
+    "fsdp": ["--parallel=fsdp", "--micro_batch=1"],
+    "fast_fsdp": ["--parallel=fsdp", "--fast"],
+    "fast_parts": ["--parallel=fsdp", "--fast", "--think_at_once=2", "--micro_batch=1"],
     "lm_data": ["--objective=lm", "--parallel=data", "--micro_batch=1"],
     "lm_fsdp": ["--objective=lm", "--parallel=fsdp"],
-    "lm_fsdp_layers": ["--objective=lm", "--parallel=fsdp", "--gather=layer", "--micro_batch=1"],
     "tied_fsdp": ["--parallel=fsdp", "--init_from=tied"],
 }
 
@@ -171,12 +105,14 @@ def test_any_number_of_processes_in_any_mode_trains_as_one(deep, processes):
         "--eval_every=2",
     ]
     common += ["--reward_on=thought", "--mixing_head_lr=50", "--lr=3e-3", "--warmup_steps=0"]
-    for name, way in {"quiet": [], "lm": ["--objective=lm"], "tied": ["--init_from=tied"]}.items():
+    alone = {"quiet": [], "fast": ["--fast"]}
+    alone |= {"lm": ["--objective=lm"], "tied": ["--init_from=tied"]}
+    for name, way in alone.items():
         go(deep, f"--out=one_{name}", *common, *way)
     launch(deep, processes, *[[f"--out={name}", *common, *way] for name, way in WAYS.items()])
     for name in WAYS:
         kind = name.split("_")[0]
-        one = deep / f"one_{kind if kind in ('lm', 'tied') else 'quiet'}"
+        one = deep / f"one_{kind if kind in alone else 'quiet'}"
         wanted, logs = first_moments(one), (read_log(one), read_log(deep / name))
         assert len(logs[0]) == len(logs[1]) == 3
         for x, y in zip(*logs, strict=True):
@@ -250,9 +186,9 @@ def test_bfloat16_shards_learn_in_float32(deep, monkeypatch):
     are drawn with."""
     think, kinds = trainer.QuietSTaR.think, set()
 
-    def watched(self, tokens, thoughts=None, positions=None, noise=None, text=None):
+    def watched(self, text, positions, thoughts=None, noise=None):
         kinds.update([noise.dtype] if noise is not None else [])
-        return think(self, tokens, thoughts, positions, noise, text)
+        return think(self, text, positions, thoughts, noise)
 
     monkeypatch.setattr(trainer.QuietSTaR, "think", watched)
     for name, way in {"plain": [], "sharded": ["--parallel=fsdp"]}.items():
@@ -274,12 +210,6 @@ def test_bfloat16_shards_learn_in_float32(deep, monkeypatch):
         [(x - y).flatten() for x, y in zip(before.parameters(), after.parameters(), strict=True)]
     )
     assert after.tok_embeddings.weight.dtype == torch.float32 and 0 < changes.abs().max() < 1e-5
-
-
-def test_one_process_means_one(work):
-    with pytest.raises(AssertionError, match="parallel=none is for one process, and here are 2"):
-        launch(work, 2, ["--parallel=none", "--out=q"])
-    go(work, "--parallel=none", "--out=q", "--max_steps=1")
 
 
 @pytest.mark.parametrize("way", ["data", "fsdp"])

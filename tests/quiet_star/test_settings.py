@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from naive import ids, tiny, uniform
+from naive import ids, think, tiny
 from torch.testing import assert_close
 
 from quiet_star import QuietSTaRConfig, ThoughtTokens
@@ -23,36 +23,25 @@ def test_bad_settings_are_refused_by_name(field, value):
 def test_thoughts_of_a_wrong_shape_are_refused(shape):
     """Catches thoughts that broadcast silently over the wrong axis; (2, 2, 6, 2) is right here."""
     quiet = tiny(thought_len=2, n_true=2, n_thoughts=2)
-    quiet.think(ids(2, 8), ids(2, 2, 6, 2))
+    think(quiet, ids(2, 8), ids(2, 2, 6, 2))
     with pytest.raises(ValueError, match="thoughts"):
-        quiet.think(ids(2, 8), ids(*shape))
+        think(quiet, ids(2, 8), ids(*shape))
 
 
 @pytest.mark.parametrize("position", [-1, 8])
 def test_positions_out_of_the_text_are_refused(position):
     """Catches -1 taken for the last token by indexing."""
     with pytest.raises(ValueError, match="positions"):
-        tiny().think(ids(1, 8), positions=torch.tensor([[0, position]]))
+        think(tiny(), ids(1, 8), positions=torch.tensor([[0, position]]))
 
 
 @pytest.mark.parametrize("length", [2, 3])
 def test_a_text_without_room_for_a_thought_is_refused(length):
     """Catches a mean over nothing (n_true = 3 wants 4 tokens at least)."""
     quiet = tiny(n_true=3)
-    quiet.think(ids(1, 4))
+    think(quiet, ids(1, 4))
     with pytest.raises(ValueError, match="few"):
-        quiet.think(ids(1, length))
-
-
-def test_start_and_end_begin_as_the_embedding_given():
-    """Catches a start embedding that becomes a scalar, and a scale applied once instead of undone."""
-    tokens, embedding = ThoughtTokens(6, scale=50.0).double(), uniform(6)
-    tokens.init_from(embedding)
-    assert_close(tokens.start * 50, embedding)
-    for vector in tokens():
-        assert_close(vector, embedding)
-    with pytest.raises(ValueError, match="shape"):
-        tokens.init_from(embedding.mean())
+        think(quiet, ids(1, length))
 
 
 def test_start_and_end_move_faster_by_the_scale():
@@ -67,7 +56,8 @@ def test_start_and_end_move_faster_by_the_scale():
 
 
 def test_with_settings_shares_weights_and_leaves_the_original_alone():
-    """Catches a copy of the weights (stale after the next step) and settings that leak back into training."""
+    """Catches a copy of the weights (stale after the next step) and settings that leak back into
+    training."""
     quiet = tiny(thought_len=2, n_true=2, n_thoughts=2)
     other = quiet.with_settings(thought_temperature=0.0, n_thoughts=1)
     assert (quiet.config.thought_temperature, quiet.config.n_thoughts) == (1.0, 2)

@@ -4,7 +4,16 @@ import itertools
 
 import pytest
 import torch
-from naive import CLOSE, VOCAB, assert_thoughts_are_the_naive_ones, ids, naive_policy, tiny, uniform
+from naive import (
+    CLOSE,
+    VOCAB,
+    assert_thoughts_are_the_naive_ones,
+    ids,
+    naive_policy,
+    think,
+    tiny,
+    uniform,
+)
 from torch.testing import assert_close
 
 from model import sample
@@ -15,12 +24,13 @@ from model import sample
 @pytest.mark.parametrize("n_true", [1, 3])
 @pytest.mark.parametrize("thought_len", [0, 1, 2, 4])
 def test_parallel_thoughts_equal_one_at_a_time(thought_len, n_true, n_thoughts, window):
-    """Catches leaks between thoughts, restarting position ids, look-ahead off by one, mixed-up axes: nearly all."""
+    """Catches leaks between thoughts, restarting position ids, look-ahead off by one, mixed-up
+    axes: nearly all."""
     quiet = tiny(window, thought_len=thought_len, n_true=n_true, n_thoughts=n_thoughts)
     tokens, S = ids(2, 7), 7 - n_true
     with torch.no_grad():
-        sampled = quiet.think(tokens, noise=uniform(2, n_thoughts, S, thought_len))
-        given = quiet.think(tokens, ids(2, n_thoughts, S, thought_len, seed=3))
+        sampled = think(quiet, tokens, noise=uniform(2, n_thoughts, S, thought_len))
+        given = think(quiet, tokens, ids(2, n_thoughts, S, thought_len, seed=3))
         for got in (sampled, given):
             assert got.positions.tolist() == [list(range(S))] * 2
             assert got.h_policy.shape == (2, n_thoughts, S, thought_len, 16)
@@ -32,7 +42,8 @@ def test_parallel_thoughts_equal_one_at_a_time(thought_len, n_true, n_thoughts, 
 @pytest.mark.parametrize("window", [None, 3])
 @pytest.mark.parametrize("thought_len", [0, 2])
 def test_chosen_positions_equal_one_at_a_time(thought_len, window):
-    """Catches code that takes the s-th position for position s, or one text's positions for all texts'."""
+    """Catches code that takes the s-th position for position s, or one text's positions for all
+    texts'."""
     quiet = tiny(window, thought_len=thought_len, n_true=3, n_thoughts=2)
     tokens = ids(3, 8)
     for positions in (
@@ -43,8 +54,8 @@ def test_chosen_positions_equal_one_at_a_time(thought_len, window):
         shape = 3, 2, positions.shape[1], thought_len
         with torch.no_grad():
             for got in (
-                quiet.think(tokens, positions=positions, noise=uniform(*shape)),
-                quiet.think(tokens, ids(*shape, seed=3), positions=positions),
+                think(quiet, tokens, positions=positions, noise=uniform(*shape)),
+                think(quiet, tokens, ids(*shape, seed=3), positions=positions),
             ):
                 assert torch.equal(got.positions, positions)
                 assert_thoughts_are_the_naive_ones(quiet, tokens, got)
@@ -52,11 +63,12 @@ def test_chosen_positions_equal_one_at_a_time(thought_len, window):
 
 @pytest.mark.parametrize("temperature", [1.0, 1.7, 0.0])
 def test_sampled_tokens_are_those_that_the_noise_dictates(temperature):
-    """Catches noise of another thought or step, an ignored temperature, and "greedy" thoughts that are samples."""
+    """Catches noise of another thought or step, an ignored temperature, and "greedy" thoughts that
+    are samples."""
     quiet = tiny(thought_len=3, n_thoughts=2, n_true=1, thought_temperature=temperature)
     tokens, noise = ids(2, 6), uniform(2, 2, 5, 3)
     with torch.no_grad():
-        got = quiet.think(tokens, noise=noise).tokens
+        got = think(quiet, tokens, noise=noise).tokens
         for b, n, i in itertools.product(range(2), range(2), range(5)):
             thought = tokens.new_empty(0)
             for s in range(3):
@@ -77,7 +89,7 @@ def test_sampled_tokens_are_those_that_the_noise_dictates(temperature):
 def test_without_noise_the_thoughts_of_a_position_differ():
     """Catches one draw shared by all N thoughts: no difference, no advantage, nothing learned."""
     torch.manual_seed(0)
-    got = tiny(thought_len=3, n_thoughts=2).think(ids(2, 8)).tokens
+    got = think(tiny(thought_len=3, n_thoughts=2), ids(2, 8)).tokens
     assert (got[:, 0] != got[:, 1]).any(-1).float().mean() > 0.5
 
 
@@ -88,9 +100,9 @@ def test_later_text_changes_nothing_before_it():
     changed = tokens.clone()
     changed[:, k + 1 :] = (changed[:, k + 1 :] + 1) % VOCAB  # every token after x_k
     with torch.no_grad():
-        one, two = quiet.think(tokens, noise=noise), quiet.think(changed, noise=noise)
+        one, two = think(quiet, tokens, noise=noise), think(quiet, changed, noise=noise)
     assert torch.equal(one.tokens[:, :, : k + 1], two.tokens[:, :, : k + 1])
-    h_text = [quiet.read_text(x).hidden[:, : k + 1] for x in (tokens, changed)]
+    h_text = [quiet.read(x).hidden[:, : k + 1] for x in (tokens, changed)]
     assert_close(*h_text, **CLOSE)
     assert_close(one.h_policy[:, :, : k + 1], two.h_policy[:, :, : k + 1], **CLOSE)
     for i, j in itertools.product(range(6), range(3)):  # depth j has read x_0 .. x_{i+j}
@@ -99,13 +111,14 @@ def test_later_text_changes_nothing_before_it():
 
 
 def test_a_thought_changes_nothing_but_itself():
-    """Catches thoughts that leak into the text, into a neighbour, or into another thought of the same position."""
+    """Catches thoughts that leak into the text, into a neighbour, or into another thought of the
+    same position."""
     quiet = tiny(thought_len=3, n_thoughts=3, n_true=2)
     tokens, thoughts = ids(2, 8), ids(2, 3, 6, 3, seed=3)
     changed = thoughts.clone()
     changed[0, 1, 2] = (changed[0, 1, 2] + 1) % VOCAB
     with torch.no_grad():
-        one, two = quiet.think(tokens, thoughts), quiet.think(tokens, changed)
+        one, two = think(quiet, tokens, thoughts), think(quiet, tokens, changed)
     assert_close(one.h_base, two.h_base, **CLOSE)
     other = torch.ones(2, 3, 6, dtype=torch.bool)
     other[0, 1, 2] = False
