@@ -22,11 +22,11 @@ from typing import Literal
 
 import numpy as np
 import torch
+from lean.log_prob import likeliest, token_log_prob
 from tqdm import tqdm
 
 from data.dataset import open_dataset
 from data.text import read_documents, text_files
-from lean.log_prob import likeliest, token_log_prob
 from lib.config import run_script
 from lib.files import lock, refuse_another, write_json
 from lib.page import write_page

@@ -333,7 +333,8 @@ class FastQuietSTaR(QuietSTaR):
         N, m, a = self.config.n_thoughts, self.config.thought_len, self.config.n_true
         N = N if thoughts is None else thoughts.shape[1]
         (B, S), L = positions.shape, text.hidden.shape[1]
-        self.check(positions, N, thoughts, noise)
+        if thoughts is not None and thoughts.shape != (B, N, S, m):
+            raise ValueError(f"thoughts must be {(B, N, S, m)}, not {tuple(thoughts.shape)}")
         cache = self.thought_cache(text, positions)
 
         def read_steps(x):

@@ -2,8 +2,9 @@
 Quiet-STaR: a language model that thinks before it speaks (Zelikman et al. 2024, arXiv 2403.09629).
 
 After every token of a text the model samples short hidden thoughts. A mixing head weighs the
-prediction made after a thought against the one made without it. Thoughts that made the true next
-tokens more likely are reinforced. Algorithm 1 of the paper, and the function that does each line:
+prediction made after a thought against the one made without it, and thoughts that made the true
+next tokens more likely are reinforced. Algorithm 1 of the paper, and the function that does each
+line:
 
   for every text x_0 .. x_{L-1} of the batch
            h_base    <- hidden states of the text                         QuietSTaR.read
@@ -22,20 +23,19 @@ A thought of position i has read x_0 .. x_i and is about to predict x_{i+1}. It 
 
   start, t_1 .. t_m, end, x_{i+1} .. x_{i+a-1}      steps s = 0 .. m + a, position ids i + 1 + s
 
-Reading `end` predicts x_{i+1}. Reading the true x_{i+1} predicts x_{i+2}, and so on up to x_{i+a}:
-this is teacher forcing. Letters in the comments on shapes:
+Reading `end` predicts x_{i+1}, reading the true x_{i+1} predicts x_{i+2} (teacher forcing), and so
+on. The same in loops, one thought at a time: tests/naive.py. The same in less time and memory:
+fast.py. How this differs from the paper, and why, stands at the end. Letters in the comments on
+shapes:
 
   B  texts    L  tokens of a text    S  positions that think    N  thoughts of a position
   m  sampled tokens of a thought     a  true tokens after it    C  width    V  vocabulary
-
-The same in loops, one thought at a time: tests/naive.py. The same in less time and memory: fast.py.
-How this differs from the paper, and why, stands at the end of this file.
 """
 
 from collections import namedtuple
 from dataclasses import dataclass, fields, replace
 from functools import partial
-from typing import Literal, get_args
+from typing import Literal
 
 import torch
 import torch.nn as nn
@@ -56,22 +56,8 @@ class QuietSTaRConfig:
     log_prob_temperature: float = 1.0  # temperature of log p(thought) in REINFORCE (release: 3)
     embedding_scale: float = 20.0  # start and end are stored divided by it: they learn faster
 
-    def __post_init__(self):
-        least = {"thought_len": 0, "n_thoughts": 1, "n_true": 1, "thought_temperature": 0}
-        for name, number in least.items():
-            if getattr(self, name) < number:
-                raise ValueError(f"{name} must be at least {number}, not {getattr(self, name)}")
-        for name in ("log_prob_temperature", "embedding_scale"):
-            if getattr(self, name) <= 0:
-                raise ValueError(f"{name} must be above 0, not {getattr(self, name)}")
-        for field in fields(self):
-            choices = get_args(field.type)
-            if choices and getattr(self, field.name) not in choices:
-                raise ValueError(f"{field.name} must be one of {', '.join(choices)}")
 
-
-# --------------------------------------------------------------------------------------------------
-# 1. Parallel thoughts: the mask (section 4.2, figure 3)
+# ---- 1. Parallel thoughts: the mask (section 4.2, figure 3)
 
 
 def thought_mask(query, key, sliding_window=None):
@@ -115,9 +101,6 @@ class ThoughtCache:
         self.tokens = tokens  # (position, thought, step) of all tokens so far, each (B, tokens)
         self.keys_values = dict(keys_values)  # by layer: k and v (B, key heads, tokens, head_dim)
 
-    def copy(self):
-        return ThoughtCache(self.mask, self.tokens, self.keys_values)
-
     def expect(self, *new):
         """Announce the tokens of the next forward pass: (position, thought, step), each (B, new).
         Returns their position ids (B, new) and their mask (B, 1, new, all tokens so far)."""
@@ -135,14 +118,13 @@ class ThoughtCache:
         return attention(q, k, v, mask)
 
 
-# --------------------------------------------------------------------------------------------------
-# 2. The start and end of a thought (section 4.2), and the mixing head (section 4.3)
+# ---- 2. The start and end of a thought (section 4.2), and the mixing head (section 4.3)
 
 
 class ThoughtTokens(nn.Module):
-    """<|startofthought|> and <|endofthought|>: two learned vectors outside of the vocabulary. They
-    are stored divided by `scale`, so that a step of Adam moves them `scale` times as far. In the
-    paper both begin as the embedding of an em dash."""
+    """<|startofthought|> and <|endofthought|>: two learned vectors outside of the vocabulary,
+    stored divided by `scale`, so that Adam moves them faster. Both begin as an em dash's
+    embedding."""
 
     def __init__(self, dim, scale):
         super().__init__()
@@ -172,8 +154,7 @@ class MixingHead(nn.Module):
         return self.last(self.inner(first).relu())
 
 
-# --------------------------------------------------------------------------------------------------
-# 3. Reward and baseline (section 4.4)
+# ---- 3. Reward and baseline (section 4.4)
 
 
 def thought_reward(log_p, log_p_base, valid):
@@ -185,14 +166,11 @@ def thought_reward(log_p, log_p_base, valid):
 def thought_advantage(reward, clamp, baseline="others"):
     """reward - baseline, (B, N, ...): the baseline is the mean reward of the position's others.
 
-    Without the thought itself it leaves the gradient unbiased; with "all" N it scales it by
+    Without the thought itself it leaves the gradient unbiased; the mean of "all" N scales it by
     (N - 1) / N. A single thought has no others: its baseline is 0, as with "none"."""
-    N, baseline_reward = reward.shape[1], 0.0
-    if baseline == "all":
-        baseline_reward = reward.mean(1, keepdim=True)
-    elif baseline == "others" and N > 1:
-        baseline_reward = (reward.sum(1, keepdim=True) - reward) / (N - 1)
-    advantage = reward - baseline_reward
+    of_others = (reward.sum(1, keepdim=True) - reward) / max(1, reward.shape[1] - 1)
+    baselines = {"others": of_others, "all": reward.mean(1, keepdim=True), "none": 0.0}
+    advantage = reward - baselines[baseline]
     return advantage.clamp(min=0) if clamp else advantage  # clamped, the gradient is biased
 
 
@@ -215,20 +193,16 @@ def take(x, index):
     return x[rows, index]
 
 
-# --------------------------------------------------------------------------------------------------
-# 4. Think, talk, learn (Algorithm 1)
+# ---- 4. Think, talk, learn (Algorithm 1)
 
-# A text that was read, without thoughts: embedded and hidden (B, L, C), and its cache.
+# A text that was read without thoughts: embedded and hidden (B, L, C), and its cache.
 Text = namedtuple("Text", "embedded hidden cache")
-
 # tokens (B, N, S, m) t_1 .. t_m, and hidden states: h_policy (B, N, S, m, C) predict t_1 .. t_m;
 # h_base (B, 1, S, a, C) and h_thought (B, N, S, a, C) predict true tokens without and after them.
 Thoughts = namedtuple("Thoughts", "tokens h_policy h_base h_thought")
-
 # The true tokens x_{i+1} .. x_{i+a} of each position, (B, S, a). valid: is there such a token, in
 # the same document? token_weights (B, S, a), position_weights (B, S): see mean_weights.
 Targets = namedtuple("Targets", "tokens valid log_p_base token_weights position_weights")
-
 Prediction = namedtuple("Prediction", "h_base h_mixed gate thoughts")
 
 
@@ -289,10 +263,11 @@ class QuietSTaR(nn.Module):
         N, m, a = self.config.n_thoughts, self.config.thought_len, self.config.n_true
         N = N if thoughts is None else thoughts.shape[1]
         (B, S), L = positions.shape, text.hidden.shape[1]
-        self.check(positions, N, thoughts, noise)
+        if thoughts is not None and thoughts.shape != (B, N, S, m):
+            raise ValueError(f"thoughts must be {(B, N, S, m)}, not {tuple(thoughts.shape)}")
         position = positions[:, None].expand(B, N, S).flatten(1)
         thought = torch.arange(N * S, device=positions.device).expand(B, N * S)
-        cache = text.cache.copy()
+        cache = ThoughtCache(text.cache.mask, text.cache.tokens, text.cache.keys_values)
 
         def read_step(x, step):
             """Every thought reads one more vector, x (B, N, S, C): hidden states likewise."""
@@ -396,27 +371,19 @@ class QuietSTaR(nn.Module):
     def choose(self, positions, text):
         """The positions (B, S) that `forward` was told."""
         B, L, _ = text.hidden.shape
-        if L <= self.config.n_true:
-            raise ValueError(f"{L} tokens are too few to think: n_true is {self.config.n_true}")
         if positions is None:
-            S = L - self.config.n_true
-            return torch.arange(S, device=text.hidden.device).expand(B, S)
-        if callable(positions):
+            S = max(0, L - self.config.n_true)
+            positions = torch.arange(S, device=text.hidden.device).expand(B, S)
+        elif callable(positions):
             return positions(text.hidden.detach())
-        if positions.min() < 0 or positions.max() >= L:
-            raise ValueError(f"positions must lie in the text, from 0 to {L - 1}")
+        if positions.numel() == 0 or positions.min() < 0 or positions.max() >= L:
+            raise ValueError(
+                f"positions in a text of {L} tokens: some from 0 to {L - 1} are wanted"
+            )
         return positions
 
-    def check(self, positions, N, thoughts, noise):
-        """Refuse thoughts and noise that are not (B, N, S, m): ValueError."""
-        shape = (len(positions), N, positions.shape[1], self.config.thought_len)
-        for name, x in (("thoughts", thoughts), ("noise", noise)):
-            if x is not None and x.shape != shape:
-                raise ValueError(f"{name} must be {shape}, not {tuple(x.shape)}")
-
     def with_settings(self, **changes):
-        """The same model and weights with other settings: greedy thoughts, say. ValueError for what
-        belongs to the weights."""
+        """The same model and weights with other settings: greedy thoughts, say."""
         for name, value in changes.items():
             if name not in self.SETTINGS and value != getattr(self.config, name, None):
                 raise ValueError(f"{name} cannot be changed after a model was made")
@@ -425,8 +392,7 @@ class QuietSTaR(nn.Module):
         return other
 
 
-# --------------------------------------------------------------------------------------------------
-# 5. Speaking with thoughts
+# ---- 5. Speaking with thoughts
 
 
 def think_next(quiet, tokens, cache, temperature=0.0, generator=None):
@@ -473,8 +439,7 @@ def generate_with_thoughts(quiet, tokens, *args, **kwargs):
     return tokens, torch.stack(thoughts, 1), torch.stack(gates, 1)
 
 
-# --------------------------------------------------------------------------------------------------
-# How this differs from the paper and from the authors' release, and why
+# ---- How this differs from the paper and from the authors' release, and why
 #
 # 1. The gate w multiplies the prediction after the thought, as in the release; in the paper it
 #    multiplies the other one. It has no sigmoid and starts at 0: before training the model is the

@@ -14,8 +14,8 @@ Other thoughts, other credit: ideas of the papers around Quiet-STaR, each a sett
   gain_head      learn what a thought would bring, too (beyond/adaptive.py)
 """
 
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import dataclass, fields
+from typing import Literal, get_args
 
 import torch
 
@@ -31,6 +31,17 @@ class ThinkingConfig(QuietSTaRConfig):
     credit: Literal["advantage", "star", "posterior"] = "advantage"  # what makes a thought likelier
     mixing: Literal["head", "none"] = "head"  # none: the prediction after the thought stands alone
     gain_head: bool = False  # also learn what a thought would bring (for sample.py --price)
+
+    def __post_init__(self):
+        least = {"thought_len": 0, "n_thoughts": 1, "n_true": 1, "thought_temperature": 0}
+        for name, value in vars(self).items():
+            if name in least and value < least[name]:
+                raise ValueError(f"{name} must be at least {least[name]}, not {value}")
+            if name in ("log_prob_temperature", "embedding_scale") and value <= 0:
+                raise ValueError(f"{name} must be above 0, not {value}")
+        for field in fields(self):
+            if get_args(field.type) and getattr(self, field.name) not in get_args(field.type):
+                raise ValueError(f"{field.name} must be one of {', '.join(get_args(field.type))}")
 
 
 def thinking_model(model, config, fast=True, **how):

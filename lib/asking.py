@@ -11,12 +11,12 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
+from beyond.own_pace import generate_at_own_pace
+from lean.tensors import padded, take
 from tqdm import tqdm
 
 from beyond.adaptive import some_think
 from beyond.any_length import at_length
-from beyond.own_pace import generate_at_own_pace
-from lean.tensors import padded, take
 from lib.tokenizer import before_end, has_ended
 from model import KVCache, sample
 from quiet_star import QuietSTaR, generate_with_thoughts

@@ -30,13 +30,13 @@ from typing import Literal
 
 import torch
 import torch.nn.functional as F
+from beyond.own_pace import generate_at_own_pace
+from lib.watch import most_memory
 
 from beyond.adaptive import some_think, worth_its_price
-from beyond.own_pace import generate_at_own_pace
 from beyond.positions import hard_positions
 from lib.config import run_script
 from lib.parallel import pick_device
-from lib.watch import most_memory
 from model import ModelConfig, Transformer
 from quiet_star import QuietSTaR, QuietSTaRConfig, generate_with_thoughts
 

@@ -8,10 +8,10 @@ are read at answers of the text with idle asides, so the exact gradient is known
 from functools import partial
 
 import torch
+from lean.log_prob import likeliest, token_log_prob
 from tqdm import tqdm
 
 from beyond.kinds import posterior_weight
-from lean.log_prob import likeliest, token_log_prob
 from lib.pictures import picture
 from quiet_star import thought_advantage
 from studies.chatter import ROWS, train_chatter

@@ -8,9 +8,9 @@ the text most of whose asides are idle.
 from functools import partial
 
 import torch
+from lean.log_prob import token_log_prob
 from tqdm import tqdm
 
-from lean.log_prob import token_log_prob
 from lib.pictures import draw_bars
 from lib.runs import load_run
 from studies.chatter import ROWS, train_chatter

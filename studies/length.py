@@ -10,11 +10,11 @@ from types import SimpleNamespace
 
 import numpy as np
 import torch
+from lean.log_prob import token_log_prob
 from tqdm import tqdm
 
 from data.dataset import open_dataset
 from eval import held_out_spans
-from lean.log_prob import token_log_prob
 from lib.pictures import mean_and_spread, picture
 from lib.runs import load_run
 from lib.tokenizer import from_json

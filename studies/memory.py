@@ -15,6 +15,8 @@ from itertools import product
 from pathlib import Path
 
 import torch
+from lean.in_parts import equal_parts, good_part
+from lean.log_prob import CHUNK_NUMBERS
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -24,8 +26,6 @@ from tqdm import tqdm
 from beyond.adaptive import attach_gain_head
 from beyond.kinds import thinking_model
 from beyond.lora import add_lora
-from lean.in_parts import equal_parts, good_part
-from lean.log_prob import CHUNK_NUMBERS
 from lib.config import from_cli, one_line_errors, settings
 from lib.files import reading
 from lib.runs import read_config

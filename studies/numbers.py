@@ -15,12 +15,12 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from lean.log_prob import token_log_prob
+from lean.tensors import take
 from tqdm import tqdm
 
 from beyond.adaptive import says_start
 from eval import held_out_spans
-from lean.log_prob import token_log_prob
-from lean.tensors import take
 from quiet_star import QuietSTaR
 
 THINK_ABOVE = 0.1  # the model thinks where it would say "<<" with a higher probability

@@ -5,7 +5,8 @@ import torch
 from naive import ids, think, tiny
 from torch.testing import assert_close
 
-from quiet_star import QuietSTaRConfig, ThoughtTokens
+from beyond.kinds import ThinkingConfig
+from quiet_star import ThoughtTokens
 
 
 @pytest.mark.parametrize(
@@ -16,7 +17,7 @@ from quiet_star import QuietSTaRConfig, ThoughtTokens
 def test_bad_settings_are_refused_by_name(field, value):
     """Catches a typo in a config that trains for hours as something else."""
     with pytest.raises(ValueError, match=field):
-        QuietSTaRConfig(**{field: value})
+        ThinkingConfig(**{field: value})
 
 
 @pytest.mark.parametrize("shape", [(2, 2, 6, 3), (2, 2, 5, 2), (3, 2, 6, 2), (2, 6, 2)])
@@ -40,7 +41,7 @@ def test_a_text_without_room_for_a_thought_is_refused(length):
     """Catches a mean over nothing (n_true = 3 wants 4 tokens at least)."""
     quiet = tiny(n_true=3)
     think(quiet, ids(1, 4))
-    with pytest.raises(ValueError, match="few"):
+    with pytest.raises(ValueError, match="positions"):
         think(quiet, ids(1, length))
 
 
