@@ -2,9 +2,8 @@
 Quiet-STaR: a language model that thinks before it speaks (Zelikman et al. 2024, arXiv 2403.09629).
 
 After every token of a text the model samples short hidden thoughts. A mixing head weighs the
-prediction made after a thought against the one made without it, and thoughts that made the true
-next tokens more likely are reinforced. Algorithm 1 of the paper, and the function that does each
-line:
+prediction after a thought against the one without it, and thoughts that made the true next tokens
+more likely are reinforced. Algorithm 1 of the paper, and the function that does each line:
 
   for every text x_0 .. x_{L-1} of the batch
            h_base    <- hidden states of the text                         QuietSTaR.read
@@ -24,9 +23,8 @@ A thought of position i has read x_0 .. x_i and is about to predict x_{i+1}. It 
   start, t_1 .. t_m, end, x_{i+1} .. x_{i+a-1}      steps s = 0 .. m + a, position ids i + 1 + s
 
 Reading `end` predicts x_{i+1}, reading the true x_{i+1} predicts x_{i+2} (teacher forcing), and so
-on. The same in loops, one thought at a time: tests/naive.py. The same in less time and memory:
-fast.py. How this differs from the paper, and why, stands at the end. Letters in the comments on
-shapes:
+on. The same in loops: tests/naive.py. The same in less time and memory: fast.py. How this differs
+from the paper, and why, stands at the end. Letters in the comments on shapes:
 
   B  texts    L  tokens of a text    S  positions that think    N  thoughts of a position
   m  sampled tokens of a thought     a  true tokens after it    C  width    V  vocabulary
@@ -123,8 +121,7 @@ class ThoughtCache:
 
 class ThoughtTokens(nn.Module):
     """<|startofthought|> and <|endofthought|>: two learned vectors outside of the vocabulary,
-    stored divided by `scale`, so that Adam moves them faster. Both begin as an em dash's
-    embedding."""
+    stored divided by `scale`, so that Adam moves them faster. They begin as an em dash does."""
 
     def __init__(self, dim, scale):
         super().__init__()
@@ -243,11 +240,13 @@ class QuietSTaR(nn.Module):
         """The body of Algorithm 1: the loss of thoughts at positions (B, S), and metrics."""
         thoughts = self.think(text, positions, thoughts, noise)
         h_mixed, gate = self.talk(thoughts.h_base, thoughts.h_thought)
-        loss, of_tokens, of_positions = self.learn(thoughts, h_mixed, gate, targets)
-        metrics = {k: weighted_mean(targets.token_weights, x) for k, x in of_tokens.items()}
-        for name, value in of_positions.items():
-            metrics[name] = weighted_mean(targets.position_weights, value)
-        return loss, {name: value.detach() for name, value in metrics.items()}
+        loss, values = self.learn(thoughts, h_mixed, gate, targets)
+        metrics = {}
+        for name, value in values.items():
+            of_tokens = value.dim() == 4  # (B, N, S, a), else (B, N, S)
+            weights = targets.token_weights if of_tokens else targets.position_weights
+            metrics[name] = weighted_mean(weights, value).detach()
+        return loss, metrics
 
     def read(self, tokens):
         """Read texts, tokens (B, L), without thoughts."""
@@ -325,7 +324,7 @@ class QuietSTaR(nn.Module):
 
     def learn(self, thoughts, h_mixed, gate, targets):
         """LEARN to predict after a thought, and to think (section 4.4): the loss, and what is worth
-        logging of true tokens (B, N, S, a) and of positions (B, N, S)."""
+        logging of true tokens (B, N, S, a) and of thoughts (B, N, S)."""
         true = targets.tokens[:, None].expand(gate.shape)
         log_p_mixed = self.log_prob(h_mixed, true)
         nll_mixed = -weighted_mean(targets.token_weights, log_p_mixed)
@@ -342,10 +341,13 @@ class QuietSTaR(nn.Module):
         reinforce = -weighted_mean(targets.position_weights, (advantage * log_prob).sum(-1))
         loss = 0.5 * nll_mixed + self.config.reinforce_weight * reinforce
 
-        of_tokens = {"nll_mixed": -log_p_mixed, "gate": gate}
         nll_thought = -log_prob.sum(-1) / max(1, log_prob.shape[-1])
-        of_positions = {"reward": reward, "advantage_abs": advantage.abs().mean(-1)}
-        return loss, of_tokens, {**of_positions, "thought_nll": nll_thought}
+        values = {"nll_mixed": -log_p_mixed, "gate": gate, "reward": reward}
+        return loss, {
+            **values,
+            "advantage_abs": advantage.abs().mean(-1),
+            "thought_nll": nll_thought,
+        }
 
     def credit(self, log_p, h_mixed, targets):
         """The reward of each thought (B, N, S), by log p of the true tokens (B, N, S, a), and its
@@ -371,15 +373,13 @@ class QuietSTaR(nn.Module):
     def choose(self, positions, text):
         """The positions (B, S) that `forward` was told."""
         B, L, _ = text.hidden.shape
+        if callable(positions):
+            return positions(text.hidden.detach())
         if positions is None:
             S = max(0, L - self.config.n_true)
             positions = torch.arange(S, device=text.hidden.device).expand(B, S)
-        elif callable(positions):
-            return positions(text.hidden.detach())
         if positions.numel() == 0 or positions.min() < 0 or positions.max() >= L:
-            raise ValueError(
-                f"positions in a text of {L} tokens: some from 0 to {L - 1} are wanted"
-            )
+            raise ValueError(f"positions must be at least one, from 0 to {L - 1}")
         return positions
 
     def with_settings(self, **changes):
@@ -441,9 +441,8 @@ def generate_with_thoughts(quiet, tokens, *args, **kwargs):
 
 # ---- How this differs from the paper and from the authors' release, and why
 #
-# 1. The gate w multiplies the prediction after the thought, as in the release; in the paper it
-#    multiplies the other one. It has no sigmoid and starts at 0: before training the model is the
-#    base model, and no thought has a reward until w moves.
+# 1. The gate w multiplies the prediction after the thought, as in the release; in the paper, the
+#    other one. It has no sigmoid and starts at 0: no thought has a reward until w moves.
 # 2. The baseline is the mean reward of the other N - 1 thoughts. Paper and release take the mean of
 #    all N. Like both, we drop negative advantages by default; that does bias the gradient.
 # 3. log p(thought) is taken at the temperature of sampling, 1. The release takes it at 3.

@@ -51,15 +51,15 @@ class WithGainHead(FastQuietSTaR):
 
     def learn(self, thoughts, h_mixed, gate, targets):
         """The loss of the gain head comes on top: its mean squared error."""
-        loss, of_tokens, of_positions = super().learn(thoughts, h_mixed, gate, targets)
-        log_p = -of_tokens["nll_mixed"].detach()  # (B, N, S, a), or (B, N, S, lengths)
+        loss, values = super().learn(thoughts, h_mixed, gate, targets)
+        log_p = -values["nll_mixed"].detach()  # (B, N, S, a), or (B, N, S, lengths)
         gain = ((log_p - targets.log_p_base[:, None]) * targets.valid[:, None]).mean(1)
         if self.gain_head.last.out_features == 1:
             gain = gain.sum(-1, keepdim=True)  # (B, S, lengths)
         expected = self.gain_head(thoughts.h_base[:, 0, :, 0]).view(gain.shape)
         error = ((expected - gain) ** 2).mean(-1)  # (B, S)
-        of_positions["gain_error"] = error
-        return loss + weighted_mean(targets.position_weights, error), of_tokens, of_positions
+        loss = loss + weighted_mean(targets.position_weights, error)
+        return loss, {**values, "gain_error": error}
 
 
 def worth_its_price(quiet, price):

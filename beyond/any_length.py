@@ -40,7 +40,7 @@ def prefix_mask(query, key, thought_len, sliding_window=None):
 
                      start  t_1  t_2   end_0 end_1 end_2
          start         x     .    .      .     .     .
-         t_1           x     x    .      .     .     .      tokens see what is before them, and no end
+         t_1           x     x    .      .     .     .      tokens see tokens before them, no end
          t_2           x     x    x      .     .     .
          end_0         x     .    .      x     .     .      end_s sees s tokens, and no other end
          end_1         x     x    .      .     x     .

@@ -204,26 +204,24 @@ def learn(quiet, tokens, thoughts, documents=None):
     valid_base = (documents[:, 1:] == documents[:, :-1]) & (documents[:, 1:] >= 0)
     targets = quiet.targets(tokens, thoughts.positions, documents, log_p_text.detach())
     h_mixed, gate = quiet.talk(thoughts.h_base, thoughts.h_thought)
-    loss, of_tokens, of_positions = quiet.learn(thoughts.found, h_mixed, gate, targets)
-    nll_mixed = weighted_mean(targets.token_weights, of_tokens["nll_mixed"])
-    error = weighted_mean(
-        targets.position_weights, of_positions.get("gain_error", 0 * gate.sum((1, 3)))
-    )
+    loss, values = quiet.learn(thoughts.found, h_mixed, gate, targets)
+    nll_mixed = weighted_mean(targets.token_weights, values["nll_mixed"])
+    error = weighted_mean(targets.position_weights, values.get("gain_error", 0 * gate.sum((1, 3))))
     config = quiet.config
-    log_p = -of_tokens["nll_mixed"]
+    log_p = -values["nll_mixed"]
     if config.reward_on == "thought":
         log_p = quiet.log_prob(thoughts.h_thought, targets.tokens[:, None].expand(gate.shape))
     temperature = config.log_prob_temperature
     return SimpleNamespace(
         loss=loss - error - 0.5 * weighted_mean(mean_weights(valid_base), log_p_text),
         reinforce=(loss - 0.5 * nll_mixed - error) / config.reinforce_weight,
-        reward=of_positions["reward"],
+        reward=values["reward"],
         advantage=quiet.credit(log_p.detach(), h_mixed, targets)[1][..., 0],
         log_prob=quiet.log_prob(thoughts.h_policy, thoughts.tokens, temperature),
         gate=gate,
         gain_error=error,
         nll_base=-log_p_text,
-        nll_mixed=of_tokens["nll_mixed"],
+        nll_mixed=values["nll_mixed"],
         valid=targets.valid,
         valid_base=valid_base,
     )
