@@ -24,7 +24,7 @@ def slugs(text):
 
 def command_lines():
     """What begins with python or torchrun, in code and in the heads of presets."""
-    text = "\n".join([*OF_TODAY.values(), *PRESETS.values()])
+    text = "\n".join([*OF_TODAY.values(), *PRESETS.values()]).replace("\\\n", "")
     code = re.findall(r"^(?:    |#   )?((?:python|torchrun|pip) .*)$", text, re.MULTILINE)
     code += re.findall(r"`(python [^`]*)`", text)
     parts = {part.strip() for line in code for part in line.split("&&")}
