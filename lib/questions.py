@@ -1,366 +1,249 @@
 """
-Zero-shot questions (section 5 of the paper): GSM8K and CommonsenseQA, all models on the same questions.
+Zero-shot questions (section 5 of the paper): GSM8K and CommonsenseQA, all models on the same ones.
 
-    python eval.py gsm8k --run=out/mine                        the run, and the base model it started from
-    python eval.py gsm8k --run=out/mine --cot --votes=8        with a chain of thought and a majority vote
-    python eval.py commonsense_qa --run=out/mine --control=out/mine_lm --n=200
+    python eval.py gsm8k --run=out/mine                    the run, and the base it started from
+    python eval.py gsm8k --run=out/mine --cot --votes=8    a chain of thought and a majority vote
+    python eval.py commonsense_qa --run=out/mine --n=200   200 of the questions
 
-Each question is asked without examples. What is counted, per question:
+The scores of a question, and the paper's results with Mistral-7B (base -> Quiet-STaR, per cent):
 
-  soft     the "accuracy" of the authors' release: the probability of the right answer's tokens, each among the ten
-           digits and the line end (CommonsenseQA: the five letters and the line end), multiplied
-  greedy   is the answer right that the model writes when it always takes the likeliest token?
-  letter   CommonsenseQA: is the right letter the likeliest of the five?
-  text     CommonsenseQA: is the right answer's text the likeliest of the five, per byte, when no choices are shown?
-  vote     with --cot: is the most frequent answer of `votes` sampled ones right?  sample: share of them that are
+  soft     the product of the probabilities of the right answer's tokens, each among the ten digits
+           (CommonsenseQA: the letters A to E) and the line end, as in the authors' release
+           (GSM8K 5.9 -> 10.9, CommonsenseQA 36.3 -> 47.2)
+  greedy   is each of these tokens the likeliest one among them?
+  vote     --cot: is the most frequent of the sampled answers right? (8 votes: 40.6 -> 47.7)
 """
 
-import hashlib
 import json
-import re
-import time
+import zlib
+from collections import defaultdict
 from dataclasses import asdict, dataclass
-from functools import partial
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
+import torch
+from tqdm import tqdm
 
-from lib.answers import NEXT, first_line, letter_in, majority, number_in, own_answer, right
-from lib.asking import candidate, complete, continuation, likelihood, score
-from lib.files import (
-    check,
-    kept,
-    lock,
-    parse_json,
-    reading,
-    refuse_another,
-    replace_file,
-    write_json,
-)
+from lib.answers import majority, number_in, own_answer
+from lib.files import lock, parse_json, reading, refuse_another, write_json
 from lib.parallel import pick_device
-from lib.pictures import draw_scores, mean_and_error
+from lib.pictures import mean_and_error
 from lib.runs import LoadConfig, last_run, load_to_think
-from quiet_star import QuietSTaR
+from lib.tokenizer import before_end, has_ended
+from quiet_star import QuietSTaR, speak
 
-DIRECT, CHAIN = "Q: {question}\nA:", "Q: {question}\nA: Let's think step by step."
-LETTERS = "ABCDE"
-
-
-def first_line_is_over(text):
-    """Is its first line, but for white space, complete?"""
-    return "\n" in text.lstrip()
-
-
-PAPER = {  # per cent, Mistral-7B; Quiet-STaR trained on OpenWebMath (section 5)
-    "gsm8k": {"base": 5.9, "quiet_star": 10.9},
-    "gsm8k --cot --votes=8": {"base": 40.6, "quiet_star": 47.7},
-    "commonsense_qa": {"base": 36.3, "quiet_star": 47.2},
-}
+DIGITS, LETTERS = "0123456789", "ABCDE"
+SCORES = ("soft", "greedy", "vote")
 
 
 @dataclass
 class QuestionsConfig:
     run: str = ""  # folder of the run, or of weights; empty: the last thinking run in out/
     base: str = ""  # folder of the base model; empty: the one the run started from
-    control: str = ""  # folder of a third model: as many steps without thoughts, say; empty: none
     data: str = ""  # folder of the questions; empty: data/gsm8k or data/commonsense_qa
     out: str = ""  # folder to write; empty: one in the run's
     n: int = 0  # how many questions, drawn once and for all; 0: all
     cot: bool = False  # gsm8k: let the model reason step by step before it answers
-    votes: int = 1  # with --cot: answers that are sampled for a majority vote; 1: one greedy answer
-    temperature: float = 0.7  # with votes above 1: of sampling (thoughts are greedy)
-    max_new_tokens: int = 0  # tokens of an answer; 0: 16, with --cot 256
-    bos: bool = True  # begin with the token that begins a text, where the tokenizer has one
+    votes: int = 1  # with --cot: answers sampled for a majority vote; 1: one greedy answer
+    temperature: float = 0.7  # with votes above 1: of sampling
+    max_new_tokens: int = 256  # with --cot: tokens of an answer, at most
     batch_size: int = 32  # prompts that are read together
     seed: int = 1337  # of sampling
     device: Literal["auto", "cpu", "cuda"] = "auto"  # auto: cuda where there is one
 
     def __post_init__(self):
-        if self.n < 0 or self.max_new_tokens < 0 or self.votes < 1 or self.batch_size < 1:
+        if self.n < 0 or min(self.max_new_tokens, self.votes, self.batch_size) < 1:
             raise ValueError(
-                "n and max_new_tokens must not be negative, votes and batch_size at least 1"
+                "n must be at least 0, max_new_tokens, votes and batch_size at least 1"
             )
         if self.votes > 1 and not (self.cot and self.temperature > 0):
-            raise ValueError(
-                "several votes want --cot and a temperature above 0: without, all would be the same"
-            )
+            raise ValueError("votes above 1 need --cot and a temperature above 0")
 
 
-def answer_ids(tokenizer, kind, bos):
-    """Ids among which the release's score looks: those of the digits, or of the letters, and of the line end."""
-    texts = ["0123456789"] if kind == "digits" else list(LETTERS)
-    size, found = len(texts[0]) + 1, []
-    for text in texts:
-        ids, n = continuation(tokenizer, "A:", f" {text}\n", bos)
-        if (
-            n not in (size, size + 1)
-            or "".join(tokenizer.words(ids)[-size:]).lstrip() != text + "\n"
-        ):
-            raise ValueError(
-                f"this tokenizer does not give each of {text!r} and the line end a token of its own"
-            )
-        found += ids[-size:-1]
-    return [*found, ids[-1]]
+class Respondent:
+    """A model that is asked: a Transformer, or a QuietSTaR with its thoughts or without. Prompts
+    and answers are lists of texts; all texts of a list have equally many tokens."""
 
+    def __init__(self, model, tokenizer, thinking):
+        self.quiet = model.with_settings(n_thoughts=1, n_true=1) if thinking else None
+        self.model = model.model if isinstance(model, QuietSTaR) else model
+        self.tokenizer, self.device = tokenizer, next(self.model.parameters()).device
 
-def soft_score(logits, true, among):
-    """The release's score: of the true ids (n,) that are in `among`, the product of their probabilities in it."""
-    share = logits[:, among].softmax(-1)  # (n, len(among))
-    place = {int(i): at for at, i in enumerate(among)}
-    return float(
-        np.prod([float(share[row, place[i]]) for row, i in enumerate(true.tolist()) if i in place])
-    )
+    def encode(self, texts):
+        rows = [self.tokenizer.encode(text, bos=True) for text in texts]
+        return torch.tensor(rows, device=self.device)  # (B, T)
 
-
-def ask_gsm8k(who, questions, tokenizer, config, name):
-    """GSM8K, direct: {"soft", "greedy", ...} by question; with a chain of thought: {"vote", "sample", ...}."""
-    if config.cot:
-        prompts = [CHAIN.format(**q) for q in questions for _ in range(config.votes)]
-        temperature = config.temperature if config.votes > 1 else 0.0
-        new, stop = config.max_new_tokens or 256, NEXT.search
-    else:
-        among = answer_ids(tokenizer, "digits", config.bos)
-        pairs = [(DIRECT.format(**q), f" {q['answer']}\n") for q in questions]
-        judge = partial(soft_score, among=among)
-        soft = score(who, tokenizer, pairs, judge, config.bos, config.batch_size, f"{name}: soft")
-        prompts, temperature = [DIRECT.format(**q) for q in questions], 0.0
-        new, stop = config.max_new_tokens or 16, first_line_is_over
-    how = new, temperature, config.seed, config.bos, config.batch_size, f"{name}: writing"
-    written = complete(who, tokenizer, prompts, stop, *how)
-    found = []
-    for i, q in enumerate(questions):
-        true = number_in(q["answer"])
-        if config.cot:
-            texts = [
-                own_answer(text) for text, _ in written[i * config.votes : (i + 1) * config.votes]
-            ]
-            answers = [number_in(text) for text in texts]
-            scores = {
-                "vote": right(majority(answers), true),
-                "sample": float(np.mean([right(a, true) for a in answers])),
-            }
-            found.append(
-                {
-                    **scores,
-                    "answers": [a if a is None else str(a) for a in answers],
-                    "written": texts,
-                }
-            )
+    @torch.no_grad()
+    def read(self, prompts, answers):
+        """Read each prompt with its answer and think before each token of the answer: ids of the
+        answers (B, n), and the logits (B, n, V) that predict them. Raises ValueError."""
+        start = self.encode(prompts)
+        tokens = self.encode([a + b for a, b in zip(prompts, answers, strict=True)])
+        if not torch.equal(tokens[:, : start.shape[1]], start):
+            raise ValueError("this tokenizer joins the end of a prompt and its answer in one token")
+        places = torch.arange(start.shape[1] - 1, tokens.shape[1] - 1, device=self.device)
+        if self.quiet:
+            predicted = self.quiet.predict(tokens, places.expand(len(tokens), -1))
+            hidden = predicted.h_mixed[:, 0, :, -1]  # (B, n, C)
         else:
-            text, thought = written[i]
-            greedy = right(number_in(first_line(text)), true)
-            found.append({"soft": soft[i], "greedy": greedy, "written": text, "thought": thought})
-    return found
+            hidden = self.model(tokens)[:, places]
+        return tokens[:, places + 1], self.model.logits(hidden).float()
+
+    @torch.no_grad()
+    def write(self, prompts, max_new_tokens, temperature, is_over):
+        """What the model writes after each prompt, texts: at most max_new_tokens, and only until
+        each text is ended by the model or by is_over(text)."""
+        how = self.encode(prompts), max_new_tokens, temperature
+        if self.quiet:
+            stream = speak(self.quiet, *how, self.quiet.config.thought_temperature)
+        else:
+            stream = self.model.stream(*how)
+        columns, texts = [], []
+        for new in stream:
+            columns.append(new[0] if self.quiet else new)  # speak yields thoughts and gates, too
+            rows = torch.stack(columns, dim=1).tolist()
+            texts = [self.tokenizer.decode(before_end(self.tokenizer, row)) for row in rows]
+            ended = [has_ended(self.tokenizer, row) for row in rows]
+            if all(end or is_over(text) for end, text in zip(ended, texts, strict=True)):
+                break
+        return texts
 
 
-def ask_commonsense_qa(who, questions, tokenizer, config, name):
-    """CommonsenseQA: {"soft", "greedy", "letter", "text", ...}."""
-    among = answer_ids(tokenizer, "letters", config.bos)
-    size, letters = config.batch_size, among[:-1]
+def single_ids(tokenizer, symbols):
+    """The ids of symbols as an answer's tokens, and last that of the line end. Raises ValueError if
+    the tokenizer does not give each an id of its own."""
+    ids = tokenizer.encode(f"A: {symbols}\n")[len(tokenizer.encode("A:")) :]
+    words = [word.strip(" ") for word in tokenizer.words(ids)]
+    if [word for word in words if word] != [*symbols.replace(" ", ""), "\n"]:
+        raise ValueError(f"this tokenizer does not give each of {symbols!r} an id of its own")
+    return [id for id, word in zip(ids, words, strict=True) if word]
 
-    def prompt(q):
-        choices = "\n".join(
-            f"({letter}) {text}" for letter, text in zip(LETTERS, q["choices"], strict=True)
-        )
-        return DIRECT.format(question=f"{q['question']}\n{choices}")
 
-    def judge(logits, true):
-        return soft_score(logits, true, among), LETTERS[int(logits[-2, letters].argmax())]
+def soft_and_greedy(ids, logits, among):
+    """These scores (B,), (B,) of answers' ids (B, n) by their logits (B, n, V). Only ids that are
+    `among` those of `single_ids` count: commas do not."""
+    log_p = logits[..., among].log_softmax(-1)  # (B, n, len(among))
+    is_true = ids[..., None] == torch.tensor(among, device=ids.device)
+    likeliest = is_true.gather(-1, log_p.argmax(-1, keepdim=True)) | ~is_true.any(-1, keepdim=True)
+    soft = torch.where(is_true, log_p, 0).sum((1, 2)).exp()
+    return soft, likeliest.all(1)[:, 0].float()
 
-    pairs = [(prompt(q), f" {q['answer']}\n") for q in questions]
-    judged = score(who, tokenizer, pairs, judge, config.bos, size, f"{name}: soft")
-    texts = [(DIRECT.format(**q), f" {choice}") for q in questions for choice in q["choices"]]
-    log_probs = [
-        x for x, _ in score(who, tokenizer, texts, likelihood, config.bos, size, f"{name}: text")
-    ]
-    how = config.max_new_tokens or 16, 0.0, config.seed, config.bos, size, f"{name}: writing"
-    written = complete(who, tokenizer, [prompt(q) for q in questions], first_line_is_over, *how)
 
-    found = []
+def prompt_of(q, cot=False):
+    pairs = zip(LETTERS, q.get("choices", ()), strict=False)  # GSM8K has no choices
+    choices = "".join(f"\n({letter}) {text}" for letter, text in pairs)
+    return f"Q: {q['question']}{choices}\nA:" + (" Let's think step by step." if cot else "")
+
+
+def ask_directly(respondent, questions, config):
+    """A record of scores for each question."""
+    prompts, answers = [prompt_of(q) for q in questions], [f" {q['answer']}\n" for q in questions]
+    symbols = " ".join(LETTERS) if "choices" in questions[0] else DIGITS
+    among = single_ids(respondent.tokenizer, symbols)
+    scores = soft_and_greedy(*respondent.read(prompts, answers), among)
+    return [{"soft": soft, "greedy": greedy} for soft, greedy in torch.stack(scores, 1).tolist()]
+
+
+def ask_to_reason(respondent, questions, config):
+    """The same with a chain of thought before each answer, and what was written."""
+    votes, records = config.votes, []
+    prompts = [prompt_of(q, cot=True) for q in questions for _ in range(votes)]
+    how = config.max_new_tokens, config.temperature if votes > 1 else 0.0
+    texts = respondent.write(prompts, *how, is_over=lambda text: own_answer(text) != text)
     for i, q in enumerate(questions):
-        five = log_probs[5 * i : 5 * i + 5]
-        per_byte = [x / len(choice.encode()) for x, choice in zip(five, q["choices"], strict=True)]
-        soft, letter = judged[i]
-        scores = {
-            "soft": soft,
-            "greedy": letter_in(written[i][0], q["choices"]),
-            "letter": letter,
-            "text": LETTERS[int(np.argmax(per_byte))],
-        }
-        scores |= {key: right(scores[key], q["answer"]) for key in ("greedy", "letter", "text")}
-        more = {
-            "letter_chosen": letter,
-            "log_p_of_texts": five,
-            "written": written[i][0],
-            "thought": written[i][1],
-        }
-        found.append(scores | more)
-    return found
+        written = [own_answer(text) for text in texts[i * votes : (i + 1) * votes]]
+        vote = float(majority([number_in(text) for text in written]) == number_in(q["answer"]))
+        records.append({"vote": vote, "written": written})
+    return records
 
 
-def load_questions(kind, folder, n):
-    """The questions that prepare.py left in a folder, or n of them: always the same, whatever n. Raises ValueError."""
+def load_questions(kind, folder, n=0):
+    """The questions that prepare.py left in a folder, or n of them, drawn once and for all: dicts,
+    each with its `number`. Raises ValueError."""
     path, questions = Path(folder) / "questions.jsonl", []
+    wanted = {"question": str, "answer": str} | ({} if kind == "gsm8k" else {"choices": [str]})
     if not path.exists():
-        raise ValueError(f"no questions in {folder}: python {folder}/prepare.py")
-    with reading(path, "cannot be used"):
-        for number, line in enumerate(path.read_text("utf-8").split("\n"), 1):
-            if line:
-                with reading(f"line {number}", "is no question"):
-                    questions.append(parse_json(line, {"question": str, "answer": str}))
-                    check_question(kind, questions[-1])
-        if not questions:
-            raise ValueError("it holds none")
-    if n > len(questions):
-        raise ValueError(f"--n={n}, but {path} has {len(questions)} questions")
-    order = np.random.default_rng(0).permutation(len(questions))[: n or None]
-    return [{"number": int(i), **questions[i]} for i in sorted(order)]
+        raise ValueError(f"there is no {path}: python data/{kind}/prepare.py makes it")
+    for number, line in enumerate(path.read_bytes().splitlines()):
+        with reading(f"{path}, line {number + 1},", "is no question"):
+            q = {**parse_json(line, wanted), "number": number}
+            if kind == "gsm8k" and number_in(q["answer"]) is None:
+                raise ValueError("its answer is no number")
+            if kind != "gsm8k" and (len(q["choices"]) != 5 or q["answer"] not in [*LETTERS]):
+                raise ValueError("five choices, and a letter as the answer, are wanted")
+            questions.append(q)
+    if len(questions) < max(n, 1):
+        raise ValueError(f"{path} holds {len(questions)} questions: too few for --n={n}")
+    drawn = np.random.default_rng(0).permutation(len(questions))[: n or None]
+    return [questions[i] for i in sorted(drawn)]
 
 
-def check_question(kind, q):
-    """Raise ValueError if no answer to a question could be told right from wrong."""
-    if kind == "gsm8k" and number_in(q["answer"]) is None:
-        raise ValueError(f"its answer {q['answer'][:40]!r} holds no number")
-    if kind == "commonsense_qa":
-        check(q, {"choices": [str]}, "it")
-        choices = [choice for choice in q["choices"] if choice.strip()]
-        if not len(choices) == len(q["choices"]) == len(LETTERS) or q["answer"] not in [*LETTERS]:
-            raise ValueError(
-                "five choices that are not empty, and one of A to E as the answer, are wanted"
-            )
-
-
-def compare(x, y):
-    """Paired difference y - x of two models' scores on the same questions: its mean and 95 % interval."""
-    difference = np.asarray(y) - np.asarray(x)
-    error = (
-        float(difference.std(ddof=1) / len(difference) ** 0.5)
-        if len(difference) > 1
-        else float("nan")
-    )
-    mean = float(difference.mean())
-    return {"mean": mean, "low": mean - 1.96 * error, "high": mean + 1.96 * error}
+def records_of(name, respondent, questions, config, path):
+    """The records of one model, in the order of the questions. They are appended to a file batch by
+    batch, and what it holds already is not asked again."""
+    with reading(path):
+        lines = path.read_bytes().splitlines() if path.exists() else []
+        done = {(record["model"], record["number"]): record for record in map(json.loads, lines)}
+    encode, by_length = respondent.tokenizer.encode, defaultdict(list)
+    for q in questions:
+        prompt = prompt_of(q, config.cot)
+        by_length[len(encode(prompt)), len(encode(f"{prompt} {q['answer']}\n"))].append(q)
+    ask = ask_to_reason if config.cot else ask_directly
+    size = max(1, config.batch_size // config.votes)
+    longest_first = [some for _, some in sorted(by_length.items(), reverse=True)]
+    batches = [some[i : i + size] for some in longest_first for i in range(0, len(some), size)]
+    for batch in tqdm(batches, desc=name, leave=False, disable=None):
+        if all((name, q["number"]) in done for q in batch):
+            continue
+        torch.manual_seed(config.seed + batch[0]["number"])  # the same after an interruption
+        for q, record in zip(batch, ask(respondent, batch, config), strict=True):
+            done[name, q["number"]] = {"model": name, **q, **record}
+        with open(path, "a") as file:
+            file.write("".join(json.dumps(done[name, q["number"]]) + "\n" for q in batch))
+    return [done[name, q["number"]] for q in questions]
 
 
 def ask_all(kind, config, load=None):
-    """Put all questions to all models; write the table, each question's record and a picture. Raises ValueError."""
-    run, device, load = config.run or last_run(), pick_device(config.device), load or LoadConfig()
+    """Put all questions to all models: a table (results.json) and every answer (answers.jsonl). The
+    same call again, after an interruption, asks what is left. Raises ValueError."""
     if config.cot and kind != "gsm8k":
         raise ValueError("--cot is for gsm8k")
-    start, folder = time.perf_counter(), Path(config.data or f"data/{kind}")
-    questions = load_questions(kind, folder, config.n)
-    ask = {"gsm8k": ask_gsm8k, "commonsense_qa": ask_commonsense_qa}[kind]
-    title = f"{kind}{f' --cot --votes={config.votes}' if config.cot else ''}"
-
+    questions = load_questions(kind, config.data or f"data/{kind}", config.n)
+    load, device, run = load or LoadConfig(), pick_device(config.device), config.run or last_run()
     model, tokenizer, settings, step = load_to_think(run, device, load)
-    base = config.base or (settings or {}).get("train", {}).get("init_from", "")
-    default = (
-        Path(run) / f"eval_step{step:06d}"
-        if settings
-        else Path("out") / f"eval_{Path(run).resolve().name}"
-    )
-    out = Path(config.out or default)
-    name = re.sub(r"[ =]+", "_", title.replace("--", "")) + (f"_n{config.n}" if config.n else "")
-    sha256 = hashlib.sha256((folder / "questions.jsonl").read_bytes()).hexdigest()
-    asked = {
-        **asdict(config),
-        **asdict(load),
-        "run": str(run),
-        "base": base,
-        "step": step,
-        "questions": str(folder),
-        "sha256": sha256,
-    }
-    asked = {
-        key: value for key, value in asked.items() if key not in ("out", "device", "batch_size")
-    }
-    refuse_another(out / f"{name}.json", asked)
-    must_exist(base, config.control)
+    base = config.base or (settings["train"]["init_from"] if settings else "")
+    if base and not Path(base).is_dir():
+        raise ValueError(f"there is no model in {base}, which the run started from: see --base")
+
+    name = f"{kind}_cot_votes{config.votes}" if config.cot else kind
+    parent = f"{run}/eval_step{step:06d}" if settings else f"out/eval_{Path(run).resolve().name}"
+    out = Path(config.out or f"{parent}/{name}" + (f"_n{config.n}" if config.n else ""))
+    asked = asdict(config) | asdict(load) | {"run": str(run), "base": base, "step": step}
+    asked["checksum of the questions"] = zlib.crc32(json.dumps(questions).encode())
+    asked = {key: value for key, value in asked.items() if key not in ("out", "device")}
+    refuse_another(out / "results.json", asked)
     out.mkdir(parents=True, exist_ok=True)
     _held = lock(out, "measuring")  # until this function returns
+    if not (out / "results.json").exists():
+        write_json(out / "results.json", {"asked": asked})
+    results = {"n": len(questions), "rows": {}, "asked": asked}
 
-    def answers(row, who):
-        """Of one model: kept as soon as they are there, so that nothing is asked twice if the rest is broken off."""
-        make = partial(ask, who, questions, tokenizer, config, row)
-        return kept(out / f"{name}_{row}.part.json", asked, make)
+    def ask(row, model, tokenizer, thinking=False):
+        respondent = Respondent(model, tokenizer, thinking)
+        records = records_of(row, respondent, questions, config, out / "answers.jsonl")
+        scores = {score: [r[score] for r in records] for score in SCORES if score in records[0]}
+        results["rows"][row] = {score: mean_and_error(x) for score, x in scores.items()}
 
-    modes = (
-        (("not_thinking", False), ("quiet_star", True))
-        if isinstance(model, QuietSTaR)
-        else (("model", False),)
-    )
-    own = {
-        row: answers(row, candidate(model, thinking, None, load.thought_temperature, config.seed))
-        for row, thinking in modes
-    }
+    ask("without_thoughts", model, tokenizer)
+    if isinstance(model, QuietSTaR):
+        ask("quiet_star", model, tokenizer, thinking=True)
     del model  # one model at a time is in memory
-    scores = {}  # by model: [dict of scores] by question
-    for row, other in (("base", base), ("control", config.control)):
-        if other and other != str(run):
-            model, its_tokenizer, _, _ = load_to_think(other, device, load)
-            if its_tokenizer.to_json() != tokenizer.to_json():
-                raise ValueError(f"the model in {other} has another tokenizer than the run")
-            scores[row] = answers(row, candidate(model, False))
-            del model
-    scores |= own
-
-    first = next(iter(scores))
-    metrics = [key for key, value in scores[first][0].items() if isinstance(value, float)]
-    columns = {
-        row: {m: [record[m] for record in records] for m in metrics}
-        for row, records in scores.items()
-    }
-    results = {"n": len(questions), "paper_percent": PAPER.get(title), "asked": asked}
-    results["rows"] = {
-        row: {m: mean_and_error(x) for m, x in by.items()} for row, by in columns.items()
-    }
-    results["minus_" + first] = {
-        row: {m: compare(columns[first][m], x) for m, x in by.items()}
-        for row, by in columns.items()
-        if row != first
-    }
-    results["seconds"] = time.perf_counter() - start
-    records = [{**q, **{row: scores[row][i] for row in scores}} for i, q in enumerate(questions)]
-
-    lines = "".join(json.dumps(record) + "\n" for record in records)
-    replace_file(out / f"{name}.jsonl", lines.encode())
-    draw_scores(results["rows"], f"{title}, {len(questions):,} questions", out / f"{name}.png")
-    write_json(out / f"{name}.json", results)
-    for row in scores:
-        (out / f"{name}_{row}.part.json").unlink(missing_ok=True)
-    print_scores(title, results, first)
-    print(f"table, picture and every question with its answers: {out / name}.json, .png, .jsonl")
+    if base:
+        ask("base", *load_to_think(base, device, load)[:2])
+    write_json(out / "results.json", results)
+    print(f"{out}: {len(questions):,} questions, zero-shot; per cent ± standard error")
+    for row, scores in results["rows"].items():
+        cells = [f"{score} {100 * x:.2f} ± {100 * e:.2f}" for score, (x, e) in scores.items()]
+        print(f"{row:16}", *cells, sep="  ")
     return results
-
-
-def must_exist(*folders):
-    """Said before the work, not after it. Raises ValueError."""
-    for folder in folders:
-        if folder and not Path(folder).is_dir():
-            raise ValueError(
-                f"there is no model in {folder}, which the run is to be compared with: see --base"
-            )
-
-
-def print_scores(title, results, first):
-    rows, differences = results["rows"], results["minus_" + first]
-    metrics = list(rows[first])
-    print(f"\n{title}: {results['n']:,} questions, zero-shot; per cent ± standard error")
-    print(f"{'':24}" + "".join(f"{m:>24}" for m in metrics))
-    for row, by in rows.items():
-        print(
-            f"{row:24}"
-            + "".join(f"{f'{100 * by[m][0]:.2f} ± {100 * by[m][1]:.2f}':>24}" for m in metrics)
-        )
-    for row, by in differences.items():
-        cells = (
-            f"{100 * d['mean']:+.2f} [{100 * d['low']:+.2f}, {100 * d['high']:+.2f}]"
-            for d in by.values()
-        )
-        print(f"{f'{row} - {first}':24}" + "".join(f"{cell:>24}" for cell in cells))
-    if differences:
-        print("(differences on the same questions, with their 95 % intervals)")
-    if results["paper_percent"]:
-        paper = results["paper_percent"]
-        print(f"the paper, Mistral-7B: base {paper['base']}, Quiet-STaR {paper['quiet_star']}")
