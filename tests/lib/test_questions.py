@@ -8,20 +8,14 @@ import numpy as np
 import pytest
 import torch
 from byte_tokenizer import write_byte_tokenizer
+from naive import tiny
 
 from lib import questions
-from lib.questions import (
-    QuestionsConfig,
-    Respondent,
-    ask_all,
-    load_questions,
-    records_of,
-    single_ids,
-)
+from lib.questions import QuestionsConfig, Respondent, ask_all, load_questions
 from lib.tokenizer import CharTokenizer, load_tokenizer
 from lib.weights import save_mistral
-from model import KVCache, ModelConfig, Transformer
-from quiet_star import QuietSTaR, QuietSTaRConfig, generate_with_thoughts, think_next
+from model import KVCache
+from quiet_star import generate_with_thoughts, think_next
 
 SUMS = [(1, 1), (2, 30), (999, 7), (4, 100000), (5, 5), (3, 0)]
 GSM8K = [{"question": f"What is {a} plus {10 * b}?", "answer": f"{a + 10 * b:,}"} for a, b in SUMS]
@@ -77,17 +71,11 @@ def knows(texts, tokenizer):
 
 def asked(respondent, some, path, **config):
     some = [{**q, "number": number} for number, q in enumerate(some)]
-    return records_of("model", respondent, some, QuestionsConfig(**config), path)
+    return questions.records_of("model", respondent, some, QuestionsConfig(**config), path)
 
 
-def thinker(tokenizer):
-    """A small random QuietSTaR whose gate is open."""
-    torch.manual_seed(0)
-    shape = dict(dim=16, n_layers=2, head_dim=8, hidden_dim=24, n_heads=2, n_kv_heads=1)
-    model = Transformer(ModelConfig(vocab_size=tokenizer.vocab_size, **shape))
-    quiet = QuietSTaR(model, QuietSTaRConfig(thought_len=2, thought_temperature=0.0))
-    torch.nn.init.normal_(quiet.mixing_head.last.weight)
-    return quiet.eval()
+def thinker(vocab=258):
+    return tiny(vocab=vocab, thought_len=2, thought_temperature=0.0).float().eval()
 
 
 TEXTS = {  # questions, what is known by heart, the number of ids that an answer's token is among
@@ -114,69 +102,62 @@ def test_who_knows_the_answers_scores_one_and_who_knows_nothing_chance(kind, tok
 def test_a_chain_of_thought_is_put_to_the_vote(tokenizer, tmp_path):
     """Catches votes that are counted for another question, and an answer that is read in a question
     of the model's own, or behind the end of its text."""
-    chains = [
-        "It is 11␄7",
-        "2 + 300 = 302\n\nQ: What is 7?\nA: 7",
-        "The answer is 1069.\n\n5",
-        "7␄",
-    ]
+    own = ["It is 11", "2 + 300 = 302", "The answer is 1069.", "7"]
     texts = [f"Q: {q['question']}\nA: Let's think step by step." for q in GSM8K]
-    texts = [text + chain for text, chain in zip(texts, chains, strict=False)]
+    further = ["␄5", "\n\nQ: What is 7?\nA: 7", "\n\nSo 5.", "␄"]
+    texts = ["".join(parts) for parts in zip(texts, own, further, strict=False)]
     config = dict(cot=True, votes=3, max_new_tokens=60)
     records = asked(knows(texts, tokenizer), GSM8K[:4], tmp_path / "answers.jsonl", **config)
     assert [record["vote"] for record in records] == [1.0, 1.0, 1.0, 0.0]
-    written = ["It is 11", "2 + 300 = 302", "The answer is 1069.", "7"]
-    assert [record["written"] for record in records] == [[text] * 3 for text in written]
+    assert [record["written"] for record in records] == [[text] * 3 for text in own]
 
 
 @pytest.mark.parametrize("thinking", [False, True])
+@torch.no_grad()
 def test_an_answer_is_read_as_if_its_tokens_came_one_by_one(tokenizer, thinking):
     """Catches a position that is off by one, and a thought of another row or position."""
-    quiet, answers = thinker(tokenizer), [" yes\n", " no!\n"]
+    quiet, answers = thinker(), [" yes\n", " no!\n"]
     ids, logits = Respondent(quiet, tokenizer, thinking).read(["Q: a\nA:", "Q: b\nA:"], answers)
     for row, (prompt, answer) in enumerate(zip("ab", answers, strict=True)):
         text = torch.tensor([tokenizer.encode(f"Q: {prompt}\nA:{answer}", bos=True)])
         assert tokenizer.decode(ids[row].tolist()) == answer
         for k in range(len(answer)):
             before = text[:, : k - len(answer)]
-            with torch.no_grad():
-                hidden = quiet.model(before)[0, -1]
-                if thinking:
-                    hidden = think_next(quiet, before, KVCache(quiet.model.config, 1, 40))[0][0]
-                alone = quiet.model.logits(hidden)
+            hidden = quiet.model(before)[0, -1]
+            if thinking:
+                hidden = think_next(quiet, before, KVCache(quiet.model.config, 1, 40))[0][0]
+            alone = quiet.model.logits(hidden)
             torch.testing.assert_close(logits[row, k], alone, atol=1e-4, rtol=1e-4)
 
 
 @pytest.mark.parametrize("thinking", [False, True])
 def test_what_is_written_is_what_each_row_alone_is_continued_with(thinking):
     """Catches rows that are mixed up, and generation that goes on when all rows are over."""
-    tokenizer = CharTokenizer("abcdefghijklmnopqrst")
-    quiet, prompts = thinker(tokenizer), ["ab", "cd", "ef"]
+    quiet, tokenizer, prompts = thinker(12), CharTokenizer("abcdefghijkl"), ["ab", "cd", "ef"]
     respondent = Respondent(quiet, tokenizer, thinking)
     texts = respondent.write(prompts, 20, 0.0, is_over=lambda text: len(text) > 4)
     for prompt, text in zip(prompts, texts, strict=True):
         ids = torch.tensor([tokenizer.encode(prompt)])
+        alone = quiet.model.generate(ids, 5, temperature=0.0)
         if thinking:
             alone, _, _ = generate_with_thoughts(quiet, ids, 5, temperature=0.0)
-        else:
-            alone = quiet.model.generate(ids, 5, temperature=0.0)
         assert prompt + text == tokenizer.decode(alone[0].tolist())
 
 
 def test_tokens_of_several_characters_are_refused(tokenizer, monkeypatch):
     """Catches a score that leaves out a part of the answer, which looks like any other score."""
     pairs = SimpleNamespace(encode=lambda text: re.findall("..?", text, re.S), words=list)
-    with pytest.raises(ValueError, match="own"):
-        single_ids(pairs, "0123456789")
+    with pytest.raises(ValueError):
+        questions.single_ids(pairs, "0123456789")
     monkeypatch.setattr(tokenizer, "encode", lambda text, bos: [len(text), 1, 2])
-    with pytest.raises(ValueError, match="joins"):
+    with pytest.raises(ValueError):
         knows([], tokenizer).read(["A:"], [" 18"])
 
 
 @pytest.fixture
 def work(tmp_path, tokenizer):
     """Weights of a thinking model and of its base, and both sets of questions."""
-    quiet = thinker(tokenizer)
+    quiet = thinker()
     for name in ("base", "thinks"):
         save_mistral(quiet.model, tmp_path / name)
         tokenizer.save(tmp_path / name)
@@ -207,6 +188,7 @@ def test_all_models_are_asked_and_nothing_is_overwritten(work, capsys, kind, mor
     rows = json.loads(path.read_text())["rows"]
     assert list(rows) == ["without_thoughts", "quiet_star", "base"] and results["n"] == 4
     assert rows["base"] == rows["without_thoughts"] and all(row in table for row in rows)
+    assert more or rows["quiet_star"] != rows["base"]
     records = [json.loads(x) for x in (work / "out" / "answers.jsonl").read_text().splitlines()]
     assert len(records) == 3 * 4 and {"question", "answer"} <= records[0].keys()
     for row, scores in rows.items():
@@ -216,7 +198,7 @@ def test_all_models_are_asked_and_nothing_is_overwritten(work, capsys, kind, mor
     before = path.read_bytes()
     ask_all(kind, settings(work, kind, **more))
     for change in ({"seed": 5}, {"n": 3}, {"base": ""}):
-        with pytest.raises(ValueError, match="results.json has results with"):
+        with pytest.raises(ValueError, match="results.json"):
             ask_all(kind, settings(work, kind, **more, **change))
     assert path.read_bytes() == before
 
@@ -236,25 +218,21 @@ def test_an_interrupted_evaluation_goes_on_where_it_stopped(work, monkeypatch):
     monkeypatch.setattr(questions, "ask_to_reason", ask_some)
     with pytest.raises(MemoryError):
         ask_all("gsm8k", settings(work, "gsm8k", **config))
-    questions_asked += [None]  # the call is not interrupted again
     results = ask_all("gsm8k", settings(work, "gsm8k", **config))
-    del questions_asked[8:10]  # the question that was broken off
-    assert len(questions_asked) == 18 and set(questions_asked) == set(range(6))
+    assert len(questions_asked) == 1 + 3 * len(GSM8K), "the one that was interrupted, twice"
     assert results["rows"] == uninterrupted["rows"]
-    answers = [(work / out / "answers.jsonl").read_text() for out in ("whole", "out")]
-    assert answers[0] == answers[1]
+    one, other = [(work / out / "answers.jsonl").read_text() for out in ("whole", "out")]
+    assert one == other
 
 
 @pytest.mark.parametrize(
     "kind, line",
     [
         ("gsm8k", {"question": "q", "answer": "eighteen"}),
-        ("gsm8k", {"question": "q"}),
         ("gsm8k", {"question": None, "answer": "1"}),
         ("gsm8k", ["q", "1"]),
         ("commonsense_qa", {**CSQA[0], "choices": CHOICES[:4]}),
         ("commonsense_qa", {**CSQA[0], "choices": [*CHOICES[:4], 5]}),
-        ("commonsense_qa", {**CSQA[0], "answer": "F"}),
         ("commonsense_qa", {**CSQA[0], "answer": ""}),
     ],
 )
@@ -269,17 +247,11 @@ def test_a_question_without_an_answer_that_could_be_right_is_named(tmp_path, kin
 
 def test_what_cannot_be_asked_is_refused_before_any_work(work):
     """Catches hours of work before an error that was there from the beginning."""
-    (work / "empty").mkdir()
-    (work / "none").mkdir()
-    (work / "none" / "questions.jsonl").write_text("")
-    for change, named in (
-        ({"data": str(work / "empty")}, "empty/questions.jsonl"),
-        ({"data": str(work / "none")}, "none/questions.jsonl"),
-        ({"n": 99}, "--n=99"),
-        ({"base": "nowhere"}, "nowhere"),
-    ):
-        with pytest.raises(ValueError, match=named):
-            ask_all("gsm8k", settings(work, "gsm8k", **change))
+    (work / "questions.jsonl").write_text("")
+    nowhere = str(work / "nowhere")
+    for name, value in (("data", work), ("data", nowhere), ("n", 99), ("base", nowhere)):
+        with pytest.raises(ValueError, match="nowhere|--n=99|questions.jsonl"):
+            ask_all("gsm8k", settings(work, "gsm8k", **{name: value}))
     with pytest.raises(ValueError, match="--cot"):
         ask_all("commonsense_qa", settings(work, "commonsense_qa", cot=True))
     with pytest.raises(ValueError, match="--cot"):
