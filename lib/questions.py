@@ -65,8 +65,9 @@ class Respondent:
     """A model that is asked: a Transformer, or a QuietSTaR with its thoughts or without. Prompts
     and answers are lists of texts; all texts of a list have equally many tokens."""
 
-    def __init__(self, model, tokenizer, thinking):
-        self.quiet = model.with_settings(n_thoughts=1, n_true=1) if thinking else None
+    def __init__(self, model, tokenizer, thinking, thought_temperature=0.0):
+        changes = dict(n_thoughts=1, n_true=1, thought_temperature=thought_temperature)
+        self.quiet = model.with_settings(**changes) if thinking else None
         self.model = model.model if isinstance(model, QuietSTaR) else model
         self.tokenizer, self.device = tokenizer, next(self.model.parameters()).device
 
@@ -126,8 +127,7 @@ def soft_and_greedy(ids, logits, among):
     log_p = logits[..., among].log_softmax(-1)  # (B, n, len(among))
     is_true = ids[..., None] == torch.tensor(among, device=ids.device)
     likeliest = is_true.gather(-1, log_p.argmax(-1, keepdim=True)) | ~is_true.any(-1, keepdim=True)
-    soft = torch.where(is_true, log_p, 0).sum((1, 2)).exp()
-    return soft, likeliest.all(1)[:, 0].float()
+    return torch.where(is_true, log_p, 0).sum((1, 2)).exp(), likeliest.all(1)[:, 0].float()
 
 
 def prompt_of(q, cot=False):
@@ -230,7 +230,7 @@ def ask_all(kind, config, load=None):
     results = {"n": len(questions), "rows": {}, "asked": asked}
 
     def ask(row, model, tokenizer, thinking=False):
-        respondent = Respondent(model, tokenizer, thinking)
+        respondent = Respondent(model, tokenizer, thinking, load.thought_temperature)
         records = records_of(row, respondent, questions, config, out / "answers.jsonl")
         scores = {score: [r[score] for r in records] for score in SCORES if score in records[0]}
         results["rows"][row] = {score: mean_and_error(x) for score, x in scores.items()}

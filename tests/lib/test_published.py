@@ -11,8 +11,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import MistralConfig, MistralForCausalLM
 
-from lib.asking import candidate
-from lib.questions import answer_ids, soft_score
+from lib.questions import DIGITS, Respondent, single_ids, soft_and_greedy
 from lib.runs import LoadConfig, load_model, load_to_think
 from lib.tokenizer import load_tokenizer
 from model import Transformer
@@ -109,18 +108,17 @@ def test_soft_scores_are_those_of_the_release(published, thought_len, start_text
     model, start = model.double(), None
     if start_text:
         start = release.lm.model.embed_tokens(torch.tensor(tokenizer.encode(start_text))).mean(0)
-    among = answer_ids(tokenizer, "digits", True)
+    among = single_ids(tokenizer, DIGITS)
     for prompt, answer in QUESTIONS:
         ids = tokenizer.encode(prompt + answer, True)
-        n = len(ids) - len(tokenizer.encode(prompt, True))
-        true, wanted = torch.tensor(ids[-n:]), 1.0
+        n, wanted = len(ids) - len(tokenizer.encode(prompt, True)), 1.0
         for k in range(len(ids) - n, len(ids)):
             logits = release.logits(torch.tensor(ids[:k]), model.config.thought_len, start)
             if ids[k] in among:
                 wanted *= float(logits[among].softmax(-1)[among.index(ids[k])])
-        positions = torch.arange(len(ids) - n - 1, len(ids) - 1)[None]
-        logits = candidate(model, True).predict(torch.tensor([ids]), positions)[0]
-        assert soft_score(logits, true, among) == pytest.approx(wanted, abs=1e-6) and wanted > 1e-6
+        read = Respondent(model, tokenizer, True).read([prompt], [answer])
+        soft, _ = soft_and_greedy(*read, among)
+        assert float(soft) == pytest.approx(wanted, abs=1e-6) and wanted > 1e-6
 
 
 def test_tokens_that_stand_for_start_and_end_can_be_neither_read_nor_said(published):
@@ -154,15 +152,12 @@ def test_it_speaks_and_says_why_it_cannot_tell_where_a_thought_pays(published, c
 
 
 def test_sampled_thoughts_are_the_same_each_time_and_not_the_greedy_ones(published):
-    model, ids, positions = (
-        load_model(published[0])[0],
-        torch.tensor([[1, 5, 9, 20]]),
-        torch.tensor([[2, 3]]),
-    )
-    one, again, greedy = (
-        candidate(model, True, temperature=t).predict(ids, positions) for t in (1.0, 1.0, 0.0)
-    )
-    assert torch.equal(one, again) and not torch.allclose(one, greedy)
+    model, tokenizer, _, _ = load_model(published[0])
+    found = []
+    for temperature in (1.0, 1.0, 0.0):
+        torch.manual_seed(0)
+        found.append(Respondent(model, tokenizer, True, temperature).read(["A:"], [" 12\n"])[1])
+    assert torch.equal(found[0], found[1]) and not torch.allclose(found[0], found[2])
 
 
 def test_a_tensor_that_is_missing_is_named(published, tmp_path):

@@ -75,7 +75,7 @@ def asked(respondent, some, path, **config):
 
 
 def thinker(vocab=258):
-    return tiny(vocab=vocab, thought_len=2, thought_temperature=0.0).float().eval()
+    return tiny(vocab=vocab, thought_len=2).float().eval()
 
 
 TEXTS = {  # questions, what is known by heart, the number of ids that an answer's token is among
