@@ -11,7 +11,7 @@ import re
 from decimal import Decimal
 
 NUMBER = re.compile(  # -$1,234.50, but neither the 2 of "m^2" and "x2" nor the minus of "10-3"
-    r"(?<![\w^])(?<!\d\.)(?:(?<!\))[-−]\$?|\$[-−]?)?"
+    r"(?<![\w^])(?:(?<!\))[-−]\$?|\$[-−]?)?"
     r"(?:(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)(?:\.\d+)?|\.\d+)"
 )
 MARK = re.compile(

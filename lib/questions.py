@@ -26,14 +26,14 @@ import torch
 from tqdm import tqdm
 
 from lib.answers import majority, number_in, own_answer
-from lib.files import lock, parse_json, reading, refuse_another, write_json
+from lib.files import lock, parse_json, reading, refuse_another, replace_file, write_json
 from lib.parallel import pick_device
 from lib.pictures import mean_and_error
 from lib.runs import LoadConfig, last_run, load_to_think
 from lib.tokenizer import before_end, has_ended
 from quiet_star import QuietSTaR, speak
 
-DIGITS, LETTERS = "0123456789", "ABCDE"
+DIGITS, LETTERS = "0123456789", "A B C D E"
 SCORES = ("soft", "greedy", "vote")
 
 
@@ -131,7 +131,7 @@ def soft_and_greedy(ids, logits, among):
 
 
 def prompt_of(q, cot=False):
-    pairs = zip(LETTERS, q.get("choices", ()), strict=False)  # GSM8K has no choices
+    pairs = zip(LETTERS.split(), q.get("choices", ()), strict=False)  # GSM8K has no choices
     choices = "".join(f"\n({letter}) {text}" for letter, text in pairs)
     return f"Q: {q['question']}{choices}\nA:" + (" Let's think step by step." if cot else "")
 
@@ -139,8 +139,7 @@ def prompt_of(q, cot=False):
 def ask_directly(respondent, questions, config):
     """A record of scores for each question."""
     prompts, answers = [prompt_of(q) for q in questions], [f" {q['answer']}\n" for q in questions]
-    symbols = " ".join(LETTERS) if "choices" in questions[0] else DIGITS
-    among = single_ids(respondent.tokenizer, symbols)
+    among = single_ids(respondent.tokenizer, LETTERS if "choices" in questions[0] else DIGITS)
     scores = soft_and_greedy(*respondent.read(prompts, answers), among)
     return [{"soft": soft, "greedy": greedy} for soft, greedy in torch.stack(scores, 1).tolist()]
 
@@ -170,7 +169,7 @@ def load_questions(kind, folder, n=0):
             q = {**parse_json(line, wanted), "number": number}
             if kind == "gsm8k" and number_in(q["answer"]) is None:
                 raise ValueError("its answer is no number")
-            if kind != "gsm8k" and (len(q["choices"]) != 5 or q["answer"] not in [*LETTERS]):
+            if kind != "gsm8k" and (len(q["choices"]) != 5 or q["answer"] not in LETTERS.split()):
                 raise ValueError("five choices, and a letter as the answer, are wanted")
             questions.append(q)
     if len(questions) < max(n, 1):
@@ -183,8 +182,10 @@ def records_of(name, respondent, questions, config, path):
     """The records of one model, in the order of the questions. They are appended to a file batch by
     batch, and what it holds already is not asked again."""
     with reading(path):
-        lines = path.read_bytes().splitlines() if path.exists() else []
+        lines = path.read_text().splitlines(keepends=True) if path.exists() else []
+        lines = [line for line in lines if line.endswith("\n")]  # not what was cut by a full disk
         done = {(record["model"], record["number"]): record for record in map(json.loads, lines)}
+    replace_file(path, "".join(lines).encode())
     encode, by_length = respondent.tokenizer.encode, defaultdict(list)
     for q in questions:
         prompt = prompt_of(q, config.cot)
@@ -193,9 +194,8 @@ def records_of(name, respondent, questions, config, path):
     size = max(1, config.batch_size // config.votes)
     longest_first = [some for _, some in sorted(by_length.items(), reverse=True)]
     batches = [some[i : i + size] for some in longest_first for i in range(0, len(some), size)]
+    batches = [batch for batch in batches if any((name, q["number"]) not in done for q in batch)]
     for batch in tqdm(batches, desc=name, leave=False, disable=None):
-        if all((name, q["number"]) in done for q in batch):
-            continue
         torch.manual_seed(config.seed + batch[0]["number"])  # the same after an interruption
         for q, record in zip(batch, ask(respondent, batch, config), strict=True):
             done[name, q["number"]] = {"model": name, **q, **record}

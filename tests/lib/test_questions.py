@@ -17,7 +17,7 @@ from lib.weights import save_mistral
 from model import KVCache
 from quiet_star import generate_with_thoughts, think_next
 
-SUMS = [(1, 1), (2, 30), (999, 7), (4, 100000), (5, 5), (3, 0)]
+SUMS = [(1, 1), (5, 5), (2, 30), (999, 7), (4, 100000), (3, 0)]
 GSM8K = [{"question": f"What is {a} plus {10 * b}?", "answer": f"{a + 10 * b:,}"} for a, b in SUMS]
 CHOICES = ["here", "far away", "up", "at sea", "nowhere"]
 CSQA = [
@@ -57,6 +57,7 @@ class ByHeart:
 
     def stream(self, tokens, max_new_tokens, temperature):
         for _ in range(max_new_tokens):
+            assert not (tokens == END).any(1).all(), "all texts have ended"
             new = self(tokens)[:, -1].argmax(-1)
             yield new
             tokens = torch.cat((tokens, new[:, None]), dim=1)
@@ -100,11 +101,11 @@ def test_who_knows_the_answers_scores_one_and_who_knows_nothing_chance(kind, tok
 
 
 def test_a_chain_of_thought_is_put_to_the_vote(tokenizer, tmp_path):
-    """Catches votes that are counted for another question, and an answer that is read in a question
-    of the model's own, or behind the end of its text."""
-    own = ["It is 11", "2 + 300 = 302", "The answer is 1069.", "7"]
+    """Catches votes that are counted for another question, an answer that is read in a question of
+    the model's own or behind the end of its text, and generation that goes on then."""
+    own = ["It is 11", "The answer is 50 + 5 = 55.", "2 + 300 = 302", "7"]
     texts = [f"Q: {q['question']}\nA: Let's think step by step." for q in GSM8K]
-    further = ["␄5", "\n\nQ: What is 7?\nA: 7", "\n\nSo 5.", "␄"]
+    further = ["␄5", "\n\nSo 5.", "\n\nQ: What is 7?\nA: 7", "␄"]
     texts = ["".join(parts) for parts in zip(texts, own, further, strict=False)]
     config = dict(cot=True, votes=3, max_new_tokens=60)
     records = asked(knows(texts, tokenizer), GSM8K[:4], tmp_path / "answers.jsonl", **config)
@@ -218,6 +219,8 @@ def test_an_interrupted_evaluation_goes_on_where_it_stopped(work, monkeypatch):
     monkeypatch.setattr(questions, "ask_to_reason", ask_some)
     with pytest.raises(MemoryError):
         ask_all("gsm8k", settings(work, "gsm8k", **config))
+    with open(work / "out" / "answers.jsonl", "a") as file:
+        file.write('{"model": "quiet')  # the disk was full
     results = ask_all("gsm8k", settings(work, "gsm8k", **config))
     assert len(questions_asked) == 1 + 3 * len(GSM8K), "the one that was interrupted, twice"
     assert results["rows"] == uninterrupted["rows"]
@@ -230,7 +233,6 @@ def test_an_interrupted_evaluation_goes_on_where_it_stopped(work, monkeypatch):
     [
         ("gsm8k", {"question": "q", "answer": "eighteen"}),
         ("gsm8k", {"question": None, "answer": "1"}),
-        ("gsm8k", ["q", "1"]),
         ("commonsense_qa", {**CSQA[0], "choices": CHOICES[:4]}),
         ("commonsense_qa", {**CSQA[0], "choices": [*CHOICES[:4], 5]}),
         ("commonsense_qa", {**CSQA[0], "answer": ""}),
@@ -250,7 +252,7 @@ def test_what_cannot_be_asked_is_refused_before_any_work(work):
     (work / "questions.jsonl").write_text("")
     nowhere = str(work / "nowhere")
     for name, value in (("data", work), ("data", nowhere), ("n", 99), ("base", nowhere)):
-        with pytest.raises(ValueError, match="nowhere|--n=99|questions.jsonl"):
+        with pytest.raises(ValueError, match="nowhere|--n|questions.jsonl"):
             ask_all("gsm8k", settings(work, "gsm8k", **{name: value}))
     with pytest.raises(ValueError, match="--cot"):
         ask_all("commonsense_qa", settings(work, "commonsense_qa", cot=True))
