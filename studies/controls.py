@@ -1,21 +1,25 @@
 """
-It is the thought that helps: not the further training, and not the computation. As many steps of language modelling, as
-much computation, thoughts without tokens, and training on random thoughts bring next to nothing. With random thoughts,
-or those of another place, the trained model does worse than the base model.
+It is the thought that helps, not the further training, and not the computation: those alone bring
+next to nothing. With random thoughts, or those of another place, the trained model does worse than
+the base model.
 
     python -m studies.controls
 """
 
+from functools import partial
+
 import numpy as np
 
 from eval import measure
-from studies.runs import PLAIN, SETTINGS, max_steps, run_studies, tokens_read, train_miniatures
-from studies.tables import held_out, table_of_runs
+from studies.memory import tokens_read
+from studies.runs import FULL, PLAIN, SETTINGS, max_steps, run_studies, train_bases, train_rows
+from studies.tables import held_out, measure_rows, scores_of
+from train import settings_from
 
 
 def of_other_positions(thoughts, answers, seed=0):
-    """Thoughts (W, T, m), each moved to another position: those at answers change places with each other, so that each
-    is a thought about some question, but not about this one. Those elsewhere change places with each other, too."""
+    """Thoughts (W, T, m), each moved to another position. Those at answers (W, T), bool, change
+    places with each other, so each is about some question, but another one. So do the others."""
     moved, rng = thoughts.copy(), np.random.default_rng(seed)
     for some in (answers, ~answers):
         places = rng.permutation(np.argwhere(some))
@@ -24,10 +28,10 @@ def of_other_positions(thoughts, answers, seed=0):
 
 
 def controls(config, out):
-    """The table of controls, and a picture of it."""
-    compute = round(tokens_read(SETTINGS[PLAIN]))
-    runs = {
-        "full": [],
+    """Is it the thought that helps?"""
+    train, _, quiet, _ = settings_from(SETTINGS[PLAIN])
+    compute = round(tokens_read(quiet, train.think_share))
+    runs = FULL | {
         "lm_same_tokens": ["--objective=lm"],
         "lm_same_compute": ["--objective=lm", max_steps(config, times=compute)],
         "pause": ["--thought_len=0"],
@@ -36,44 +40,24 @@ def controls(config, out):
         "full_everywhere": ["--think_at=all"],
         "full_bfloat16": ["--dtype=bfloat16"],
     }
-    train_miniatures(config, out, runs)
-    text = held_out(config)
-    spans, answers, meta = text
+    train_rows(config, out, runs, train_bases(config, out))
+    text = spans, answers, meta = held_out(config)
+    shape, rng = (*answers.shape, quiet.thought_len), np.random.default_rng(0)
 
-    def random(tokens):
-        return lambda model: np.random.default_rng(0).choice(
-            tokens, (*answers.shape, model.config.thought_len)
-        )
-
-    def others(model):
+    def of_others(model):
         return of_other_positions(measure(model, spans, meta).thoughts, answers)
 
-    full, of_this_text = (
-        out / "full",
-        random(np.unique(spans)),
-    )  # the model has never seen the other tokens
-    rows = {
-        name: (out / name, {}) for name in ("base", "lm_same_tokens", "lm_same_compute", "pause")
-    } | {
-        "trained_on_random_thoughts": (
-            out / "trained_on_random_thoughts",
-            {"thoughts": random(meta["vocab_size"])},
-        ),
-        "random_thoughts": (full, {"name": "scores_random_thoughts", "thoughts": of_this_text}),
-        "another_positions_thoughts": (
-            full,
-            {"name": "scores_others_thoughts", "thoughts": others},
-        ),
-        "gate_0": (full, {"name": "scores_gate_0", "gate": 0.0}),
-        "gate_1": (full, {"name": "scores_gate_1", "gate": 1.0}),
-    }
+    rows = {name: (out / name, {}) for name in ("base", *runs)}
+    rows["trained_on_random_thoughts"][1]["thoughts"] = rng.choice(meta["vocab_size"], shape)
     rows |= {
-        name: (out / name, {})
-        for name in ("reinforce_weight_0", "full", "full_everywhere", "full_bfloat16")
+        "random_thoughts": (out / "full", {"thoughts": rng.choice(np.unique(spans), shape)}),
+        "another_positions_thoughts": (out / "full", {"thoughts": of_others}),
+        "gate_0": (out / "full", {"gate": 0.0}),
+        "gate_1": (out / "full", {"gate": 1.0}),
     }
     title = f"{answers.sum():,} answers of sums whose steps are left out"
-    table_of_runs(config, out, "controls", title, text, rows)
-    print(f"lm_same_compute: {compute} times the steps of lm_same_tokens")
+    scores = partial(scores_of, text=text)
+    return measure_rows(config, title, rows, scores, out / "controls.png")
 
 
 if __name__ == "__main__":

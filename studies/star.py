@@ -1,42 +1,26 @@
 """
-STaR, the predecessor: a model learns from its own rationales that end in right answers. Its base model can think aloud,
-but has read text that seldom does, so it rather guesses.
+STaR, the predecessor: a model learns from its own rationales that end in right answers. Its base
+model can think aloud, but has read text that seldom does, so it rather guesses.
 
     python -m studies.star
 """
 
-import dataclasses
 import random
 import re
 from functools import partial
-from itertools import product
+
+from tqdm import tqdm
 
 from beyond.star import Question, StarConfig, fine_tune, self_taught, write
 from data.arithmetic.prepare import digits, running_sums
-from lib.pictures import picture
+from lib.pictures import draw_lines
 from lib.runs import load_run
-from studies.runs import (
-    HERE,
-    fewer_steps,
-    in_parallel,
-    prepare,
-    run_studies,
-    train_bases,
-    train_rows,
-)
-from studies.tables import keep_results, over_seeds, print_rows, remembered
+from studies.runs import BASE, max_steps, prepare, run_studies, train_bases, train_rows
+from studies.tables import over_seeds, print_rows, remembered
 
-DIGITS = range(4, 5)
-TRAIN, TEST = 2000, 1000  # questions, as many of each number of digits
-EXPLICIT, BASE_STEPS, BASE_LR = (
-    0.15,
-    200,
-    2e-4,
-)  # share of lines that think aloud in what the base model has read last
-ITERATIONS = 8
-ROWS = {  # settings of StarConfig; two controls are no STaR
-    "direct": None,
-    "gold": None,
+TRAIN, TEST, ITERATIONS = 2000, 1000, 8  # questions, iterations
+TAUGHT = {"direct": "{answer}\n", "gold": "—{steps}—{answer}\n"}  # controls, by what they learn
+STAR = {  # settings of StarConfig
     "star": {"rationalize": False},
     "star_rationalized": {},
     "keep_all": {"rationalize": False, "keep_all": True},
@@ -45,158 +29,97 @@ ROWS = {  # settings of StarConfig; two controls are no STaR
 
 
 def questions(tokenizer, count, seed):
-    """Sums of 4 digits, no two alike, as ids, with their steps: [(Question, "3154")]."""
+    """Sums of four digits, no two alike, as ids, with their steps: [(Question, "3154")]."""
     rng, found = random.Random(seed), {}
     while len(found) < count:
-        n = DIGITS[len(found) % len(DIGITS)]
-        sum_ = digits(n, rng)
-        steps = running_sums(sum_)
-        prompt, hinted, opening = map(
-            tokenizer.encode, (f"\n{sum_}=", f"\n{sum_}={steps[-1]}—", "—")
-        )
-        found.setdefault(sum_, (Question(prompt, hinted, steps[-1], opening), steps))
+        question = digits(4, rng)
+        steps = running_sums(question)
+        texts = f"\n{question}=", f"\n{question}={steps[-1]}—", "—"
+        prompt, hinted, opening = map(tokenizer.encode, texts)
+        found[question] = Question(prompt, hinted, steps[-1], opening), steps
     return list(found.values())
 
 
 def split(text):
-    """What was written, such as "—3154—4\\n" or "2\\n": its steps and its answer, None where there are none."""
+    """The steps and the answer in what was written, such as "—3154—4\\n" or "2\\n"; or None."""
     match = re.fullmatch(r"(?:—(\d+)—+)?(\d)\n", text)
     return match.groups() if match else (None, None)
 
 
+def share(values):
+    """The share of true values; None if there are no values."""
+    return sum(values) / len(values) if values else None
+
+
 def judge(model, tokenizer, asked, config):
-    """Of questions [(Question, steps)]: accuracy, by number of digits too; the share that is answered after steps;
-    and of right answers, the share whose steps are all right."""
-    said = [
-        split(tokenizer.decode(ids)) for ids in write(model, [q.prompt for q, _ in asked], config)
-    ]
-    right = [answer == q.answer for (_, answer), (q, _) in zip(said, asked, strict=True)]
-    faithful = [
-        steps == true for (steps, _), (_, true), ok in zip(said, asked, right, strict=True) if ok
-    ]
-    of = {
-        n: [ok for ok, (_, steps) in zip(right, asked, strict=True) if len(steps) == n]
-        for n in DIGITS
-    }
+    """Of questions [(Question, steps)]: accuracy; the share that is answered after steps; and of
+    right answers, the share whose steps are all right."""
+    written = write(model, [question.prompt for question, _ in asked], config)
+    answers = [split(tokenizer.decode(ids)) for ids in written]
+    pairs = zip(answers, asked, strict=True)
+    faithful = [steps == true for (steps, answer), (q, true) in pairs if answer == q.answer]
     return {
-        "accuracy": sum(right) / len(right),
-        "by_digits": [sum(x) / len(x) for x in of.values()],
-        "aloud_share": sum(steps is not None for steps, _ in said) / len(said),
-        "faithful_of_right": sum(faithful) / len(faithful) if faithful else None,
+        "accuracy": len(faithful) / len(asked),
+        "aloud_share": share([steps is not None for steps, _ in answers]),
+        "faithful_of_right": share(faithful),
     }
 
 
-def rationales(kept, steps_of, tokenizer, count):
-    """Of what was kept for fine-tuning: its share of all questions, and the share whose steps are all right; of that
-    which took a hint, too."""
-    good = [
-        (k.hinted, split(tokenizer.decode(k.written))[0] == steps_of[tuple(k.question.prompt)])
-        for k in kept
-    ]
-    faithful = sum(ok for _, ok in good) / len(good) if good else None
-    shares = {"kept_share": len(good) / count, "faithful_share": faithful}
-    hinted = [ok for by_hint, ok in good if by_hint]
-    return {**shares, "faithful_of_hinted": sum(hinted) / len(hinted) if hinted else None}
+def rationales(kept, steps_of, tokenizer):
+    """Of what was kept for fine-tuning: its share of all questions; the share whose steps are all
+    right; that of what was written with a hint."""
+    faithful = {True: [], False: []}  # by hint
+    for example in kept:
+        steps, _ = split(tokenizer.decode(example.written))
+        faithful[example.hinted].append(steps == steps_of[tuple(example.question.prompt)])
+    return {
+        "kept_share": len(kept) / len(steps_of),
+        "faithful_share": share(faithful[True] + faithful[False]),
+        "faithful_of_hinted": share(faithful[True]),
+    }
 
 
-def teach(folder, row, iterations):
-    """One row from one base model: [what `judge` says, and of what it was taught, by iteration]."""
-    base, tokenizer, *_ = load_run(folder)
-    seed = int(folder.name)
-    config = StarConfig(
-        read=lambda ids: split(tokenizer.decode(ids))[1],
-        end=tokenizer.encode("\n")[0],
-        iterations=iterations,
-        seed=seed,
-    )
-    asked, test = questions(tokenizer, TRAIN, f"train {seed}"), questions(tokenizer, TEST, "test")
-    known = {tuple(q.prompt) for q, _ in asked}
-    test = [(q, steps) for q, steps in test if tuple(q.prompt) not in known]
-    if row == "base":
-        return [judge(base, tokenizer, test, config)]
-    if ROWS[row] is None:
-        text, found = "{answer}\n" if row == "direct" else "—{steps}—{answer}\n", []
-        examples = [
-            (q.prompt, tokenizer.encode(text.format(steps=steps, answer=q.answer)))
-            for q, steps in asked
-        ]
-        for n in range(iterations):
-            steps = config.steps_in(n)
-            model = fine_tune(base, examples, steps, config, seed + n)
-            found.append({"steps": steps, **judge(model, tokenizer, test, config)})
+def teach(run, row, iterations):
+    """One row from one base model: [what `judge` and `rationales` say, by iteration]."""
+    base, tokenizer, *_ = load_run(run)
+    asked = questions(tokenizer, TRAIN, f"train {run.name}")
+    steps_of = {tuple(q.prompt): steps for q, steps in asked}
+    test = [x for x in questions(tokenizer, TEST, "test") if tuple(x[0].prompt) not in steps_of]
+    how = {"read": lambda ids: split(tokenizer.decode(ids))[1], **STAR.get(row, {})}
+    end, seed = tokenizer.encode("\n")[0], int(run.name)
+    config = StarConfig(end=end, seed=seed, iterations=iterations, **how)
+    found = [judge(base, tokenizer, test, config)]
+    if row in STAR:
+        for model, kept, _ in self_taught(base, [q for q, _ in asked], config):
+            about = rationales(kept, steps_of, tokenizer)
+            found.append(judge(model, tokenizer, test, config) | about)
         return found
-    found, steps_of = [], {tuple(q.prompt): steps for q, steps in asked}
-    config = dataclasses.replace(config, **ROWS[row])
-    for model, kept, steps in self_taught(base, [q for q, _ in asked], config):
-        about = rationales(kept, steps_of, tokenizer, len(asked))
-        found.append({"steps": steps, **about, **judge(model, tokenizer, test, config)})
+    texts = [TAUGHT[row].format(steps=steps, answer=q.answer) for q, steps in asked]
+    pairs = zip(asked, texts, strict=True)
+    examples = [(q.prompt, tokenizer.encode(text)) for (q, _), text in pairs]
+    for n in range(iterations):
+        model = fine_tune(base, examples, config.steps_in(n), config, config.seed + n)
+        found.append(judge(model, tokenizer, test, config))
     return found
 
 
 def star(config, out):
-    """Accuracy by number of digits and iteration; what was kept, and how much of it has the right steps."""
-    iterations = 2 if config.steps else ITERATIONS
+    """Does a model climb by its own right answers, and by right steps?"""
+    prepare("data/star", out, "--chatter=0", "--no-mark", "--double=0.3", "--explicit=0.15")
     train_bases(config, out)
-    text = ["--chatter=0", "--no-mark", "--double=0.3", f"--explicit={EXPLICIT}"]
-    prepare("data/star", "data/arithmetic/prepare.py", out, *text)
-    preset = [
-        f"--config={HERE / 'config' / 'arithmetic_base.toml'}",
-        "--eval_every=0",
-        "--data=data/star",
-        f"--lr={BASE_LR}",
-    ]
-    preset += [
-        f"--init_from={out / 'base'}/{{seed}}",
-        *(fewer_steps(config) or [f"--max_steps={BASE_STEPS}"]),
-    ]
-    train_rows(config, out, {"star_base": []}, preset)
-    keys = product(["base", *ROWS], config.all_seeds())
-    calls = {
-        (row, seed): (taught, out / "star_base" / str(seed), row, iterations) for row, seed in keys
-    }
-    found = in_parallel(calls, config.jobs, "teaching")
-    of = {
-        row: over_seeds([found[row, seed] for seed in config.all_seeds()])
-        for row in ("base", *ROWS)
-    }
-    last = {row: x[-1] for row, x in of.items()}
-    title = f"after {iterations} iterations; mean and spread over seeds {config.seeds}"
-    columns = (
-        "accuracy",
-        "aloud_share",
-        "kept_share",
-        "faithful_share",
-        "faithful_of_hinted",
-        "faithful_of_right",
-    )
-    print_rows(f"answers to questions nobody was taught, {title}", last, columns)
-    by = {row: [x["accuracy"] for x in of["base"] + of[row]] for row in ROWS}
-    by = {row: {str(n): x for n, x in enumerate(accuracy)} for row, accuracy in by.items()}
-    print_rows("accuracy by iteration", by, [str(n) for n in range(iterations + 1)])
-    first = {row: {"faithful_share": x.get("faithful_of_right"), **x} for row, x in last.items()}
-    keep_results(out, "star", {**first, "by_iteration": of})
-    draw_iterations(of, out / "star.png")
-
-
-def taught(folder, row, iterations):
-    return remembered(
-        folder, f"star_{row}", partial(teach, folder, row, iterations), iterations=iterations
-    )
-
-
-def draw_iterations(of, path):
-    """The paper's figure: accuracy by number of digits over iterations, a panel a row."""
-    with picture(
-        path, 2.9 * len(ROWS), 3.2, len(ROWS), "STaR: accuracy by number of digits"
-    ) as panels:
-        for row, axes in zip(ROWS, panels, strict=True):
-            for at, n in enumerate(DIGITS):
-                points = [x["by_digits"][at] for x in of["base"] + of[row]]
-                mean, spread = ([x[key] for x in points] for key in ("mean", "spread"))
-                axes.errorbar(
-                    range(len(points)), mean, yerr=spread, label=f"{n}", marker="o", ms=3, capsize=2
-                )
-            axes.set(title=row.replace("_", " "), xlabel="iteration", ylim=(0, 1.03))
+    preset = [*BASE, "--data=data/star", "--lr=2e-4", max_steps(config, 200)]
+    preset.append(f"--init_from={out / 'base'}/{{seed}}")
+    runs = train_rows(config, out, {"star_base": []}, preset)["star_base"]
+    seeds, iterations, of = config.all_seeds(), 2 if config.steps else ITERATIONS, {}
+    for row in tqdm([*TAUGHT, *STAR], "teaching", disable=None):
+        makes = {runs / str(x): partial(teach, runs / str(x), row, iterations) for x in seeds}
+        of[row] = over_seeds([remembered(run, f"star_{row}", makes[run]) for run in makes])
+    last = {"base": of["star"][0]} | {row: x[-1] for row, x in of.items()}
+    print_rows(f"after {iterations} iterations", last, list(last["star_rationalized"]))
+    lines = {row: {n: point["accuracy"] for n, point in enumerate(x)} for row, x in of.items()}
+    labels = "iteration", "answers that are right"
+    draw_lines(lines, labels, out / "star.png", "STaR: accuracy by iteration")
+    return {**last, "by_iteration": of}
 
 
 if __name__ == "__main__":

@@ -86,7 +86,7 @@ def test_commands_have_scripts_and_flags_that_there_are(line):
         script += "/__main__.py" if (ROOT / script).is_dir() else ".py"
     assert (ROOT / script).exists()
     flags = [word.partition("=") for word in words if word.startswith("--")]
-    if not flags or script == "studies/harness.py":  # whose flags are lm_eval's
+    if not flags:
         return
     shown = help_of(script, *(word for word in words if not word.startswith("--")))
     for name, _, value in flags:

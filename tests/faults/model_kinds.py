@@ -22,7 +22,6 @@ from lib.tokenizer import CharTokenizer, from_json
 from lib.weights import HUGGING_FACE_NAMES, save_mistral
 from model import ModelConfig, Transformer
 from quiet_star import QuietSTaR, generate_with_thoughts
-from studies.memory import shape_of
 from studies.tables import over_seeds, remembered
 
 TINY = dict(dim=16, n_layers=1, head_dim=8, hidden_dim=24, n_heads=2, n_kv_heads=1)
@@ -110,11 +109,6 @@ def drawn():
     log = read_log("my_run")
     draw_curves(log, "curves.png")
     return log
-
-
-def planned():
-    """What studies.memory reads of a run."""
-    return vars(shape_of("my_run", None, {}))
 
 
 def scores():
@@ -217,7 +211,6 @@ KINDS = [
     Kind("config.json of a run", run, "my_run/config.json", A_RUN, "json"),
     Kind("config.json of a run, evaluated", run, "my_run/config.json", measured, "json"),
     Kind("config.json of a run, gone on with", run, "my_run/config.json", go_on, "json"),
-    Kind("config.json of a run, planned with", run, "my_run/config.json", planned, "json"),
     Kind("log.jsonl", run, "my_run/log.jsonl", drawn, "jsonl", lenient=True),
     Kind("log.jsonl, gone on with", run, "my_run/log.jsonl", go_on, "jsonl", lenient=True),
     Kind("checkpoint.pt", run, "my_run/checkpoint.pt", A_RUN, "torch", True),

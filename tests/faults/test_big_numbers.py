@@ -70,7 +70,7 @@ SCRIPTS = {  # its command line, the classes of its settings, and which of them 
     "commonsense_qa": (f"eval.py commonsense_qa --data=commonsense_qa {QUESTIONS}", (QuestionsConfig,)),
     "sample": ("sample.py --run=run --prompt=ab --max_new_tokens=2 --temperature=1 --device=cpu", (SampleConfig,)),
     "bench": (BENCH, (BenchConfig, ModelConfig, QuietSTaRConfig)),
-    "memory": (f"-m studies.memory --init_from= --vocab_size=42 {TINY} --span=8 --thought_lens=2",
+    "memory": (f"-m studies.memory --init_from= --vocab_size=42 {TINY} --span=8",
                (MemoryConfig, *TRAIN)),
     "demo": ("-m studies.demo --out=demo --texts=8 --device=cpu", (DemoConfig,)),
     "study": ("-m studies.controls --out=study --steps=1 --texts=2 --seeds=1 --jobs=2", (StudyConfig,)),

@@ -34,7 +34,6 @@ from lib.files import refuse_another, write_json
 from lib.questions import QuestionsConfig, ask_all, load_questions
 from lib.tokenizer import CharTokenizer, from_json, load_tokenizer
 from lib.weights import save_mistral
-from studies.tables import keep_results
 
 WORDS = "Es war einmal ein König, der hatte 12 Töchter.\n\n  naïve 漢字 🙂 x=3.14; don't  stop\t!"
 
@@ -274,11 +273,6 @@ def results():
     write_json("my_results/results.json", {**rows, "asked": ASKED})
 
 
-def study_results():
-    keep_results(Path("my_results"), "who", {"row": {"mean": 0.5, "spread": 0.0}})
-    return json.loads(Path("my_results", "results.json").read_bytes())["who"]
-
-
 def preset():
     lines = ('out = "out/x"', 'objective = "lm"', "span = 12", "lr = 1e-4", "recompute = true", "sliding_window = 7",
              "norm_eps = 1e-5", "thought_len = 2", "thought_temperature = 1.0")  # fmt: skip
@@ -320,6 +314,5 @@ KINDS = [
     Kind("table of an evaluation", done_evaluation, "my_results/gsm8k.json", evaluate, "json"),
     Kind("results.json", results, "my_results/results.json",
          lambda: refuse_another("my_results/results.json", ASKED), "json"),
-    Kind("results.json of a study", results, "my_results/results.json", study_results, "json"),
     Kind("preset", preset, "my_preset.toml", read_preset, "toml"),
 ]  # fmt: skip

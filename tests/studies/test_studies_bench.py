@@ -1,45 +1,34 @@
-"""The bench prints what it promises."""
-
-import json
+"""The bench prints what it promises, of the model that the flags ask for."""
 
 import pytest
 import torch
+from tiny_runs import SHAPE, as_typed
 
-from lib.runs import load_run
-from studies import bench
+from studies.bench import peak_bytes
 
-SHAPE = "--dim=16 --n_layers=1 --head_dim=8 --hidden_dim=24 --n_heads=2 --n_kv_heads=1".split()
-
-
-def test_reading_is_timed_thinking_everywhere_nowhere_and_where_it_pays(demo_runs):
-    quiet, text = load_run(demo_runs / "quiet_star")[0], torch.randint(0, 10, (1, 12))
-    for above, share in ((-1e9, 1.0), (1e9, 0.0)):
-        found = bench.seconds_per_token(quiet, text, above, repeats=1)
-        assert found["share_thinking"] == share and min(found["everywhere"], found["nowhere"]) > 0
+SMALL = "--texts=2 --span=8 --repeats=1 --new_tokens=2 --vocab_size=11 --device=cpu".split()
 
 
-def test_bench_prints_the_keys_it_promises(monkeypatch, capsys):
-    small = "--texts=16 --span=32 --repeats=1 --new_tokens=2 --rows=1,3 --vocab_size=11".split()
-    small += ["--threads=1", "--device=cpu", "--json"]
-    threads = torch.get_num_threads()
-    monkeypatch.setattr("sys.argv", ["bench.py", *small, *SHAPE])
-    bench.main()
-    torch.set_num_threads(threads)
-    results = json.loads(capsys.readouterr().out)
-    ratios = "recompute_time_ratio recompute_memory_ratio growth_when_T_doubles".split()
-    generation = [
-        f"{x}_over_plain, {n} texts"
-        for x in ("generate", "where_it_pays", "waiting")
-        for n in (1, 3)
-    ]
-    for key in ("train_step_over_floor", "train_peak_memory_over_floor", *generation, *ratios):
-        assert results[key] > 0, key
-    forwards = results["shape"]["thought_len"] + 1
-    assert results["generate_over_plain_times"] * forwards == pytest.approx(
-        results["generate_over_plain, 1 texts"]
-    )
-    assert (
-        results["threads"] == 1
-        and results["device"].startswith("cpu")
-        and results["shape"]["span"] == 32
-    )
+@pytest.mark.parametrize("kind", ["sampled", "any_length"])
+def test_all_ratios_are_printed(kind, monkeypatch, capsys):
+    """Catches a row that is named and not measured, and a kind of thought that is not built."""
+    argv = ["bench.py", *SMALL, *SHAPE, "--thought_len=2", f"--thought_kind={kind}"]
+    monkeypatch.setattr("sys.argv", argv)
+    as_typed("studies/bench.py")
+    lines = capsys.readouterr().out.splitlines()
+    titles = "fast over plain", "obvious over fast", "recompute over fast", "think over generate"
+    for row in titles:
+        (cells,) = (line.removeprefix(row).split() for line in lines if line.startswith(row))
+        assert cells and all(float(x) > 0 for x in cells), row
+
+
+def test_peak_bytes_are_those_in_use_at_once():
+    """Catches a sum over all that was ever in use, and what was in use before."""
+    before = torch.ones(5000)
+
+    def function():
+        for _ in range(3):
+            x = before + 1
+            del x
+
+    assert 20000 <= peak_bytes(function) < 40000

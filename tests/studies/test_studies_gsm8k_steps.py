@@ -1,81 +1,82 @@
-"""The study of data/gsm8k_steps, whole, on a model of a few weights."""
+"""The study of data/gsm8k_steps: one number at a time."""
 
-import json
-
+import numpy as np
 import pytest
-from byte_tokenizer import write_byte_tokenizer
-from naive import tiny
-from tiny_runs import ROOT, as_typed
+import torch
+from naive import naive_gate, naive_thought, tiny
 
-from lib.weights import save_mistral
 from studies import gsm8k_steps
+from studies.gsm8k_steps import Text, compare, read_numbers
+
+MARK, AMONG, A = 3, [5, 6, 7, 8], 3  # "<<"; what a number can hold; the longest number, and behind
 
 
-def test_it_trains_measures_and_compares_all_rows(tmp_path, monkeypatch, capsys):
-    monkeypatch.chdir(tmp_path)
-    save_mistral(tiny(vocab=258).float().model, tmp_path / "weights" / "smollm2")
-    write_byte_tokenizer(tmp_path / "weights" / "smollm2")
-    answer = "He sold 48/2 = <<48/2=24>>24 clips.\nShe got 24*3 = $<<24*3=72>>72.\n#### 72"
-    lines = "\n".join(json.dumps({"question": f"Number {n}?", "answer": answer}) for n in range(40))
-    (tmp_path / "lines.jsonl").write_text(lines)
-    for script, flags in (
-        (
-            "gsm8k_steps",
-            [
-                "--train=lines.jsonl",
-                "--test=lines.jsonl",
-                "--dev_documents=5",
-                "--out=data/gsm8k_steps",
-            ],
-        ),
-        ("gsm8k", ["--source=lines.jsonl", "--out=data/gsm8k"]),
-    ):
-        monkeypatch.setattr("sys.argv", ["prepare.py", "--any_hash", *flags])
-        as_typed(f"data/{script}/prepare.py")
-    monkeypatch.setattr(gsm8k_steps, "HERE", tmp_path)
-    (tmp_path / "config").mkdir()
-    for name in ("gsm8k_steps_base", "gsm8k_steps"):
-        preset = (ROOT / "config" / f"{name}.toml").read_text()
-        for setting, value in (
-            ("start_text", '"<"'),
-            ("end_text", '">"'),
-            ("span", 48),
-            ("batch_size", 2),
-            ("micro_batch", 2),
-        ):
-            preset = "\n".join(
-                f"{setting} = {value}" if x.startswith(f"{setting} =") else x
-                for x in preset.split("\n")
-            )
-        (tmp_path / "config" / f"{name}.toml").write_text(preset)
-    flags = [
-        "--steps=1",
-        "--seeds=1337",
-        "--rows=quiet_star,lm",
-        "--documents=3",
-        "--texts=2",
-        "--questions=2",
-    ]
-    gsm8k_steps.main([*flags, "--jobs=2", "--device=cpu", "--out=out"])
-    printed, results = (
-        capsys.readouterr().out,
-        json.loads((tmp_path / "out/1_steps/results.json").read_text()),
+def texts():
+    rng, places = np.random.default_rng(0), [[(2, 2), (7, 1)], [(5, 2)], [(1, 1), (4, 2), (8, 1)]]
+    ids = [torch.from_numpy(rng.integers(0, 11, 10 + n)) for n in range(3)]
+    return [Text(x, *torch.tensor(pairs).T) for x, pairs in zip(ids, places, strict=True)]
+
+
+def naive_number(quiet, text, first, size, thoughts):
+    """(nll, exact) of one number: the mean of its predictions after thoughts; or without any."""
+    tokens, head = torch.cat((text.ids, torch.zeros(A, dtype=torch.long))), quiet.model.output
+    h_text, nll, exact = quiet.model(tokens[None])[0], 0.0, True
+    for k in range(size + 1):
+        p = 0.0
+        for thought in thoughts or [None]:
+            h = h_text[first + k - 1]
+            if thought is not None:
+                after = quiet.with_settings(n_true=A)
+                h_thought = naive_thought(after, tokens, first - 1, thought)[1][k]
+                h = h + naive_gate(quiet, h, h_thought) * (h_thought - h)
+            scores = head(h)
+            scores[MARK] = -torch.inf if k == 0 else scores[MARK]
+            p = p + scores.softmax(-1) / len(thoughts or [None])
+        if k < size:
+            nll -= p[tokens[first + k]].log().item()
+            exact &= AMONG[int(p[AMONG].argmax())] == tokens[first + k]
+        else:
+            exact &= int(p.argmax()) not in AMONG
+    return nll, exact
+
+
+@pytest.mark.parametrize("n_thoughts", [0, 1, 2])
+@torch.no_grad()
+def test_numbers_after_thoughts_are_those_of_one_number_at_a_time(n_thoughts, monkeypatch):
+    """Catches a prediction one token off, a "<<" that is predicted, a thought where none is due."""
+    monkeypatch.setattr(torch, "autocast", lambda *_: torch.no_grad())  # what is compared: float64
+    quiet, noise = tiny(thought_len=2, n_true=1), []
+    predict, numbers = (
+        type(quiet).predict,
+        [(x, *y) for x in texts() for y in zip(*x[1:], strict=True)],
     )
-    rows = ["base", "tempered", "quiet_star", "quiet_star, left out", "lm"]
-    assert all(row in printed for row in rows) and set(rows) <= results["numbers"].keys()
-    assert results["numbers"]["quiet_star"].keys() >= {
-        "nll",
-        "exact",
-        "other_nll",
-        "soft",
-        "greedy",
-        "gate",
-        "right",
-    }
-    assert results["quiet_star_minus"]["lm"]["nll"].keys() == {"mean", "low", "high", "p"}
-    assert (tmp_path / "out/1_steps/gsm8k_steps.png").read_bytes()[:4] == b"\x89PNG"
+    marks = [
+        quiet.model.logits(quiet.model(text.ids[None]))[0, first - 1].softmax(-1)[MARK]
+        for text, first, _ in numbers
+    ]
+    monkeypatch.setattr(gsm8k_steps, "THINK_ABOVE", float(sum(sorted(marks)[2:4]) / 2))
+
+    def recorded(self, *args):
+        found = predict(self, *args)
+        noise.extend(found.thoughts[0].transpose(0, 1))  # (S, N, m)
+        return found
+
+    monkeypatch.setattr(type(quiet), "predict", recorded)
+    model = quiet if n_thoughts else quiet.model
+    found = read_numbers(
+        model, texts(), AMONG, MARK, n_thoughts=n_thoughts, thought_temperature=1.0
+    )
+    for i, (text, first, size) in enumerate(numbers):
+        thinks = n_thoughts and marks[i] > gsm8k_steps.THINK_ABOVE
+        nll, exact = naive_number(quiet, text, first, size, list(noise[i]) if thinks else [])
+        assert found["nll"][i] == pytest.approx(nll, rel=1e-4) and found["exact"][i] == exact
+        assert not n_thoughts or found["thinks"][i] == thinks
 
 
-def test_a_row_that_there_is_not_is_refused():
-    with pytest.raises(ValueError, match="there is no row 'nix'"):
-        gsm8k_steps.StepsConfig(rows="lm,nix")
+def test_an_interval_takes_numbers_of_one_document_together():
+    """Catches numbers that count as independent: each document three times says no more."""
+    once = np.random.default_rng(0).normal(0.3, 1, 40)
+    one = compare(once, np.zeros(40), np.arange(40))
+    three = compare(np.repeat(once, 3), np.zeros(120), np.repeat(np.arange(40), 3))
+    assert one == pytest.approx(three) and one["mean"] == pytest.approx(once.mean())
+    assert one["high"] - one["low"] == pytest.approx(2 * 1.96 * once.std() / 40**0.5)
