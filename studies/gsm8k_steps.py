@@ -23,7 +23,7 @@ from beyond.adaptive import says_start
 from data.dataset import open_dataset
 from lib.asking import candidate
 from lib.config import run_script
-from lib.files import kept, read_json, refuse_another, write_json
+from lib.files import compute_once, read_json, refuse_another, write_json
 from lib.parallel import pick_device
 from lib.pictures import draw_bars, mean_and_error
 from lib.questions import QuestionsConfig, ask_gsm8k, load_questions
@@ -166,7 +166,7 @@ def gsm8k_steps(config):
     runs = train_rows(config, out, {row: ROWS[row] for row in config.rows.split(",")}, flags)
 
     about = {"split": config.split, "documents": config.documents}
-    tau = kept(out / "temperature.json", about, partial(best_temperature, config, base))
+    tau = compute_once(out / "temperature.json", about, partial(best_temperature, config, base))
     about |= {"texts": config.texts, "questions": config.questions}
     jobs = {("base", 0): (base, "scores", (), 1.0), ("tempered", 0): (base, "tempered", (), tau)}
     jobs |= {

@@ -11,7 +11,7 @@ from tqdm import tqdm
 from data.dataset import open_dataset
 from eval import held_out_spans, measure, predicted, summarize
 from lib.checkpoint import read_checkpoint
-from lib.files import kept, read_json, write_json
+from lib.files import compute_once, read_json, write_json
 from lib.pictures import draw_bars
 from lib.runs import load_run
 from studies.runs import PLAIN
@@ -19,7 +19,7 @@ from studies.runs import PLAIN
 
 def remembered(folder, name, make, **about):
     """make() of a run, from folder/name.json where it was made before: at the same step and about the same."""
-    return kept(folder / f"{name}.json", {"step": read_checkpoint(folder)["step"], **about}, make)
+    return compute_once(folder / f"{name}.json", {"step": read_checkpoint(folder)["step"], **about}, make)
 
 
 def held_out(config, data=PLAIN):
