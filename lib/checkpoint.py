@@ -35,7 +35,7 @@ def checked_weight(tensor, name, path):
 
 
 def save_checkpoint(folder, state):
-    """Write state, a dict with its "step", and delete all but it and the one before. Raises OSError."""
+    """Write state, a dict with its "step". It and the one before are kept. Raises OSError."""
     path = Path(folder) / f"checkpoint_{state['step']:08}.pt"
     write_whole(path, lambda file: torch.save(state, file))
     for old in checkpoints(folder)[2:]:
