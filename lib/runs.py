@@ -43,7 +43,7 @@ from quiet_star import QuietSTaR
 FORMAT = 2  # of config.json; runs of commit 9226c12 and before have no number
 TRAIN = {"objective": str, "data": str, "init_from": str, "span": int, "seed": int}
 SECTIONS = {"train": TRAIN, "model": dict, "quiet_star": dict, "tokenizer": dict, "data": dict}
-WEIGHTS = ("params.json", "*.safetensors", "pytorch_model*.bin")  # where these are is no run
+WEIGHTS = ("params.json", "*.safetensors", "pytorch_model*.bin")  # a run has none of these
 MAY_CHANGE = (  # the settings that may change when a run goes on
     "max_steps micro_batch think_at_once fast eval_every eval_texts save_every parallel device out "
     "base_preset"
@@ -159,10 +159,9 @@ def load_to_think(folder, device, load):
     """load_model with the settings of a LoadConfig: (model, tokenizer, config, step)."""
     model, tokenizer, config, step = load_model(folder, device, getattr(torch, load.dtype))
     if isinstance(model, QuietSTaR):
-        changes = {"thought_temperature": load.thought_temperature}
-        if load.thought_len is not None:
-            changes["thought_len"] = load.thought_len
-        model = model.with_settings(**changes)
+        length = model.config.thought_len if load.thought_len is None else load.thought_len
+        temperature = load.thought_temperature
+        model = model.with_settings(thought_len=length, thought_temperature=temperature)
         if load.start_text:
             start_thoughts(model, tokenizer, load.start_text, load.start_text)
     return model, tokenizer, config, step
@@ -235,8 +234,7 @@ def save_run(out, model, optimizer, step, seconds, processes):
 
 @contextmanager
 def stop_on_signals():
-    """In here Ctrl-C, SIGTERM and Slurm's SIGUSR1 only set stop["asked"], for an end after the
-    step."""
+    """Ctrl-C, SIGTERM and Slurm's SIGUSR1 set stop["asked"] in here and do nothing else."""
     stop, handlers = {"asked": False}, {}
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
         handlers[number] = signal.signal(number, lambda *_: stop.update(asked=True))
