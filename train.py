@@ -292,8 +292,7 @@ def set_up(train, model_config, thinking_config, given, held):
     if processes.first:
         Path(train.out).mkdir(parents=True, exist_ok=True)
         held.enter_context(lock(train.out, "training"))
-    defaults = vars(TrainConfig()) | vars(ModelConfig()) | vars(ThinkingConfig())
-    step, seconds = open_run(train.out, settings, defaults, model, optimizer, tokenizer, processes)
+    step, seconds = open_run(train.out, settings, model, optimizer, tokenizer, processes)
     if processes.first and step < train.max_steps:
         steps = f"steps {step} to {train.max_steps} on {processes.world} x {processes.device.type}"
         tqdm.write(f"{train.out}: {train.objective}, {size:,} parameters, {steps}")

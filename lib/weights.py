@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 
-from lib.checkpoint import check_zip, checked_weight
+from lib.checkpoint import checked_weight, load_tensors
 from lib.config import settings
 from lib.files import brief, read_json, reading, write_json, write_whole
 from model import ModelConfig, Transformer
@@ -223,12 +223,9 @@ def tensors_of(found):
 def sizes_in(path):
     """{name: number of elements} of a checkpoint file. Raises ValueError."""
     if path.suffix != ".safetensors":
-        check_zip(path)
+        tensors = load_tensors(path)
         with reading(path):
-            return {
-                str(name): x.numel()
-                for name, x in torch.load(path, mmap=True, weights_only=True).items()
-            }
+            return {str(name): x.numel() for name, x in tensors.items()}
     open_file = safetensors_function("", "safe_open")
     with reading(path), open_file(path, framework="pt") as file:
         return {name: math.prod(file.get_slice(name).get_shape()) for name in file.keys()}

@@ -7,7 +7,7 @@ from tqdm import tqdm
 from data.dataset import open_dataset
 from eval import held_out_spans, measure, predicted, summarize
 from lib.checkpoint import read_checkpoint
-from lib.files import kept
+from lib.files import compute_once
 from lib.pictures import draw_bars
 from lib.runs import load_run
 from studies.runs import PLAIN
@@ -17,7 +17,9 @@ SCORES = ("answer_accuracy", "answer_nll", "other_nll")
 
 def remembered(folder, name, make, **about):
     """make() of a run, or what it made before at the same step about the same, from a file."""
-    return kept(folder / f"{name}.json", {"step": read_checkpoint(folder)["step"], **about}, make)
+    return compute_once(
+        folder / f"{name}.json", {"step": read_checkpoint(folder)["step"], **about}, make
+    )
 
 
 def held_out(config, data=PLAIN):

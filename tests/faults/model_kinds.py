@@ -84,7 +84,7 @@ def run_with_one_before():
 
 def run():
     run_with_one_before()
-    Path("my_run", "checkpoint_before.pt").unlink()
+    Path("my_run", "checkpoint_00000001.pt").unlink()
 
 
 def go_on():
@@ -213,12 +213,12 @@ KINDS = [
     Kind("config.json of a run, gone on with", run, "my_run/config.json", go_on, "json"),
     Kind("log.jsonl", run, "my_run/log.jsonl", drawn, "jsonl", lenient=True),
     Kind("log.jsonl, gone on with", run, "my_run/log.jsonl", go_on, "jsonl", lenient=True),
-    Kind("checkpoint.pt", run, "my_run/checkpoint.pt", A_RUN, "torch", True),
-    Kind("checkpoint.pt, gone on with", run, "my_run/checkpoint.pt", go_on, "torch", True),
+    Kind("checkpoint.pt", run, "my_run/checkpoint_00000002.pt", A_RUN, "torch", True),
+    Kind("checkpoint.pt, gone on with", run, "my_run/checkpoint_00000002.pt", go_on, "torch", True),
     Kind(
         "checkpoint.pt and one before",
         run_with_one_before,
-        "my_run/checkpoint.pt",
+        "my_run/checkpoint_00000002.pt",
         go_on,
         "bytes",
         True,

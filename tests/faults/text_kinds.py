@@ -310,7 +310,6 @@ KINDS = [
          partial(asked_questions, "gsm8k"), "jsonl"),
     Kind("questions.jsonl of commonsense_qa", question_files, "commonsense_qa/my_questions/questions.jsonl",
          partial(asked_questions, "commonsense_qa"), "jsonl"),
-    Kind("answers of an evaluation", evaluation, "my_results/gsm8k_model.part.json", evaluate, "json"),
     Kind("table of an evaluation", done_evaluation, "my_results/gsm8k.json", evaluate, "json"),
     Kind("results.json", results, "my_results/results.json",
          lambda: refuse_another("my_results/results.json", ASKED), "json"),

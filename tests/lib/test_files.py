@@ -1,0 +1,133 @@
+"""lib/files.py: complete files or none, refusals of one line, locks."""
+
+import errno
+import fcntl
+import json
+from typing import Literal
+
+import pytest
+
+from lib.files import (
+    check,
+    compute_once,
+    lock,
+    read_json,
+    reading,
+    refuse_another,
+    replace_file,
+    write_json,
+    write_whole,
+)
+
+
+@pytest.mark.parametrize("error", [OSError(errno.ENOSPC, "full"), RuntimeError("full"), KeyError()])
+def test_a_write_that_fails_leaves_the_old_file_and_nothing_else(tmp_path, error):
+    """Catches a half-written file under the final name, and a temporary file left on a full disk
+    (torch.save raises a RuntimeError there)."""
+    path = tmp_path / "a.bin"
+    replace_file(path, b"old")
+
+    def fails(file):
+        file.write(b"half")
+        raise error
+
+    with pytest.raises((OSError, KeyError)) as raised:
+        write_whole(path, fails)
+    assert path.read_bytes() == b"old" and list(tmp_path.iterdir()) == [path]
+    if not isinstance(error, KeyError):
+        assert str(path) in str(raised.value) and "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize("content", [None, b"", b"[1]", b'{"n": 1', b"\xff", b"[" * 100_000])
+def test_a_file_that_is_no_json_object_is_one_line_that_names_it(tmp_path, content):
+    """Catches a traceback, or a line without the file's name, for a missing or damaged file."""
+    path = tmp_path / "a.json"
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises(ValueError, match="a.json") as raised:
+        read_json(path)
+    assert "\n" not in str(raised.value)
+
+
+def test_any_error_while_reading_names_the_file_but_a_stop_is_a_stop():
+    """Catches errors of other packages that pass through, and a Ctrl-C that is taken for damage."""
+
+    class Panic(BaseException):
+        """As tiktoken raises it."""
+
+    with pytest.raises(ValueError, match="some.file .*two lines"), reading("some.file"):
+        raise Panic("two\n lines")
+    with pytest.raises(KeyboardInterrupt), reading("some.file"):
+        raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize(
+    "wanted, good, bad",
+    [
+        (int, [0, -3], [True, 1.0, "1", None, 2**70]),
+        (float, [1, 0.5], [False, "1", float("nan"), float("inf")]),
+        (str, ["", "a"], [1, None]),
+        (bool, [True], [1, "True"]),
+        (int | None, [None, 4], [0.5, "none"]),
+        (Literal["one", "other"], ["one", "other"], ["two", 1, None]),
+        ([str], [[], ["a"]], ["a", [1], None]),
+        ({"a": int}, [{"a": 1}, {"a": 1, "b": "more"}], [{}, {"a": "1"}, [1]]),
+        ({str: float}, [{}, {"x": 1.5}], [{"x": "y"}, []]),
+        ({"a": [{"b": int}]}, [{"a": [{"b": 2}]}], [{"a": [{"c": 2}]}, {"a": {"b": 2}}]),
+    ],
+)
+def test_check_takes_what_has_the_shape_and_nothing_else(wanted, good, bad):
+    """Catches True taken for 1, NaN for a number, and a level of nesting that is not looked at."""
+    for value in good:
+        check(value, wanted)
+    for value in bad:
+        with pytest.raises(ValueError):
+            check(value, wanted)
+
+
+def test_one_process_per_folder(tmp_path):
+    """Catches two runs that write into one folder, and a lock that outlives its process."""
+    with lock(tmp_path):
+        with pytest.raises(ValueError, match=str(tmp_path)):
+            lock(tmp_path, "training")
+    lock(tmp_path).close()
+
+
+def test_a_drive_without_locks_is_used_and_said(tmp_path, monkeypatch, capsys):
+    """Catches a run that cannot start on a network drive without locks."""
+
+    def no_locks(file, how):
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(fcntl, "flock", no_locks)
+    lock(tmp_path).close()
+    assert str(tmp_path) in capsys.readouterr().err
+
+
+def test_results_of_other_settings_are_refused(tmp_path):
+    """Catches results that are overwritten, and a refusal that does not name the setting."""
+    path, asked = tmp_path / "results.json", {"seed": 1, "names": ["a", "b"]}
+    refuse_another(path, asked)
+    write_json(path, {"asked": asked, "score": 0.5})
+    refuse_another(path, asked)
+    for other in ({**asked, "seed": 2}, {**asked, "more": 2}):
+        with pytest.raises(ValueError, match="results.json.*(seed|more)"):
+            refuse_another(path, other)
+    write_json(path, {"score": 0.5})
+    with pytest.raises(ValueError, match="results.json"):
+        refuse_another(path, asked)
+
+
+def test_what_was_computed_is_computed_anew_only_if_it_is_about_something_else(tmp_path):
+    """Catches a stale result that is used for other settings, and one that is computed twice."""
+    path, calls = tmp_path / "part.json", []
+
+    def make():
+        calls.append(1)
+        return [len(calls), 0.1 + 0.2]
+
+    assert [compute_once(path, {"seed": seed}, make)[0] for seed in (1, 1, 2, 2)] == [1, 1, 2, 2]
+    path.write_text(json.dumps({"about": {"seed": 2}}))
+    assert compute_once(path, {"seed": 2}, make) == [3, 0.1 + 0.2]
+    path.write_text("{")
+    assert compute_once(path, {"seed": 2}, make) == [4, 0.1 + 0.2]

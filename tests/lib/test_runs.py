@@ -1,0 +1,182 @@
+"""lib/runs.py: runs go on as if nothing had happened, are refused by name, and load again."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+import torch
+from tiny_runs import ROOT, flags, go, refusal, same
+
+from data.dataset import write_dataset
+from lib.checkpoint import checkpoints, read_checkpoint
+from lib.export import export
+from lib.runs import last_run, load_model, load_run, log_line, read_config, read_log
+from lib.tokenizer import CharTokenizer
+from quiet_star import QuietSTaR
+
+
+def same_run(one, other):
+    """Are weights, optimizer and losses of two runs the same, bit for bit?"""
+    a, b = read_checkpoint(one), read_checkpoint(other)
+    moments = zip(*(x["optimizer"]["state"].values() for x in (a, b)), strict=True)
+    losses = [[(line["step"], line["loss"]) for line in read_log(run)] for run in (one, other)]
+    return (
+        a["step"] == b["step"]
+        and same(a["model"], b["model"])
+        and all(same(x, y) for x, y in moments)
+        and losses[0] == losses[1]
+    )
+
+
+def change_config(run, section, name, value):
+    config = json.loads((run / "config.json").read_text())
+    config[section][name] = value
+    (run / "config.json").write_text(json.dumps(config))
+
+
+@pytest.mark.parametrize("way", [[], ["--parallel=fsdp"], ["--lora_rank=2"]])
+def test_a_run_in_two_parts_is_the_run_in_one(work, way):
+    """Catches a resume that loses the optimizer's moments, the step or a part of the log, and a
+    damaged checkpoint that changes what comes of the run."""
+    go(work, "--out=one", "--max_steps=4", *way)
+    go(work, "--out=two", "--max_steps=4", "--save_every=2", *way)
+    checkpoints(work / "two")[0].write_bytes(b"damaged")
+    with open(work / "two" / "log.jsonl", "ab") as log:
+        log.write(b'{"step": 5, "lo')
+    go(work, "--out=two", "--max_steps=4", *way)
+    assert same_run(work / "one", work / "two")
+    if "--parallel=fsdp" in way:
+        torch.distributed.destroy_process_group()
+
+
+def test_a_change_of_settings_is_refused_by_name(work):
+    """Catches a run that goes on as another one, and a refusal that does not name the setting."""
+    go(work, "--out=q", "--max_steps=1")
+    before = read_checkpoint(work / "q")
+    for flag in ("--lr=0.5", "--thought_len=3", "--seed=7", "--data=other"):
+        if flag == "--data=other":
+            shutil.copytree(work / "data", work / "other")
+        message = refusal(work, "--out=q", "--max_steps=2", flag)
+        assert flag[2:].partition("=")[0] in message and str(work / "q") in message
+    ids = np.random.default_rng(1).integers(0, 6, 600)
+    splits = {"train": ids, "val": ids[:100]}
+    write_dataset(work / "data", splits, CharTokenizer("abcde\n"), document_end=5)
+    assert "checksum of its text" in refusal(work, "--out=q", "--max_steps=2")
+    assert same(before["model"], read_checkpoint(work / "q")["model"])
+
+
+def test_settings_that_do_not_change_the_training_may_change(work):
+    """Catches a refusal of more steps, other micro-batches or rarer checkpoints."""
+    go(work, "--out=q", "--max_steps=1")
+    go(work, "--out=q", "--max_steps=2", "--micro_batch=2", "--save_every=9", "--eval_every=7")
+    assert read_config(work / "q")["train"]["micro_batch"] == 2
+
+
+def test_a_run_of_an_older_version_is_one_line_that_names_the_commit_that_reads_it(work):
+    """Catches an old run that is read with today's meaning of its settings, or trained on."""
+    go(work, "--out=q", "--max_steps=1")
+    config = json.loads((work / "q" / "config.json").read_text())
+    del config["format"]
+    (work / "q" / "config.json").write_text(json.dumps(config))
+    assert "9226c12" in refusal(work, "--out=q", "--max_steps=2")
+    with pytest.raises(ValueError, match="q/config.json.*9226c12") as error:
+        load_model(work / "q")
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "section, name, value",
+    [
+        ("model", "dim", 8),
+        ("model", "dim", "16"),
+        ("quiet_star", "no_such", 1),
+        ("train", "seed", "x"),
+    ],
+)
+def test_a_config_that_does_not_fit_is_one_line_that_names_it(work, section, name, value):
+    """Catches a traceback for a config.json that was edited, or is of another model."""
+    go(work, "--out=q", "--max_steps=1")
+    change_config(work / "q", section, name, value)
+    with pytest.raises(ValueError, match="config.json") as error:
+        load_run(work / "q")
+    assert "\n" not in str(error.value)
+
+
+def test_a_wrong_folder_is_one_line_that_names_it(work):
+    """Catches a traceback, or a message about a file that the user did not name."""
+    (work / "empty").mkdir()
+    for name in ("empty", "absent", "data"):
+        with pytest.raises(ValueError, match=str(work / name)) as error:
+            load_model(work / name)
+        assert "\n" not in str(error.value)
+
+
+def test_weights_that_are_not_finite_are_never_saved(work):
+    """Catches a last good checkpoint that is replaced by one of infinite weights: a step of 1e38
+    leaves the loss of that step finite."""
+    huge = ["--lr=3e38", "--warmup_steps=0", "--max_steps=1", "--weight_decay=9"]
+    assert "not finite after step 1" in refusal(work, "--out=q", *huge)
+    assert not checkpoints(work / "q")
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
+def test_a_signal_ends_training_after_a_step_that_is_saved(work, number):
+    """Catches a stop that loses the steps since the last checkpoint."""
+    settings = flags(work, "--out=q", "--max_steps=100000", "--save_every=100000")
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, str(ROOT / "train.py"), *settings]
+    process = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.DEVNULL)
+    while process.poll() is None and len(read_log(work / "q")) < 3:
+        time.sleep(0.01)
+    process.send_signal(number)
+    assert process.wait(60) == 130
+    assert read_checkpoint(work / "q")["step"] == read_log(work / "q")[-1]["step"] >= 3
+
+
+def test_the_log_survives_what_is_not_a_number_and_a_line_that_was_cut(tmp_path):
+    """Catches a metric that is not finite and cuts the log there, and one that is rounded to 0."""
+    lines = [
+        {"step": n, "seconds": 0.5, "lr": 1.23456e-6, "x": x} for n, x in enumerate([1, 1e999])
+    ]
+    cut = log_line(lines[0])[:-5]
+    (tmp_path / "log.jsonl").write_bytes(b"".join([*map(log_line, lines), cut]))
+    assert read_log(tmp_path) == [lines[0], {**lines[1], "x": None}]
+    assert read_log(tmp_path / "absent") == []
+
+
+def test_an_exported_run_predicts_what_the_run_does(work):
+    """Catches a part of a thinking model that export or load_model leaves out."""
+    go(work, "--out=q", "--max_steps=2", "--lr=0.01", "--gain_head")
+    export(work / "q", work / "weights")
+    run, exported = (load_model(work / name) for name in ("q", "weights"))
+    assert isinstance(exported[0], QuietSTaR) and exported[2:] == (None, 0)
+    assert run[1].to_json() == exported[1].to_json() and vars(run[0].config) == vars(
+        exported[0].config
+    )
+    assert same(run[0].state_dict(), exported[0].state_dict())
+    half, _, _, step = load_model(work / "q", dtype=torch.bfloat16)
+    assert step == 2 and {p.dtype for p in half.parameters()} == {torch.bfloat16}
+    weights = torch.load(work / "weights" / "quiet_star.pt", weights_only=True)
+    weights.popitem()
+    torch.save(weights, work / "weights" / "quiet_star.pt")
+    with pytest.raises(ValueError, match=str(work / "weights")):
+        load_model(work / "weights")
+
+
+def test_the_last_run_is_the_thinking_one_that_was_saved_last(work, monkeypatch):
+    """Catches an order by name or of creation, and a base model in place of a thinking one."""
+    monkeypatch.chdir(work)
+    with pytest.raises(ValueError, match="out/"):
+        last_run()
+    for n, out in enumerate(("b", "a", "c")):
+        go(work, f"--out=out/{out}", "--max_steps=1", *["--objective=lm"] * (out == "c"))
+        os.utime(checkpoints(work / "out" / out)[0], (n, n))
+    assert str(last_run()) == "out/a"
+    os.utime(checkpoints(work / "out" / "b")[0], (9, 9))
+    assert str(last_run()) == "out/b"
