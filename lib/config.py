@@ -30,8 +30,9 @@ def from_cli(description, *classes, argv=None):
     parser.add_argument("--config", metavar="FILE.toml", help="a preset; flags overrule it")
     for cls in classes:
         group = parser.add_argument_group(cls.__name__)
+        helps = comments(cls)
         for name, field in fields_of(cls).items():
-            text = f"{comments(cls).get(name, '')} (default: {field.default})".replace("%", "%%")
+            text = f"{helps.get(name, '')} (default: {field.default})".replace("%", "%%")
             group.add_argument(f"--{name}", default=argparse.SUPPRESS, help=text, **option(field))
     given = vars(parser.parse_args(argv))
     preset = given.pop("config")
@@ -90,8 +91,7 @@ def run_script(name, description, function, *classes, argv=None):
 
 @contextmanager
 def one_line_errors(name, stopped="stopped"):
-    """In here, a user's mistake (ValueError), a machine's failure (OSError, too little memory) and
-    Ctrl-C end the program with one line on standard error."""
+    """In here, what a user can mend, and Ctrl-C, end the program with one line on standard error."""
     try:
         yield
     except KeyboardInterrupt:
