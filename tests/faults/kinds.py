@@ -23,7 +23,7 @@ from lib.questions import QuestionsConfig, load_questions
 from lib.runs import LoadConfig, load_model, read_log
 from lib.tokenizer import CharTokenizer, load_tokenizer
 from model import ModelConfig
-from quiet_star import generate_with_thoughts
+from quiet_star import QuietSTaR, generate_with_thoughts
 from sample import SampleConfig
 from train import TrainConfig
 
@@ -93,26 +93,26 @@ def make_samples():
     for script, classes in SCRIPTS.items():
         defaults = [x for cls in classes for x in asdict(cls()).items() if x[1] is not None]
         write(f"{script}.toml", "".join(f"{name}={json.dumps(x)}\n" for name, x in defaults))
-        flags = [f"--{name}={x}\n" for name, x in defaults if not isinstance(x, bool)]
+        flags = [f"--{k}={x}\n" for k, x in defaults if not isinstance(x, bool) and x != "\n"]
         write(f"{script}.flags", "".join(flags))
 
 
 def train(path):
     """Train the run for one more step: its log without times."""
     go(MY, *THINK, "--out=run", "--max_steps=3")
-    lines = read_log("my/run")
-    return [[line["step"], line["loss"], line["grad_norm"]] for line in lines]
+    return [[line["step"], line["loss"], line["grad_norm"]] for line in read_log("my/run")]
 
 
 def load(path):
-    """What a model holds and says, its tokenizer's words, and how it was trained."""
-    quiet, tokenizer, config, step = load_model(path.parent)
+    """What a model holds and says, its settings, and its tokenizer's words."""
+    quiet, tokenizer, _, step = load_model(path.parent)
+    if not isinstance(quiet, QuietSTaR):
+        raise ValueError(f"{path.parent} is a plain language model")  # as eval.py says
     tokens = torch.tensor([[0, 1, 2, 3]])
     says = [x.tolist() for x in generate_with_thoughts(quiet, tokens, 3, temperature=0)]
     weights = {name: x.tolist() for name, x in quiet.state_dict().items()}
     words = tokenizer.words(range(tokenizer.vocab_size))
-    run = config and config["train"]["data"]
-    return [weights, says, vars(quiet.config), vars(quiet.model.config), words, step, run]
+    return [weights, says, vars(quiet.config), vars(quiet.model.config), words, step]
 
 
 def tokenize(path):

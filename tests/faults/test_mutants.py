@@ -20,7 +20,7 @@ import pytest
 from kinds import KINDS, make_samples
 from mutants import ANY, MUTATIONS
 
-FEW, MANY = 20, 10_000 // len(KINDS)
+FEW, MANY = 12, 10_000 // len(KINDS)
 SECONDS, CHARACTERS = 5, 600
 
 pytestmark = pytest.mark.skipif(not hasattr(signal, "SIGALRM"), reason="it needs an alarm clock")
