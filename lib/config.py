@@ -55,9 +55,9 @@ def fields_of(*classes):
 
 
 def comments(cls):
-    """{name: comment behind it} of a dataclass's fields."""
-    pattern = r"^    (\w+): [^#\n]*(?:\(\n[^#\n]*)?# *(.*)$"  # a long default has a line of its own
-    return dict(re.findall(pattern, inspect.getsource(cls), flags=re.MULTILINE))
+    """{name: comment behind it} of a dataclass's fields; a long default may have its own line."""
+    source = "".join(map(inspect.getsource, cls.__mro__[-2::-1]))  # with those it inherits
+    return dict(re.findall(r"^    (\w+): [^#\n]*(?:\(\n[^#\n]*)?# *(.*)$", source, flags=re.M))
 
 
 def option(field):
@@ -91,7 +91,7 @@ def run_script(name, description, function, *classes, argv=None):
 
 @contextmanager
 def one_line_errors(name, stopped="stopped"):
-    """In here, what a user can mend, and Ctrl-C, end the program with one line on standard error."""
+    """In here, what a user can mend, and Ctrl-C, end the program with one line on stderr."""
     try:
         yield
     except KeyboardInterrupt:
