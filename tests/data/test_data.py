@@ -10,7 +10,6 @@ from tiny_runs import as_typed
 
 from data.arithmetic import check, prepare
 from data.dataset import document_numbers, open_dataset, write_dataset
-from lib.config import from_cli
 from lib.runs import load_run
 from lib.tokenizer import CharTokenizer, from_json
 
@@ -158,20 +157,3 @@ def test_open_dataset_says_in_one_line_what_is_wrong(folder):
         (folder / "meta.json").write_bytes(meta)
         (folder / "train.bin").write_bytes(tokens)
     open_dataset(folder, "train")
-
-
-def test_presets_are_checked_and_flags_overrule_them(tmp_path, capsys):
-    preset = tmp_path / "p.toml"
-    preset.write_text("seed = 5\nexplicit = 1\n")
-    config, given = from_cli("", prepare.ArithmeticConfig, argv=[f"--config={preset}", "--seed=6"])
-    assert (config.seed, config.explicit, config.chatter) == (6, 1.0, 0.6)
-    assert given == {"seed": 6, "explicit": 1.0}
-    for text, expected in [
-        ("sed = 5", "unknown setting 'sed'"),
-        ('seed = "x"', "seed must be int"),
-        ("seed =", "cannot"),
-    ]:
-        preset.write_text(text)
-        with pytest.raises(SystemExit):
-            from_cli("", prepare.ArithmeticConfig, argv=[f"--config={preset}"])
-        assert expected in capsys.readouterr().err

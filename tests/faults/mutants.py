@@ -1,299 +1,147 @@
 """
-Mutants: a file made wrong in one way, and what its reader says to that.
-
-A mutation is a function of a file's path and a random number generator. It changes the file in place and returns what
-it did, in words; or it returns None, if there is nothing that it could change.
+Ways to damage a file: MUTATIONS[form][name](path, rng) changes the file at `path`, as a
+random.Random decides. Forms are bytes, sealed (bytes with a checksum), json, jsonl, toml, flags,
+and torch (what torch.save writes).
 """
 
 import json
-import zipfile
-from dataclasses import dataclass
+from functools import partial
 
 import torch
 
-
-@dataclass
-class Kind:
-    """A kind of file: a sample of it, and how the project reads it."""
-
-    name: str
-    make: callable  # writes the sample, and what else is read with it, into the folder that it is called in
-    file: str  # which file of these is made wrong
-    read: callable  # what is in it, as the project reads it: plain values, arrays and tensors
-    form: str = "bytes"  # json, jsonl, toml or torch: there are more ways to make such a file wrong
-    checked: bool = False  # has it a checksum, so that damaged bytes are never taken for others?
-    lenient: bool = False  # may what is damaged in it be left out?
-
-
-# ----------------------------------------------------------------------------------------------------------------------
-# any file: its bytes, and what lies in its place
+OTHER_FILES = [b"[1, 2]", b"\x89PNG\r\n\x1a\n" + bytes(90), "Es war einmal\n".encode("utf-16")]
+OTHER_FILES += [b"\x80\x02}q\x00(X\x01\x00\x00\x00aq\x01K\x01u.", b"<!DOCTYPE html><html></html>\n"]
+OTHER_FILES += [b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a21\nsize 12345\n"]
 
 
 def of_bytes(change):
+    """The mutation path -> change(its bytes, rng)."""
+
     def mutate(path, rng):
-        content = path.read_bytes()
-        changed = change(bytearray(content), rng)
-        path.write_bytes(bytes(changed))
-        return "" if changed != content else None
+        path.write_bytes(change(path.read_bytes(), rng))
 
     return mutate
 
 
-def flip(content, rng, times=1):
-    for _ in range(times):
+def of_text(change):
+    """The mutation path -> change(its text, rng)."""
+    return of_bytes(lambda content, rng: change(content.decode(), rng).encode())
+
+
+def of_a_line(change):
+    """The mutation path -> the same text with one line changed."""
+
+    def change_line(text, rng):
+        lines = text.splitlines()
+        n = rng.randrange(len(lines))
+        lines[n] = change(lines[n], rng)
+        return "\n".join([*lines, ""])
+
+    return of_text(change_line)
+
+
+def flip(content, rng):
+    content = bytearray(content)
+    for _ in range(rng.choice([1, 1, 20])):
         content[rng.randrange(len(content))] ^= 1 << rng.randrange(8)
-    return content
+    return bytes(content)
 
 
-def flip_several(content, rng):
-    return flip(content, rng, rng.randint(2, 20))
-
-
-def cut(content, rng):
-    return content[: rng.randrange(len(content))]
-
-
-def a_slice(content, rng):
+def splice(content, rng):
+    """Some bytes left out, doubled, zeroed, or with others before them."""
     start = rng.randrange(len(content))
-    return start, min(len(content), start + rng.choice([1, 4, 30, 1000]))
-
-
-def insert(content, rng):
-    start, end = a_slice(content, rng)
-    return content[:start] + rng.randbytes(end - start) + content[start:]
-
-
-def double(content, rng):
-    start, end = a_slice(content, rng)
-    return (
-        content[:end] + content[max(1, start) :]
-    )  # twice all of it is a valid file, of some kinds
-
-
-def zeros(content, rng):
-    start, end = a_slice(content, rng)
-    return content[:start] + bytes(end - start) + content[end:]
-
-
-def in_place_of(what):
-    def mutate(path, rng):
-        path.unlink()
-        what(path)
-        return ""
-
-    return mutate
-
-
-def link_to_an_empty_file(path):
-    (path.parent.parent / "empty").write_bytes(b"")
-    path.symlink_to((path.parent.parent / "empty").resolve())
-
-
-def another_kind(path, rng):
-    others = {
-        "json": b'{"a": 1}',
-        "a list": b"[1, 2]",
-        "a png": b"\x89PNG\r\n\x1a\n" + rng.randbytes(90),
-        "text": "Es war einmal\n".encode("utf-16"),
-        "a pickle": b"\x80\x02}q\x00(X\x01\x00\x00\x00aq\x01K\x01u.",
-        "a page": b"<!DOCTYPE html><html><head><title>404: Not Found</title></head></html>\n",
-        "a pointer of git lfs": b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a21\nsize 12345\n",
-    }
-    name = rng.choice(list(others))
-    path.write_bytes(others[name])
-    return name
+    end = start + rng.choice([1, 4, 30, 1000])
+    some = content[start:end]
+    new = rng.choice([b"", some + some, bytes(len(some)), rng.randbytes(len(some)) + some])
+    return content[:start] + new + content[end:]
 
 
 ANY = {
     "flip": of_bytes(flip),
-    "flip several": of_bytes(flip_several),
-    "cut": of_bytes(cut),
-    "insert": of_bytes(insert),
-    "double": of_bytes(double),
-    "zeros": of_bytes(zeros),
-    "random bytes": of_bytes(lambda content, rng: rng.randbytes(rng.choice([1, 10, len(content)]))),
-    "empty": in_place_of(lambda path: path.write_bytes(b"")),
-    "missing": in_place_of(lambda path: None),
-    "a folder": in_place_of(lambda path: path.mkdir()),
-    "a dangling link": in_place_of(lambda path: path.symlink_to("nowhere")),
-    "a link to an empty file": in_place_of(link_to_an_empty_file),
-    "another kind": another_kind,
+    "splice": of_bytes(splice),
+    "cut": of_bytes(lambda content, rng: content[: rng.randrange(len(content))]),
+    "noise": of_bytes(lambda content, rng: rng.randbytes(rng.choice([1, 10, len(content)]))),
+    "another file": of_bytes(lambda content, rng: rng.choice(OTHER_FILES)),
+    "empty": of_bytes(lambda content, rng: b""),
+    "missing": lambda path, rng: path.unlink(),
+    "a folder": lambda path, rng: [path.unlink(), path.mkdir()],
+    "a dangling link": lambda path, rng: [path.unlink(), path.symlink_to("nowhere")],
 }
 
-# ----------------------------------------------------------------------------------------------------------------------
-# JSON, TOML and what torch.save wrote: a value or a key that should not be there
-
+# JSON and TOML: values as they are written, by their type
 VALUES = {
-    name: name for name in "null true false -1 0 1 1.5 -0.5 1e400 NaN -Infinity [] [1] {}".split()
-} | {
-    "a text": '"x"',
-    "an empty text": '""',
-    "half a character": '"\\ud800"',
-    "two lines": '"a\\nb"',
-    "a long text": f'"{"long" * 25000}"',
-    "long digits in a text": f'"{"1," * 30000}"',
-    "a dict": '{"a": 1}',
-    "2**63": str(2**63),
-    "4000 digits": "9" * 4000,
-    "5000 digits": "9" * 5000,
-    "nested 700 times": "[" * 700 + "]" * 700,
-    "nested 100000 times": "[" * 100_000 + "]" * 100_000,
+    float: ["-1", "0", "1", "1.5", "1e400", "NaN", "-Infinity", str(2**63), "9" * 4000, "9" * 5000],
+    str: ['""', '"x"', '"\\ud800"', '"a\\nb"', f'"{"long" * 25000}"', f'"{"1," * 30000}"'],
+    bool: ["true", "false"],
+    type(None): ["null"],
+    list: ["[]", "[1]", f"{'[' * 700}{']' * 700}", f"{'[' * 100_000}{']' * 100_000}"],
+    dict: ["{}", '{"a": 1}'],
 }
-KEYS = {"two lines": "a\nb", "a long one": "long" * 5000, "an odd one": " ", "a typing error": None}
-
-
-def somewhere(value, rng):
-    """(a list or dict, its key or index) of a random place in a value, not always a deep one; or None."""
-    inside = (
-        list(value)
-        if isinstance(value, dict)
-        else list(range(len(value)))
-        if isinstance(value, list)
-        else []
-    )
-    if not inside:
-        return None
-    key = rng.choice(inside)
-    return (rng.random() < 0.75 and somewhere(value[key], rng)) or (value, key)
-
-
-ANOTHER_TYPE = ", which is of another type"
+KEYS = ["a\nb", "long" * 5000, " ", None]
 MARK = "the place of a value that should not be there"
 
 
-def json_value(text, rng):
-    holder, name = {"": json.loads(text)}, rng.choice(list(VALUES))
+def somewhere(value, rng):
+    """(dict or list, its key or index) of a random place in a value; None if it holds nothing."""
+    if not isinstance(value, dict | list) or not value:
+        return None
+    key = rng.choice(list(value) if isinstance(value, dict) else range(len(value)))
+    return (rng.random() < 0.75 and somewhere(value[key], rng)) or (value, key)
+
+
+def another_value(text, rng, other_type=False):
+    """JSON with one value replaced: by any, or by one of another type (null has every type)."""
+    holder = {"": json.loads(text)}
     place, key = somewhere(holder, rng)
-    was, place[key] = json.dumps(place[key]), MARK
-    types = [
-        next((first for first in '"[{tfn' if value.startswith(first)), "0")
-        for value in (was, VALUES[name])
-    ]
-    known = (
-        types[0] == types[1] or "n" in types or set(types) == {"t", "f"}
-    )  # null may stand for anything
-    what = f"{name} at {key!r}" + ("" if known else ANOTHER_TYPE)
-    return json.dumps(holder[""]).replace(f'"{MARK}"', VALUES[name]), what
+    old = float if type(place[key]) is int else type(place[key])
+    kinds = [kind for kind in VALUES if not other_type or kind not in (old, type(None))]
+    kinds = [old] if other_type and old is type(None) else kinds
+    new = rng.choice(VALUES[rng.choice(kinds)])
+    place[key] = MARK
+    return json.dumps(holder[""]).replace(json.dumps(MARK), new)
 
 
-def json_key(text, rng):
-    value, name, place = json.loads(text), rng.choice(["missing", *KEYS]), None
-    while not isinstance(place, dict):
-        place, key = somewhere(value, rng)
-    kept = place.pop(key)
-    if name != "missing":
-        place[KEYS[name] or key[:-1]] = kept
-    return json.dumps(value), f"{name} for the key {key!r}"
-
-
-def json_element(text, rng):
+def another_key(text, rng):
+    """JSON with a key left out or named otherwise, or an element of a list left out or twice."""
     value = json.loads(text)
-    for _ in range(100):
-        place = somewhere(value, rng)
-        if place and isinstance(place[0], list):
-            (place, i), name = place, rng.choice(["missing", "twice"])
-            place[i : i + 1] = [] if name == "missing" else 2 * [place[i]]
-            return json.dumps(value), f"{name}: element {i} of {len(place)}"
-    return text, None
+    place, key = somewhere(value, rng)
+    old, new = place[key], rng.choice(KEYS)
+    if isinstance(place, list):
+        place[key : key + 1] = rng.choice([[], [old, old]])
+    else:
+        del place[key]
+        place.update({} if new is None else {new: old})
+    return json.dumps(value)
 
 
-def of_json(change):
-    def mutate(path, rng):
-        text, what = change(path.read_text("utf-8"), rng)
-        path.write_text(text, "utf-8")
-        return what
-
-    return mutate
-
-
-def of_a_line(change):
-    def mutate(path, rng):
-        lines = path.read_text("utf-8").splitlines()
-        n = rng.randrange(len(lines))
-        lines[n], what = change(lines[n], rng)
-        path.write_text("\n".join(lines) + "\n", "utf-8")
-        return f"line {n + 1}: {what}"
-
-    return mutate
-
-
-def toml_value(line, rng):
-    name = rng.choice(
-        [
-            *VALUES,
-            "nan",
-            "inf",
-            "1979-05-27",
-            "0x7fffffffffffffff",
-            "{a = 1}",
-            "a key twice",
-            "no key",
-        ]
-    )
-    key, value = line.split(" = ")
-    new = {"a key twice": f"{value}\n{line}", "1e400": "1e400"}.get(name, VALUES.get(name, name))
-    return (value if name == "no key" else f"{key} = {new}"), f"{key} = {name}"
-
-
-def toml_key(line, rng):
-    name = rng.choice(list(KEYS))
-    key, value = line.split(" = ")
-    return f"{json.dumps(KEYS[name] or key[:-1])} = {value}", f"{name} for the key {key!r}"
-
-
-def compress(path, rng):
-    with zipfile.ZipFile(path) as old:
-        parts = {name: old.read(name) for name in old.namelist()}
-    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as new:
-        for name, content in parts.items():
-            new.writestr(name, content)
-    return ""
+def another_setting(line, rng):
+    """A line name=value with another value or name, or cut in two."""
+    name, value = line.split("=", 1)
+    new = rng.choice([*sum(VALUES.values(), []), "nan", "inf", "-inf", "2024-05-27", "", value])
+    return rng.choice([f"{name}={new}"] * 3 + [f"{name[:-1]}={value}", name, value])
 
 
 def torch_value(path, rng):
-    """What torch.save wrote, with another thing in it. All checksums are right."""
-    value = {"": torch.load(path, weights_only=True)}
+    """Another thing in a file of torch.save, whose checksums are right."""
+    value = torch.load(path, weights_only=True)
     place, key = somewhere(value, rng)
-    was = place[key] if isinstance(place[key], torch.Tensor) else torch.zeros(2)
-    values = {
-        "nothing": None,
-        "a text": "x",
-        "a list": [1],
-        "a dict": {"a": 1},
-        "-1": -1,
-        "2**63": 2**63,
-        "NaN": float("nan"),
-        "a tensor of NaN": torch.full_like(was, float("nan")),
-        "a tensor of ints": torch.zeros(was.shape, dtype=torch.int64),
-        "a tensor of complex numbers": torch.zeros(was.shape, dtype=torch.complex64),
-        "a tensor of 0 dimensions": torch.tensor(1.0),
-        "a tensor that is empty": torch.zeros(0),
-        "a tensor that is huge, of one number": torch.zeros(1).expand(2**20, 2**20),
-        "a tensor that is one number": torch.zeros(()).expand(was.shape),
-        "a tensor that is larger": torch.zeros(2, *was.shape),
-        "a tensor that is sparse": torch.zeros(was.shape).to_sparse(),
-        "a tensor of float8": torch.zeros(was.shape).to(torch.float8_e4m3fn),
-        "a tensor without numbers": torch.zeros(was.shape, device="meta"),
-    }
-    name = rng.choice(["missing", "a key that is a number", *values])
-    if (
-        name in ("missing", "a key that is a number")
-        and isinstance(place, dict)
-        and place is not value
-    ):
-        kept = place.pop(key)
-        place.update({7: kept} if name != "missing" else {})
-    else:
-        place[key] = values.get(name)
-    torch.save(value[""], path)
-    return f"{name} at {key!r}"
+    shape = place[key].shape if isinstance(place[key], torch.Tensor) else (2,)
+    zeros = torch.zeros(shape)
+    others = [None, "x", [1], {"a": 1}, -1, 2**63, float("nan"), torch.tensor(1.0), torch.zeros(0)]
+    others += [zeros * float("nan"), zeros.to(torch.int64), zeros.to(torch.complex64)]
+    others += [zeros.to_sparse(), zeros.to(torch.float8_e4m3fn), torch.zeros(shape, device="meta")]
+    others += [torch.zeros(1).expand(2**20, 2**20), zeros[None], torch.zeros(()).expand(shape)]
+    place[key] = rng.choice(others)
+    torch.save(value, path)
 
 
+JSON = {"value": another_value, "type": partial(another_value, other_type=True), "key": another_key}
 MUTATIONS = {
     "bytes": ANY,
-    "json": ANY
-    | {"value": of_json(json_value), "key": of_json(json_key), "element": of_json(json_element)},
-    "jsonl": ANY | {"value": of_a_line(json_value), "key": of_a_line(json_key)},
-    "toml": ANY | {"value": of_a_line(toml_value), "key": of_a_line(toml_key)},
-    "torch": ANY | {"compressed again": compress, "value": torch_value},
+    "sealed": ANY,
+    "json": ANY | {name: of_text(change) for name, change in JSON.items()},
+    "jsonl": ANY | {name: of_a_line(change) for name, change in JSON.items()},
+    "toml": ANY | {"setting": of_a_line(another_setting)},
+    "flags": {"setting": of_a_line(another_setting)},
+    "torch": ANY | {"value": torch_value},
 }
