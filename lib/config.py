@@ -77,8 +77,9 @@ def settings(cls, given):
         if name not in fields_of(cls):
             raise ValueError(f"there is no setting {brief(name)!r}")
         check(value, fields_of(cls)[name].type, name)
-        if isinstance(value, int | float) and not 0 <= value <= 2**53:
-            raise ValueError(f"{name} must be from 0 to 2^53, not {value}")
+        most = 3.4e38 if isinstance(value, float) else 2**53
+        if isinstance(value, int | float) and not 0 <= value <= most:
+            raise ValueError(f"{name} must be from 0 to {most}, not {value}")
     return cls(**given)
 
 
