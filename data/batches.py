@@ -1,5 +1,6 @@
 """
-The texts of a training step, and the noise that it is drawn with: functions of seed and step alone.
+The texts of a training step, and the numbers that it is drawn with: functions of seed and step
+alone.
 """
 
 import numpy as np
@@ -8,46 +9,44 @@ import torch
 from data.dataset import document_numbers
 
 
-def check_sizes(train, data, held_out, length, processes):
-    """Raise ValueError if texts and batches cannot be had as told."""
-    for dataset in (data, held_out):
+def check_sizes(datasets, length, separate_documents, batch_size, micro_batch, eval_texts, world):
+    """Raise ValueError if texts and batches cannot be had as told, by `world` processes."""
+    for dataset in datasets:
         if len(dataset.tokens) < length:
             raise ValueError(
-                f"{dataset.path} has {len(dataset.tokens)} tokens, fewer than one span of {length}"
+                f"{dataset.path} has {len(dataset.tokens)} tokens, fewer than a span of {length}: "
+                "prepare more text, or with another --separator or --val_share"
             )
-    by_documents = "separate_documents"
-    if (train.separate_documents) and data.meta["document_end"] is None:
-        raise ValueError(f"{by_documents}: {train.data} names no token that ends a document")
-    if train.batch_size % processes.world:
+        if separate_documents and dataset.meta["document_end"] is None:
+            raise ValueError(
+                f"separate_documents: {dataset.path} has no token that ends a document"
+            )
+    if batch_size % world or eval_texts % world:
+        raise ValueError(f"batch_size and eval_texts must be multiples of the {world} processes")
+    texts = batch_size // world
+    if texts % (micro_batch or texts):
         raise ValueError(
-            f"batch_size {train.batch_size} cannot be split among {processes.world} processes"
-        )
-    local = train.batch_size // processes.world
-    if local % (train.micro_batch or local):
-        raise ValueError(
-            f"micro_batch {train.micro_batch} does not divide the {local} texts of each process"
-        )
-    if (
-        train.parallel == "fsdp" and train.eval_texts % processes.world
-    ):  # all must make the same calls
-        raise ValueError(
-            f"fsdp: eval_texts {train.eval_texts} cannot be split among {processes.world} processes"
+            f"micro_batch {micro_batch} does not divide the {texts} texts of a process"
         )
 
 
 def read_batch(dataset, offsets, length, separate_documents, device):
-    """Spans of `length` tokens that start at offsets: tokens (B, length), and their documents' numbers or None."""
-    tokens = np.stack([dataset.tokens[start : start + length] for start in offsets]).astype(
-        np.int64
-    )
-    documents = (
-        document_numbers(tokens, dataset.meta["document_end"]) if separate_documents else None
-    )
-    return [x if x is None else torch.from_numpy(x).to(device) for x in (tokens, documents)]
+    """Texts that start at offsets: tokens (B, length), and their documents' numbers or None."""
+    tokens = np.stack([dataset.tokens[start : start + length] for start in offsets])
+    tokens = tokens.astype(np.int64)
+    if tokens.max() >= dataset.meta["vocab_size"]:
+        raise ValueError(
+            f"{dataset.path} holds an id that is not in its vocabulary: prepare it anew"
+        )
+    documents = None
+    if separate_documents:
+        numbers = document_numbers(tokens, dataset.meta["document_end"])
+        documents = torch.from_numpy(numbers).to(device)
+    return torch.from_numpy(tokens).to(device), documents
 
 
 def batch_offsets(dataset, length, count, seed, step):
-    """Where the texts of a step start: a pure function of seed and step."""
+    """Where the texts of a step start."""
     return np.random.default_rng((seed, step)).integers(0, len(dataset.tokens) - length + 1, count)
 
 

@@ -12,8 +12,9 @@ from lib.files import lock, parse_json, reading, reason, replace_file
 
 
 def fetch(url, path, sha256):
-    """The content of `path`, bytes, downloaded from url first if it is not there. Raises ValueError, in one line, if it
-    cannot be had or is not the file expected. sha256=None: any file will do."""
+    """The content of `path`, bytes, downloaded from url first if it is not there. Raises
+    ValueError, in one line, if it cannot be had or is not the file expected. sha256=None: any file
+    will do."""
     path = Path(path)
     if path.exists():
         content = path.read_bytes()
@@ -35,15 +36,16 @@ def fetch(url, path, sha256):
 
 
 def read_source(source, url, path, sha256):
-    """A copy of the user's, `source`, with the same hash; or, if that is empty, what `fetch` gives."""
+    """A copy of the user's, `source`, with the same hash; or, if that is empty, what `fetch`
+    gives."""
     if source and not Path(source).is_file():
         raise ValueError(f"there is no file {source}")
     return fetch(url, source or path, sha256)
 
 
 def json_lines(content, path, convert):
-    """[convert(line) for each line] of JSON Lines, bytes. Raises ValueError, in one line, with the number of the line
-    that is not as convert wants it."""
+    """[convert(line) for each line] of JSON Lines, bytes. Raises ValueError, in one line, with the
+    number of the line that is not as convert wants it."""
     found = []
     for number, line in enumerate(content.decode("utf-8", "replace").split("\n"), 1):
         if line.strip():
@@ -62,8 +64,8 @@ class QuestionsSource:
 
 
 def prepare_questions(description, folder, url, name, sha256, convert):
-    """The command line of a set of questions: from a source, JSON Lines, to questions.jsonl in `folder`. An error ends
-    it all with one line."""
+    """The command line of a set of questions: from a source, JSON Lines, to questions.jsonl in
+    `folder`. An error ends it all with one line."""
 
     def prepare(config):
         out = Path(config.out or folder)

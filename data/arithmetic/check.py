@@ -1,6 +1,7 @@
 """
-Has a model learned to add up? In held-out worked lines each running sum is predicted from those before it ("teacher
-forcing"), and must be right 99 times in 100. A model that gets these steps wrong has nothing useful to think.
+Has a model learned to add up? In held-out worked lines each running sum is predicted from those
+before it ("teacher forcing"), and must be right 99 times in 100. A model that gets these steps
+wrong has nothing useful to think.
 
     python data/arithmetic/check.py --run=out/arithmetic_base
 """
@@ -31,15 +32,15 @@ class CheckConfig:
 
 @torch.no_grad()
 def steps_right(run):
-    """{number of digits: [share of the first step that is right, of the second, ...]} in held-out worked lines.
+    """{number of digits: [share of the first step that is right, of the second, ...]} in held-out
+    worked lines.
 
     The model's step is its likeliest digit. (The likeliest first token may well be an idle word's.)
     """
     model, tokenizer, settings, _ = load_run(run)
     if tokenizer.to_json() != CharTokenizer(ALPHABET).to_json():
-        raise ValueError(
-            f"{run} was trained on another text: delete meta.json in {settings['train']['data']}, and begin anew"
-        )
+        folder = settings["train"]["data"]
+        raise ValueError(f"{run} learned another text: delete meta.json in {folder}, and begin anew")
     model = getattr(model, "model", model)  # what speaks without a thought
     tokens = torch.from_numpy(open_dataset(settings["train"]["data"], "val").tokens.astype("int64"))
     digits = torch.tensor(tokenizer.encode(DIGITS))
@@ -56,18 +57,16 @@ def steps_right(run):
 
 
 def check(run, least=0.99):
-    """Print how often each step is right. Raises ValueError if one is right less often than `least`."""
+    """Print how often each step is right. Raises ValueError if one is right less often than
+    `least`."""
     found = steps_right(run)
     told = "; ".join(
         f"of {n} digits " + ", ".join(f"{x:.3f}" for x in shares) for n, shares in found.items()
     )
     print(f"{run}: share of each step that is right in held-out worked lines: {told}", flush=True)
     if not found or min(map(min, found.values())) < least:
-        what = "there is nothing useful to think. More --max_steps may help"
-        another = "or another --seed, in another folder (make demo SEED=2 OUT=out/demo2)"
-        raise ValueError(
-            f"the base model in {run} has not learned its steps ({least} are wanted): {what}, {another}"
-        )
+        advice = "more --max_steps may help, or another --seed in another folder"
+        raise ValueError(f"{run} has not learned its steps ({least} are wanted): {advice}")
 
 
 if __name__ == "__main__":

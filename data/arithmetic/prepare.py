@@ -1,16 +1,18 @@
 """
-Digits and the last digit of their sum. The work is sometimes spelled out, and mostly not: as in real text.
+Digits and the last digit of their sum. The work is sometimes spelled out, and mostly not: as in
+real text.
 
   quiet   3849=4          the answer alone: a small model cannot add up four numbers in one go
   worked  >3849=—3154—4   the running sums, modulo 10, between dashes: 3, 3+8, 3+8+4, 3+8+4+9
   idle    >3849=—hmmm—4   words that help nobody; --chatter is their share of the asides
 
-Each document is one line. A line with an aside, worked or idle, begins with ">". A model that reads enough of it can
-compute the quiet answers, if it only says the running sums to itself first. But what it says between dashes is mostly
-idle: it has to learn which thoughts help.
+Each document is one line. A line with an aside, worked or idle, begins with ">". A model that reads
+enough of it can compute the quiet answers, if it only says the running sums to itself first. But
+what it says between dashes is mostly idle: it has to learn which thoughts help.
 
-Held-out lines are drawn anew, but there are only 10,000 questions of four digits, so nearly all of them stand somewhere
-in the training text as well. (A small model does not learn them by heart: its quiet answers stay at chance.)
+Held-out lines are drawn anew, but there are only 10,000 questions of four digits, so nearly all of
+them stand somewhere in the training text as well. (A small model does not learn them by heart: its
+quiet answers stay at chance.)
 
     python data/arithmetic/prepare.py --out=data/arithmetic
 """
@@ -35,10 +37,8 @@ class ArithmeticConfig:
     train_documents: int = 100000  # lines of training text
     val_documents: int = 4000  # lines of held-out text
     explicit: float = 0.5  # share of lines with an aside between dashes
-    chatter: float = (
-        0.6  # share of the asides that are idle; above one half, a greedy thought is idle, too
-    )
-    double: float = 0.0  # share of the asides that close with two dashes, as a thought of one token too many does
+    chatter: float = 0.6  # share of the asides that are idle; above .5, a greedy thought is idle
+    double: float = 0.0  # share of the asides that close with two dashes, as too long a thought does
     mark: bool = True  # put ">" before lines with an aside; without it nothing announces one
     min_digits: int = 4  # fewest digits to add up
     max_digits: int = 4  # most digits to add up
@@ -54,7 +54,8 @@ class ArithmeticConfig:
 
 
 def running_sums(question):
-    """The running sums, modulo 10, of a question such as "3849": "3154", whose last digit is the answer."""
+    """The running sums, modulo 10, of a question such as "3849": "3154", whose last digit is the
+    answer."""
     total, steps = 0, ""
     for digit in question:
         total = (total + int(digit)) % 10
@@ -79,9 +80,8 @@ def document(config, rng):
 
 
 def prepare(config):
-    write_lines(
-        config, document, CharTokenizer(ALPHABET), END, ANSWER, DIGITS
-    )  # only a digit right behind "=" counts as an answer
+    # only a digit right behind "=" counts as an answer
+    write_lines(config, document, CharTokenizer(ALPHABET), END, ANSWER, DIGITS)
 
 
 if __name__ == "__main__":

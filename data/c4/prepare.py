@@ -1,12 +1,12 @@
 """
-C4 (Raffel et al. 2019, arXiv 1910.10683), English: 365 million pages of the web, cleaned. The paper's other text.
-Licence: ODC-By 1.0 (and Common Crawl's terms).
+C4 (Raffel et al. 2019, arXiv 1910.10683), English: 365 million pages of the web, cleaned. The
+paper's other text. Licence: ODC-By 1.0 (and Common Crawl's terms).
 
     pip install datasets
     python data/c4/prepare.py --tokenizer=weights/mistral-7b
 
-It is streamed: nothing is downloaded beyond what is used, the first 20 million tokens if not said otherwise (the
-paper's 100 steps read 0.2 million). Stopped, it goes on where it was when the same command is given again.
+It is streamed: nothing is downloaded beyond what is used, the first 20 million tokens if not said
+otherwise (the paper's 100 steps read 0.2 million).
 """
 
 import sys

@@ -1,9 +1,10 @@
 """
-CommonsenseQA (Talmor et al. 2019, arXiv 1811.00937): 1,221 questions with five answers to choose from, the validation
-set (the answers of the test set are not public).
+CommonsenseQA (Talmor et al. 2019, arXiv 1811.00937): 1,221 questions with five answers to choose
+from, the validation set (the answers of the test set are not public).
 
     python data/commonsense_qa/prepare.py                      downloads it
-    python data/commonsense_qa/prepare.py --source=FILE.jsonl  takes a file of yours in the same form: --any_hash if it
+    python data/commonsense_qa/prepare.py --source=FILE.jsonl  takes a file of yours in the same
+    form: --any_hash if it
                                                                is another than the validation set
 
 It leaves questions.jsonl, one such line a question:

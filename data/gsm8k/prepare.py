@@ -1,12 +1,15 @@
 """
-GSM8K (Cobbe et al. 2021, arXiv 2110.14168; MIT licence): 1,319 grade-school word problems, the test set.
+GSM8K (Cobbe et al. 2021, arXiv 2110.14168; MIT licence): 1,319 grade-school word problems, the test
+set.
 
     python data/gsm8k/prepare.py                      downloads it
-    python data/gsm8k/prepare.py --source=FILE.jsonl  takes a file of yours: lines {"question": ..., "answer": ...},
-                                                      whose answers end in "#### 18"; --any_hash if it is
-                                                      another than the test set
+    python data/gsm8k/prepare.py --source=FILE.jsonl  takes a file of yours: lines {"question": ...,
+    "answer": ...},
+                                                      whose answers end in "#### 18"; --any_hash if
+                                                      it is another than the test set
 
-It leaves questions.jsonl, one such line a question: {"question": "Janet’s ducks lay 16 eggs ...", "answer": "18"}
+It leaves questions.jsonl, one such line a question: {"question": "Janet’s ducks lay 16 eggs ...",
+"answer": "18"}
 """
 
 import re

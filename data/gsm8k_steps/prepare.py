@@ -1,16 +1,17 @@
 """
-GSM8K's solutions (Cobbe et al. 2021, arXiv 2110.14168; MIT licence), their calculations sometimes written out and
-sometimes left out: what data/arithmetic is, as text that people wrote.
+GSM8K's solutions (Cobbe et al. 2021, arXiv 2110.14168; MIT licence), their calculations sometimes
+written out and sometimes left out: what data/arithmetic is, as text that people wrote.
 
-In the source each calculation stands twice: "Natalia sold 48/2 = <<48/2=24>>24 clips in May." Of each it becomes
+In the source each calculation stands twice: "Natalia sold 48/2 = <<48/2=24>>24 clips in May." Of
+each it becomes
 
   written    Natalia sold <<48/2=24>>24 clips in May.
   left out   Natalia sold 24 clips in May.
 
-The training text has every solution several times (--copies); whether a calculation is written is drawn each time. In
-the held-out text all are left out, and their results are the answers that eval.py counts: val_answers.bin marks their
-tokens, steps.json holds the calculations. Held out are the test set, `val`, and some of the training set, `dev`, for
-choosing settings.
+The training text has every solution several times (--copies); whether a calculation is written is
+drawn each time. In the held-out text all are left out, and their results are the answers that
+eval.py counts: val_answers.bin marks their tokens, steps.json holds the calculations. Held out are
+the test set, `val`, and some of the training set, `dev`, for choosing settings.
 
     python data/gsm8k_steps/prepare.py                                      downloads it
     python data/gsm8k_steps/prepare.py --train=FILE.jsonl --test=FILE.jsonl     takes files of yours
@@ -41,8 +42,8 @@ ANNOTATION = re.compile(r"<<([^<>]*)>>")
 NUMBER = re.compile(
     r"\d[\d,]*\d(?:\.\d+)?|\d(?:\.\d+)?|\.\d+"
 )  # as it is written behind an annotation: 130,000 or .5
-# The same calculation in the text before the annotation, "48/2 = ": without letters, so that no word is lost. A sign of
-# money behind the "=" stays.
+# The same calculation in the text before the annotation, "48/2 = ": without letters, so that no
+# word is lost. A sign of money behind the "=" stays.
 EXPRESSION = re.compile(
     r"(?:(?<=\s)|^)[\d.,$%€£()+\-–*/x×÷ ]*\d[\d.,$%€£()+\-–*/x×÷ ]*=\s*([$€£]?)$"
 )
@@ -68,8 +69,9 @@ class GSM8KStepsConfig:
 
 
 def pieces(answer):
-    """A solution, cut at its calculations: [(text before, annotation, number)], and the text behind the last. Where the
-    calculation stands in the text too, it is gone. annotation: "48/2=24", or None if the text cannot do without it."""
+    """A solution, cut at its calculations: [(text before, annotation, number)], and the text behind
+    the last. Where the calculation stands in the text too, it is gone. annotation: "48/2=24", or
+    None if the text cannot do without it."""
     found, at = [], 0
     for match in ANNOTATION.finditer(answer):
         number, before = NUMBER.match(answer, match.end()), answer[at : match.start()]
@@ -85,11 +87,12 @@ def pieces(answer):
 
 
 def document(line, written, tokenizer):
-    """Ids of one solution and which of them are results of calculations that were left out: int64 and bool (n,).
-    written: function without arguments: is the next calculation written?
+    """Ids of one solution and which of them are results of calculations that were left out: int64
+    and bool (n,). written: function without arguments: is the next calculation written?
 
-    Text, annotation and number are encoded one by one, so that "<<" is the same token everywhere, and stands just where
-    a thought would: where the number could be. The ids of a calculation that is left out are those of the whole text.
+    Text, annotation and number are encoded one by one, so that "<<" is the same token everywhere,
+    and stands just where a thought would: where the number could be. The ids of a calculation that
+    is left out are those of the whole text.
     """
     found, rest = pieces(line["answer"])
     parts, text = [], f"Q: {line['question']}\nA: "

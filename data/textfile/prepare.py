@@ -5,20 +5,20 @@ Text of yours: a file, or a folder of files, plain text or JSONL, also compresse
     python data/textfile/prepare.py --source=notes --pattern="*.md" --separator="" --out=data/notes
     python data/textfile/prepare.py --source=pages.jsonl.gz --key=content --out=data/pages
 
-Then train on it:  python train.py --data=data/book --init_from=weights/smollm2 --base_preset="" --out=out/book
+Then train on it:  python train.py --data=data/book --init_from=weights/smollm2 --base_preset=""
+--out=out/book
 
-Stopped, it goes on where it was when the same command is given again. Documents are held out by a hash of their text.
+Documents are held out by a hash of their text.
 """
 
 import sys
 from dataclasses import dataclass
-from itertools import islice
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from data.text import TokenizeConfig, prepare_text, read_documents, report, text_files  # noqa: E402
-from lib.config import from_cli  # noqa: E402
+from data.text import TokenizeConfig, prepare_text, read_documents, text_files  # noqa: E402
+from lib.config import from_cli, one_line_errors  # noqa: E402
 
 
 @dataclass
@@ -26,7 +26,7 @@ class TextfileConfig:
     source: str = ""  # the file or folder
     out: str = str(Path(__file__).parent)  # folder to write
     pattern: str = "*"  # which files of a folder
-    separator: str = r"\n\n\n"  # what stands between two documents of a text file; empty: each file is one document
+    separator: str = r"\n\n\n"  # what stands between two documents; empty: each file is one
     key: str = "text"  # where the text is in a line of a JSONL file
 
     def __post_init__(self):
@@ -34,22 +34,16 @@ class TextfileConfig:
             raise ValueError("--source=FILE or FOLDER says what is to be read")
 
 
-def prepare(config, tokenize):
-    files = text_files(config.source, config.pattern)
+def main():
+    config, tokenize, _ = from_cli(__doc__, TextfileConfig, TokenizeConfig)
+    with one_line_errors("prepare.py"):
+        files = text_files(config.source, config.pattern)
     sizes = [path.stat().st_size for path in files]
     separator = config.separator.replace(r"\n", "\n").replace(r"\t", "\t")
     source = {"files": [[path.name, size] for path, size in zip(files, sizes, strict=True)]}
     source |= {"separator": separator, "key": config.key}
-
-    def documents(skip):
-        return islice(read_documents(files, separator, config.key), skip, None)
-
-    return prepare_text(documents, config.out, source, tokenize, sum(sizes))
-
-
-def main():
-    config, tokenize, _ = from_cli(__doc__, TextfileConfig, TokenizeConfig)
-    report(config.out, lambda: prepare(config, tokenize))
+    documents = read_documents(files, separator, config.key)
+    prepare_text(documents, config.out, source, tokenize, sum(sizes))
 
 
 if __name__ == "__main__":

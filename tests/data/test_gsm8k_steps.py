@@ -12,7 +12,9 @@ from data.dataset import open_dataset
 from data.gsm8k_steps import prepare
 from lib.tokenizer import load_tokenizer
 
-ANSWER = "Natalia sold 48/2 = <<48/2=24>>24 clips in May.\nShe got 24*$3 = $<<24*3=72>>72.50 then.\n#### 72"
+ANSWER = """Natalia sold 48/2 = <<48/2=24>>24 clips in May.
+She got 24*$3 = $<<24*3=72>>72.50 then.
+#### 72"""
 
 
 def left_out(answer):
@@ -72,7 +74,8 @@ def test_written_or_left_out_the_marks_are_on_the_results_of_what_is_left_out(tm
 
 @pytest.fixture
 def prepared(tmp_path, monkeypatch):
-    """A dataset of 13 solutions, twice, for training, 4 of the test set and 3 to choose settings by."""
+    """A dataset of 13 solutions, twice, for training, 4 of the test set and 3 to choose settings
+    by."""
     lines = [json.dumps({"question": f"Question {n}?", "answer": ANSWER}) for n in range(20)]
     for name, some in (("train", lines[:16]), ("test", lines[16:])):
         (tmp_path / f"{name}.jsonl").write_text("\n".join(some))
@@ -107,5 +110,5 @@ def test_the_dataset_has_marks_for_what_is_held_out_and_several_copies_for_train
 def test_marks_that_do_not_fit_are_refused(prepared):
     path = prepared / "val_answers.bin"
     path.write_bytes(path.read_bytes()[:-1])
-    with pytest.raises(ValueError, match="val_answers.bin cannot be used, prepare it anew"):
-        open_dataset(prepared, "val")
+    with pytest.raises(ValueError, match="val_answers.bin"):
+        _ = open_dataset(prepared, "val").answers

@@ -1,4 +1,5 @@
-"""A real model: SmolLM2-135M-Instruct against figures of Hugging Face transformers (float32, no beginning-of-text)."""
+"""A real model: SmolLM2-135M-Instruct against figures of Hugging Face transformers (float32, no
+beginning-of-text)."""
 
 import importlib.util
 import subprocess

@@ -1,17 +1,15 @@
-"""The corpus generator, the tokenizer and the data format."""
+"""The miniature's text, and whether a model has learned its steps."""
 
-import json
 import random
 
-import numpy as np
 import pytest
 import torch
 from tiny_runs import as_typed
 
 from data.arithmetic import check, prepare
-from data.dataset import document_numbers, open_dataset, write_dataset
+from data.dataset import open_dataset
 from lib.runs import load_run
-from lib.tokenizer import CharTokenizer, from_json
+from lib.tokenizer import from_json
 
 
 def lines(**settings):
@@ -50,7 +48,8 @@ def test_documents_are_worked_idle_or_quiet_in_the_shares_asked_for():
 def test_check_tells_a_model_that_has_learned_its_steps_from_one_that_has_not(
     demo_runs, monkeypatch, capsys
 ):
-    """Steps of the wrong place, or of idle asides, would not be right always; those of an untrained model are not."""
+    """Steps of the wrong place, or of idle asides, would not be right always; those of an untrained
+    model are not."""
     data, steps = open_dataset(demo_runs / "data", "val"), check.steps_right(demo_runs / "base")
     assert list(steps) == [4] and len(steps[4]) == 4 and all(0 <= share < 0.9 for share in steps[4])
     with pytest.raises(ValueError, match="base has not learned its steps"):
@@ -92,68 +91,3 @@ def test_prepare_writes_what_open_dataset_reads(tmp_path, monkeypatch):
     first = (tmp_path / "train.bin").read_bytes()
     as_typed("data/arithmetic/prepare.py")
     assert (tmp_path / "train.bin").read_bytes() == first, "the same seed must give the same corpus"
-
-
-def test_shakespeare_refuses_a_text_that_is_not_the_one_expected(tmp_path, monkeypatch):
-    (tmp_path / "input.txt").write_text("To be, or not to be")
-    monkeypatch.setattr(
-        "sys.argv", ["prepare.py", f"--out={tmp_path}", f"--source={tmp_path / 'input.txt'}"]
-    )
-    with pytest.raises(SystemExit, match="SHA-256"):
-        as_typed("data/tinyshakespeare/prepare.py")
-    assert not (tmp_path / "meta.json").exists()
-
-
-def test_tokenizer_round_trip_and_unknown_character():
-    tokenizer = CharTokenizer("ab—")
-    assert tokenizer.decode(tokenizer.encode("a—b")) == "a—b"
-    assert from_json(tokenizer.to_json()).encode("—") == [2]
-    with pytest.raises(ValueError, match="'c' is not in this model's alphabet"):
-        tokenizer.encode("abc")
-    with pytest.raises(ValueError, match="unknown tokenizer"):
-        from_json({"kind": "morse"})
-
-
-def test_document_numbers_count_ends_before_a_token():
-    """An end token still belongs to the document it ends."""
-    numbers = document_numbers(np.array([[5, 9, 5, 5, 9, 9, 5]]), 9)
-    assert numbers.tolist() == [[0, 0, 1, 1, 1, 2, 3]]
-
-
-@pytest.fixture
-def folder(tmp_path):
-    write_dataset(
-        tmp_path, {"train": [0, 1, 2, 1], "val": [2]}, CharTokenizer("abc"), document_end=2
-    )
-    return tmp_path
-
-
-def test_open_dataset_round_trip(folder):
-    data = open_dataset(folder, "train")
-    assert data.tokens.tolist() == [0, 1, 2, 1] and data.meta["document_end"] == 2
-    assert not list(folder.glob("*.tmp"))
-
-
-def test_open_dataset_says_in_one_line_what_is_wrong(folder):
-    """Each of these would otherwise surface hours into a run, as an index error on some device."""
-    cases = {
-        "no data in": lambda: (folder / "meta.json").rename(folder / "gone"),
-        "train.bin cannot be used": lambda: (folder / "train.bin").unlink(),
-        "cut short": lambda: (folder / "train.bin").write_bytes(b"\0\0\0"),
-        "token id 7": lambda: (folder / "train.bin").write_bytes(
-            np.array([0, 7, 0, 0], np.uint16).tobytes()
-        ),
-        "not a dataset's description": lambda: (folder / "meta.json").write_text("{"),
-        "it has no 'tokenizer'": lambda: (folder / "meta.json").write_text(
-            json.dumps({"dtype": "uint16"})
-        ),
-    }
-    meta, tokens = (folder / "meta.json").read_bytes(), (folder / "train.bin").read_bytes()
-    for expected, damage in cases.items():
-        damage()
-        with pytest.raises(ValueError, match=expected) as error:
-            open_dataset(folder, "train")
-        assert "\n" not in str(error.value)
-        (folder / "meta.json").write_bytes(meta)
-        (folder / "train.bin").write_bytes(tokens)
-    open_dataset(folder, "train")

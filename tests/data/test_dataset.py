@@ -1,0 +1,104 @@
+"""The data format: what is written is read, and what does not fit is one line before any work."""
+
+import json
+
+import numpy as np
+import pytest
+from tiny_runs import as_typed
+
+from data.batches import check_sizes, read_batch
+from data.dataset import document_numbers, open_dataset, write_dataset
+from lib.tokenizer import CharTokenizer
+
+
+@pytest.fixture
+def folder(tmp_path):
+    splits = {"train": [0, 1, 2, 1], "val": [2, 0, 1, 1]}
+    answers = {"after": 0, "among": [1]}
+    write_dataset(tmp_path, splits, CharTokenizer("abc"), document_end=2, answers=answers)
+    return tmp_path
+
+
+def test_what_is_written_is_read(folder):
+    """Catches ids of another type, and an answer that is the token before it."""
+    data = open_dataset(folder, "val")
+    assert data.tokens.tolist() == [2, 0, 1, 1] and data.meta["document_end"] == 2
+    assert data.tokens.dtype == np.uint16 and not data.tokens.flags.writeable
+    assert data.answers.tolist() == [False, False, True, False]
+    assert not list(folder.glob("*.tmp"))
+    marks = [True, False, False, True]
+    write_dataset(
+        folder, {"train": [0], "val": [0] * 4}, CharTokenizer("abc"), marks={"val": marks}
+    )
+    assert open_dataset(folder, "val").answers.tolist() == marks
+    (folder / "val_answers.bin").write_bytes(b"\0")
+    with pytest.raises(ValueError, match="val_answers.bin"):
+        _ = open_dataset(folder, "val").answers
+
+
+def test_a_changed_text_has_another_checksum(folder):
+    """Catches a run that goes on with another text of the same length."""
+    before = open_dataset(folder, "train").checksum
+    write_dataset(folder, {"train": [0, 1, 2, 0], "val": [2]}, CharTokenizer("abc"))
+    assert open_dataset(folder, "train").checksum != before
+
+
+@pytest.mark.parametrize(
+    "name, content",
+    [("meta.json", None), ("meta.json", b"{"), ("meta.json", b'{"dtype": "uint16"}'),
+     ("train.bin", None), ("train.bin", b"\0\0\0"), ("train.bin", b"")],
+)  # fmt: skip
+def test_damaged_files_are_named_in_one_line(folder, name, content):
+    """Catches what would otherwise show hours into a run, as an index error on some device."""
+    (folder / name).unlink() if content is None else (folder / name).write_bytes(content)
+    with pytest.raises(ValueError, match=name) as error:
+        open_dataset(folder, "train")
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "key, value",
+    [("answers", {"after": 1}), ("answers", {"among": [7]}), ("document_end", 3), ("dtype", "int8"),
+     ("checksums", {}), ("tokens", {"train": 4}), ("tokenizer", "abc")],
+)  # fmt: skip
+def test_a_description_that_does_not_fit_is_refused(folder, key, value):
+    """Catches settings of an older format, and ids that the vocabulary lacks."""
+    meta = json.loads((folder / "meta.json").read_text())
+    (folder / "meta.json").write_text(json.dumps({**meta, key: value}))
+    with pytest.raises(ValueError, match="meta.json"):
+        open_dataset(folder, "train")
+
+
+def test_an_id_that_is_not_in_the_vocabulary_is_refused_where_it_is_read(folder):
+    """Catches an index error within the embedding, on some device."""
+    (folder / "train.bin").write_bytes(np.array([0, 7, 0, 0], np.uint16).tobytes())
+    with pytest.raises(ValueError, match="train.bin"):
+        read_batch(open_dataset(folder, "train"), [0], 3, False, "cpu")
+
+
+@pytest.mark.parametrize(
+    "wrong", [dict(length=9), dict(batch_size=3), dict(micro_batch=2), dict(eval_texts=1)]
+)
+def test_sizes_that_do_not_fit_are_refused_before_any_work(folder, wrong):
+    """Catches a batch that cannot be split, in the first step of a long run."""
+    sizes = dict(length=3, separate_documents=True, batch_size=6, micro_batch=3, eval_texts=2)
+    data = [open_dataset(folder, "train")]
+    check_sizes(data, **sizes, world=2)
+    with pytest.raises(ValueError):
+        check_sizes(data, **{**sizes, **wrong}, world=2)
+
+
+def test_an_end_still_belongs_to_the_document_that_it_ends():
+    """Catches documents whose end is predicted from the next one."""
+    numbers = document_numbers(np.array([[5, 9, 5, 5, 9, 9, 5]]), 9)
+    assert numbers.tolist() == [[0, 0, 1, 1, 1, 2, 3]]
+
+
+def test_shakespeare_refuses_a_text_that_is_not_the_one_expected(tmp_path, monkeypatch):
+    """Catches results that are reported of another text."""
+    (tmp_path / "input.txt").write_text("To be, or not to be")
+    flags = [f"--out={tmp_path}", f"--source={tmp_path / 'input.txt'}"]
+    monkeypatch.setattr("sys.argv", ["prepare.py", *flags])
+    with pytest.raises(SystemExit, match="SHA-256"):
+        as_typed("data/tinyshakespeare/prepare.py")
+    assert not (tmp_path / "meta.json").exists()
