@@ -230,7 +230,7 @@ def test_bad_input_is_refused_in_one_line_before_any_work(work):
     write_dataset(work / "other", {"train": [0] * 90, "val": [0] * 90}, CharTokenizer("xyz"))
     assert "no data in" in refusal(work, "--out=q", "--data=nowhere")
     assert "tokenizer" in refusal(work, "--out=q", "--data=other")
-    assert "fewer than one span" in refusal(work, "--out=q", "--span=100")
+    assert "val.bin" in refusal(work, "--out=q", "--span=100")
     assert "--dim=32" in refusal(work, "--out=q", "--dim=32")
     assert "there is no " in refusal(work, "--out=q", "--init_from=nowhere")
     assert "micro_batch 3 does not divide" in refusal(work, "--out=q", "--micro_batch=3")

@@ -128,7 +128,7 @@ def typed(script, *flags):
 
 
 def prepare_text(path):
-    flags = ["--tokenizer=my/bpe", "--out=out", "--val_share=0.3", "--processes=1"]
+    flags = ["--tokenizer=my/bpe", "--out=out", "--val_share=0.3"]
     typed("data/textfile/prepare.py", f"--source={path}", *flags)
     return [Path("out", f"{split}.bin").read_bytes().hex() for split in ("train", "val")]
 

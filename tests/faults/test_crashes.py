@@ -29,7 +29,7 @@ TRAIN = ["train.py", *COMMON, "--max_steps=3", "--save_every=1", "--data=../data
 BASE = [*TRAIN, "--objective=lm", "--init_from=", *SHAPE]
 THINK = [*TRAIN, "--init_from=../base", "--thought_len=2"]
 TEXT = ["data/textfile/prepare.py", "--source=../some.txt", "--tokenizer=../tokenizer"]
-TEXT += ["--val_share=0.2", "--processes=1"]
+TEXT += ["--val_share=0.2"]
 GSM8K = ["data/gsm8k/prepare.py", "--source=../source.jsonl", "--any_hash"]
 ASK = ["eval.py", "gsm8k", "--run=../thinks", "--data=../gsm8k", "--device=cpu"]
 COMMANDS = {  # each is given in a folder of its own beside what it needs, with --out=out
