@@ -1,4 +1,4 @@
-"""The simplest tokenizer.json there is: a token's id is its byte; 256 ends a text, 257 begins one."""
+"""The simplest tokenizer.json: a token's id is its byte; 256 ends a text, 257 begins one."""
 
 import json
 from pathlib import Path
@@ -11,11 +11,7 @@ def write_byte_tokenizer(folder):
     Path(folder).mkdir(parents=True, exist_ok=True)
     special = [{"id": 256, "content": "</s>"}, {"id": 257, "content": "<s>"}]
     split = {"type": "ByteLevel", "add_prefix_space": False, "use_regex": True}
-    model = {
-        "type": "BPE",
-        "vocab": {char: b for b, char in byte_characters().items()},
-        "merges": [],
-    }
+    model = {"vocab": {char: b for b, char in byte_characters().items()}, "merges": []}
     content = {"added_tokens": special, "normalizer": None, "pre_tokenizer": split, "model": model}
     path = Path(folder) / "tokenizer.json"
     path.write_text(json.dumps(content), "utf-8")

@@ -1,0 +1,120 @@
+"""Tokenizer files give the ids of the libraries that they were made for, or they are refused."""
+
+import json
+
+import pytest
+import tiktoken
+import tokenizers
+from test_tokenizer import CODE, POOLS, mistral_file, strings
+from tokenizers import AddedToken, Regex, decoders, models, normalizers, pre_tokenizers, trainers
+
+from lib.tokenizer import load_tokenizer
+
+
+def split(pattern):
+    isolated = pre_tokenizers.Split(Regex(pattern), "isolated")
+    byte_level = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    return pre_tokenizers.Sequence([isolated, byte_level])
+
+
+BYTE_LEVEL = pre_tokenizers.ByteLevel(add_prefix_space=False)
+QWEN2 = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*"
+    r"|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+SPLITS = {
+    "GPT-2": BYTE_LEVEL,
+    "SmolLM2": pre_tokenizers.Sequence([pre_tokenizers.Digits(True), BYTE_LEVEL]),
+    "Qwen2": split(QWEN2),
+    "Llama 3": split(QWEN2.replace(r"\p{N}|", r"\p{N}{1,3}|")),
+    "with text between the matches": split(r"\p{L}+|'s"),
+}
+
+
+def trained_bpe(folder, pre_tokenizer, nfc=False):
+    """A tokenizer.json of 1,500 tokens, made from this project's code by the library, which is
+    returned. Four tokens were added to it afterwards."""
+    theirs = tokenizers.Tokenizer(models.BPE())
+    theirs.pre_tokenizer, theirs.decoder = pre_tokenizer, decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=1496,
+        special_tokens=["<|endoftext|>", "<s>"],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    theirs.train_from_iterator(CODE.split("\n") + [POOLS[6]] * 5, trainer)
+    if nfc:
+        theirs.normalizer = normalizers.NFC()
+    text = ("<tool_call>", "</tool_call>", "é漢")
+    theirs.add_tokens([AddedToken(x, special=False, normalized=False) for x in text])
+    theirs.add_special_tokens(["<|im_end|>"])
+    theirs.save(str(folder / "tokenizer.json"))
+    return theirs
+
+
+@pytest.mark.parametrize("name", SPLITS)
+def test_ids_of_byte_level_bpe_are_those_of_the_library(tmp_path, name):
+    """Catches text that is split, merged, normalized or cut at added tokens in another way, and
+    special tokens that text becomes."""
+    theirs = trained_bpe(tmp_path, SPLITS[name], nfc=name == "Qwen2")
+    ours = load_tokenizer(tmp_path)
+    assert (ours.vocab_size, ours.bos_id, ours.eos_id) == (1500, 1, 0)
+    odd = ["", "a<tool_call></tool_call> b", "xé漢é漢", "<tool", "\u212b ﬁ", "e\u0301"]
+    texts = [*odd, *strings(3000, seed=1), CODE[:20_000]]
+    expected = [encoding.ids for encoding in theirs.encode_batch(texts)]
+    wrong = [x for x, ids in zip(texts, expected, strict=True) if ours.encode(x) != ids]
+    assert not wrong, f"{len(wrong)} differ, the first: {wrong[0]!r}"
+    if name != "Qwen2":  # NFC changes the text
+        assert all(ours.decode(ids) == x for x, ids in zip(texts, expected, strict=True))
+    assert "<tool_call>" in ours.words(ours.encode("a<tool_call>b"))
+    for special in ("<|im_end|>", "<s>"):
+        assert theirs.token_to_id(special) in ours.ends and len(ours.encode(special)) > 1
+
+
+def test_bytes_that_a_vocabulary_lacks_vanish_as_in_the_library(tmp_path):
+    """Catches a SmolLM2, which lacks some, that cannot be loaded or that says unknown ids."""
+    trained_bpe(tmp_path, BYTE_LEVEL)
+    path = tmp_path / "tokenizer.json"
+    file = json.loads(path.read_text("utf-8"))
+    del file["model"]["vocab"]["\u0104"]  # byte 4
+    path.write_text(json.dumps(file), "utf-8")
+    theirs, ours = tokenizers.Tokenizer.from_file(str(path)), load_tokenizer(path)
+    for text in ("\x04", "the \x04 cat", "no such byte"):
+        assert ours.encode(text) == theirs.encode(text).ids
+
+
+def test_tekken_is_tiktoken_behind_the_special_tokens():
+    """Catches special tokens that are not counted in, and words beyond the vocabulary."""
+    path = mistral_file("json")
+    ours = load_tokenizer(path)
+    assert (ours.vocab_size, ours.bos_id, ours.eos_id) == (131072, 1, 2)
+    assert ours.ends == set(range(1000))
+    ids = ours.encode("Hello </s> wörld 漢字 🙂\n\n")
+    assert ids[0] == 22177 and min(ids) >= 1000 and ours.words([22177]) == ["Hello"]
+    ranks = {ours.pieces[i]: i - 1000 for i in range(1000, 131072)}
+    pattern = json.loads(path.read_text("utf-8"))["config"]["pattern"]
+    theirs = tiktoken.Encoding("t", pat_str=pattern, mergeable_ranks=ranks, special_tokens={})
+    for text in strings(1000, seed=2):
+        assert ours.encode(text) == [1000 + rank for rank in theirs.encode_ordinary(text)]
+        assert ours.decode(ours.encode(text)) == text
+
+
+@pytest.mark.parametrize(
+    "change, name",
+    [
+        ({"normalizer": {"type": "NFKC"}}, "NFKC"),
+        ({"pre_tokenizer": {"type": "Whitespace"}}, "Whitespace"),
+        ({"pre_tokenizer": {"type": "ByteLevel", "add_prefix_space": True}}, "ByteLevel"),
+        ({"model": {"vocab": {"a": 0}}}, "merges"),
+        ({"model": {"vocab": {"a": 0}, "merges": ["a b"]}}, "ab"),
+        ({"model": {"vocab": {"ab": 1, "cd": 0}, "merges": ["a b", "c d"]}}, "order"),
+    ],
+)
+def test_what_is_not_implemented_is_refused_by_name(tmp_path, change, name):
+    """Catches a tokenizer that gives other ids than its library without a word."""
+    trained_bpe(tmp_path, BYTE_LEVEL)
+    path = tmp_path / "tokenizer.json"
+    path.write_text(json.dumps(json.loads(path.read_text("utf-8")) | change), "utf-8")
+    with pytest.raises(ValueError, match=name) as error:
+        load_tokenizer(tmp_path)
+    assert "\n" not in str(error.value) and str(path) in str(error.value)
