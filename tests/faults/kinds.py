@@ -3,6 +3,7 @@
 import base64
 import gzip
 import json
+import shutil
 from dataclasses import asdict
 from pathlib import Path
 from unittest.mock import patch
@@ -13,6 +14,7 @@ import torch
 from byte_tokenizer import write_byte_tokenizer
 from safetensors.torch import load_file
 from tiny_runs import SHAPE, as_typed, go
+from transformers import MistralConfig, MistralForCausalLM
 
 from beyond.kinds import ThinkingConfig
 from data.dataset import write_dataset
@@ -33,6 +35,8 @@ THINK = ["--thought_len=2", "--lr=0.01", "--eval_every=0", "--save_every=9"]
 GSM8K = [{"question": f"{n} plus 1?", "answer": f"Add.\n#### {n + 1}"} for n in range(3)]
 CHOICES = [{"label": letter, "text": f"in {letter}"} for letter in "ABCDE"]
 CSQA = [{"answerKey": a, "question": {"stem": "Where?", "choices": CHOICES}} for a in "ACE"]
+HUB_SHAPE = dict(hidden_size=16, num_hidden_layers=1, intermediate_size=24, vocab_size=6)
+HUB_SHAPE |= dict(num_attention_heads=2, num_key_value_heads=1, head_dim=8)
 SCRIPTS = {
     "train": (TrainConfig, ModelConfig, ThinkingConfig),
     "sample": (SampleConfig, LoadConfig),
@@ -57,11 +61,15 @@ def make_samples():
     go(MY, "--objective=lm", "--init_from=", "--out=base", "--max_steps=1", *SHAPE)
     go(MY, *THINK, "--out=run", "--max_steps=2")
     export(MY / "run", MY / "official")
-    export(MY / "run", MY / "hub", "hf")
+    hub_model = MistralForCausalLM(MistralConfig(**HUB_SHAPE))
+    for name in ("hub", "bin"):
+        shutil.copytree(MY / "official", MY / name)
+        (MY / name / "params.json").unlink()
+        (MY / name / "consolidated.00.pth").unlink()
+        hub_model.save_pretrained(MY / name)
     weights = load_file(MY / "hub" / "model.safetensors")
     index = {"metadata": {}, "weight_map": dict.fromkeys(weights, "model.safetensors")}
     write("hub/model.safetensors.index.json", json.dumps(index))
-    export(MY / "run", MY / "bin", "hf")
     torch.save(weights, MY / "bin" / "pytorch_model.bin")
     (MY / "bin" / "model.safetensors").unlink()
 
