@@ -1,7 +1,4 @@
-"""
-The texts of a training step, and the numbers that it is drawn with: functions of seed and step
-alone.
-"""
+"""The texts and the random numbers of a training step: functions of seed and step alone."""
 
 import numpy as np
 import torch
@@ -13,18 +10,16 @@ def check_sizes(datasets, length, separate_documents, batch_size, micro_batch, e
     """Raise ValueError if texts and batches cannot be had as told, by `world` processes."""
     for dataset in datasets:
         if len(dataset.tokens) < length:
-            raise ValueError(
-                f"{dataset.path} has {len(dataset.tokens)} tokens, fewer than a span of {length}: "
-                "prepare more text, or with another --separator or --val_share"
+            problem = (
+                f"{dataset.path} has {len(dataset.tokens)} tokens, less than a span of {length}"
             )
+            raise ValueError(f"{problem}: prepare more text, or use another --val_share")
         if separate_documents and dataset.meta["document_end"] is None:
-            raise ValueError(
-                f"separate_documents: {dataset.path} has no token that ends a document"
-            )
+            raise ValueError(f"separate_documents: {dataset.path} has no id that ends a document")
     if batch_size % world or eval_texts % world:
         raise ValueError(f"batch_size and eval_texts must be multiples of the {world} processes")
-    texts = batch_size // world
-    if texts % (micro_batch or texts):
+    if micro_batch and batch_size // world % micro_batch:
+        texts = batch_size // world
         raise ValueError(
             f"micro_batch {micro_batch} does not divide the {texts} texts of a process"
         )
@@ -35,9 +30,7 @@ def read_batch(dataset, offsets, length, separate_documents, device):
     tokens = np.stack([dataset.tokens[start : start + length] for start in offsets])
     tokens = tokens.astype(np.int64)
     if tokens.max() >= dataset.meta["vocab_size"]:
-        raise ValueError(
-            f"{dataset.path} holds an id that is not in its vocabulary: prepare it anew"
-        )
+        raise ValueError(f"{dataset.path} has an id beyond its vocabulary: prepare it again")
     documents = None
     if separate_documents:
         numbers = document_numbers(tokens, dataset.meta["document_end"])

@@ -9,7 +9,6 @@ The project's one data format. A folder holds
 so that opening it is a memory map. meta.json is written last: a folder that has it is complete.
 """
 
-import random
 import zlib
 from dataclasses import dataclass
 from functools import cached_property
@@ -19,6 +18,8 @@ from typing import Literal
 import numpy as np
 
 from lib.files import check, lock, read_json, reading, replace_file, write_json
+
+AGAIN = "is damaged or of an older version: delete it and prepare the dataset again"
 
 
 @dataclass
@@ -33,17 +34,14 @@ class Dataset:
     @cached_property
     def answers(self):
         """Which tokens answer a question: bool, like tokens. (Training never asks.)"""
+        answers, rule = np.zeros(len(self.tokens), bool), self.meta["answers"] or {}
         path = self.path.with_name(f"{self.path.stem}_answers.bin")
-        if path.exists():
-            with reading(path, "does not fit the dataset: prepare it anew"):
-                marks = np.frombuffer(path.read_bytes(), bool)
-                if len(marks) != len(self.tokens):
-                    raise ValueError(f"{len(marks)} marks for {len(self.tokens)} tokens")
-            return marks
-        answers, rule = np.zeros(len(self.tokens), bool), self.meta["answers"]
-        if rule and "after" in rule:
+        if "after" in rule:
             follows = self.tokens[:-1] == rule["after"]
             answers[1:] = follows & np.isin(self.tokens[1:], rule["among"])
+        elif rule and path.exists():
+            with reading(path, AGAIN):
+                answers = np.fromfile(path, bool).reshape(answers.shape)
         return answers
 
 
@@ -66,39 +64,22 @@ def write_dataset(folder, splits, tokenizer, document_end=None, answers=None, ma
             replace_file(folder / f"{name}.bin", ids)
         counts = {name: len(ids) for name, ids in splits.items()}
         checksums = {name: zlib.crc32(ids) for name, ids in content.items()}
-        more = {"document_end": document_end, "answers": answers}
-        write_meta(folder, counts, checksums, tokenizer, **more)
+        write_meta(folder, counts, checksums, tokenizer, document_end, answers)
+    print(f"{folder}: {sizes_of(counts)}")
 
 
-def write_meta(folder, counts, checksums, tokenizer, **more):
-    """Write the tokenizer and, last of all, meta.json, of files that are there. Returns its
-    content."""
+def write_meta(folder, counts, checksums, tokenizer, document_end, answers=None, **more):
+    """Write the tokenizer and, last of all, meta.json, of splits that are there."""
     tokenizer.save(folder)
     meta = {"tokenizer": tokenizer.to_json(), "vocab_size": tokenizer.vocab_size}
-    meta |= {"dtype": id_type(tokenizer), "tokens": counts, "checksums": checksums, **more}
-    write_json(Path(folder) / "meta.json", meta)
-    return meta
+    meta |= {"dtype": id_type(tokenizer), "tokens": counts, "checksums": checksums}
+    meta |= {"document_end": document_end, "answers": answers, **more}
+    write_json(folder / "meta.json", meta)
 
 
-def write_lines(config, document, tokenizer, end, after, among):
-    """Write a text of random lines, each made by document(config, rng), and say what was written.
-
-    config         has out, train_documents, val_documents and seed
-    end, after     what ends a line, and what stands before an answer: characters of the tokenizer
-    among          the characters that an answer may be
-    """
-    splits = {}
-    for name, count in (("train", config.train_documents), ("val", config.val_documents)):
-        rng = random.Random(f"{config.seed} {name}")
-        splits[name] = tokenizer.encode("".join(document(config, rng) for _ in range(count)))
-    answers = {"after": tokenizer.id[after], "among": tokenizer.encode(among)}
-    write_dataset(config.out, splits, tokenizer, tokenizer.id[end], answers)
-    print(f"{config.out}: {sizes_of(splits)}")
-
-
-def sizes_of(splits):
-    """A line about splits of {name: ids}."""
-    return ", ".join(f"{name} {len(ids):,} tokens" for name, ids in splits.items())
+def sizes_of(counts):
+    """Words for the number of tokens in each split."""
+    return ", ".join(f"{name} {count:,} tokens" for name, count in counts.items())
 
 
 def id_type(tokenizer):
@@ -113,12 +94,11 @@ def read_meta(folder):
         raise ValueError(f"no data in {folder} (no meta.json): run its prepare.py first")
     counts = {"train": int, "val": int}
     shape = {"tokenizer": dict, "vocab_size": int, "dtype": Literal["uint16", "uint32"]}
-    shape |= {"tokens": counts, "checksums": counts, "document_end": int | None}
-    meta = read_json(
-        path, shape, "is no description of a dataset, or an older one: prepare it anew"
-    )
-    with reading(path, "is no description of a dataset: prepare it anew"):
-        answers = {"after": 0, **(meta.setdefault("answers", None) or {"among": [0]})}
+    shape |= {"tokens": counts, "checksums": counts}
+    shape |= {"document_end": int | None, "answers": dict | None}
+    meta = read_json(path, shape, AGAIN)
+    with reading(path, AGAIN):
+        answers = {"after": 0, **(meta["answers"] or {"among": [0]})}
         check(answers, {"after": int, "among": [int]}, "answers")
         for i in (meta["document_end"] or 0, answers["after"], *answers["among"]):
             if not 0 <= i < meta["vocab_size"]:
@@ -130,10 +110,10 @@ def open_dataset(folder, split):
     """Open a split of a folder. Nothing of it is read yet. Raises ValueError, in one line."""
     path, meta = Path(folder) / f"{split}.bin", read_meta(folder)
     dtype, tokens = np.dtype(meta["dtype"]), meta["tokens"][split]
-    with reading(path, "cannot be used: prepare it anew"):
+    with reading(path, AGAIN):
         size = path.stat().st_size
         if not tokens or size != tokens * dtype.itemsize:
-            raise ValueError(f"it is cut short or foreign: {size} bytes for {tokens} tokens")
+            raise ValueError(f"{size} bytes for {tokens} tokens")
         return Dataset(np.memmap(path, dtype, mode="r"), meta, path, meta["checksums"][split])
 
 

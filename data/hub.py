@@ -1,8 +1,6 @@
-"""
-Texts that are streamed from the Hugging Face hub.
-"""
+"""Texts that are streamed from the Hugging Face hub."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from data.text import TokenizeConfig, prepare_text
 from lib.config import from_cli
@@ -11,29 +9,27 @@ from lib.files import check, reading
 
 @dataclass
 class HubConfig:
-    dataset: str = ""  # its name on the Hugging Face hub; if not given: this text's
-    subset: str = ""  # of the dataset; if not given: this text's
-    revision: str = "main"  # branch, tag or commit on the hub: a commit fixes the text for good
     out: str = ""  # folder to write; if not given: that of prepare.py
+    revision: str = "main"  # branch, tag or commit on the hub: a commit fixes the text for good
 
 
-def hub_documents(config):
-    """(text, number) of a dataset on the Hugging Face hub, or in a folder of that kind."""
+def hub_documents(dataset, subset, revision):
+    """(text, number) of each row of a dataset on the Hugging Face hub. Raises ValueError."""
     try:
         from datasets import load_dataset
     except ImportError:
         raise ValueError("this text is streamed: pip install datasets") from None
-    with reading(f"the dataset {config.dataset}", "cannot be read"):
-        how = {"split": "train", "streaming": True, "revision": config.revision}
-        for number, row in enumerate(load_dataset(config.dataset, config.subset or None, **how), 1):
+    with reading(f"the dataset {dataset}", "cannot be read"):
+        rows = load_dataset(dataset, subset, split="train", streaming=True, revision=revision)
+        for number, row in enumerate(rows, 1):
             check(row, {"text": str}, f"row {number}")
             yield row["text"], number
 
 
-def prepare_hub(description, **defaults):
+def prepare_hub(description, folder, dataset, subset=None):
     """The command line of a text on the hub. max_tokens is 20 million if not said otherwise."""
     config, tokenize, given = from_cli(description, HubConfig, TokenizeConfig)
-    config = replace(config, **{k: value for k, value in defaults.items() if k not in given})
     tokenize.max_tokens = given.get("max_tokens", 20_000_000)
-    source = {"dataset": config.dataset, "subset": config.subset, "revision": config.revision}
-    prepare_text(hub_documents(config), config.out, source, tokenize, unit=" documents")
+    source = {"dataset": dataset, "subset": subset, "revision": config.revision}
+    documents = hub_documents(**source)
+    prepare_text(documents, config.out or folder, source, tokenize, unit=" documents")

@@ -17,13 +17,14 @@ quiet answers stay at chance.)
     python data/arithmetic/prepare.py --out=data/arithmetic
 """
 
+import random
 import sys
 from dataclasses import dataclass
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from data.dataset import write_lines  # noqa: E402
+from data.dataset import write_dataset  # noqa: E402
 from lib.config import run_script  # noqa: E402
 from lib.tokenizer import CharTokenizer  # noqa: E402
 
@@ -38,19 +39,19 @@ class ArithmeticConfig:
     val_documents: int = 4000  # lines of held-out text
     explicit: float = 0.5  # share of lines with an aside between dashes
     chatter: float = 0.6  # share of the asides that are idle; above .5, a greedy thought is idle
-    double: float = 0.0  # share of the asides that close with two dashes, as too long a thought does
+    double: float = (
+        0.0  # share of the asides that close with two dashes, as too long a thought does
+    )
     mark: bool = True  # put ">" before lines with an aside; without it nothing announces one
     min_digits: int = 4  # fewest digits to add up
     max_digits: int = 4  # most digits to add up
     seed: int = 1337  # of everything random
 
     def __post_init__(self):
-        if not all(0 <= share <= 1 for share in (self.explicit, self.chatter, self.double)):
+        if max(self.explicit, self.chatter, self.double) > 1:
             raise ValueError("explicit, chatter and double are shares, from 0 to 1")
         if not 1 <= self.min_digits <= self.max_digits:
             raise ValueError("digits: 1 <= min_digits <= max_digits")
-        if min(self.train_documents, self.val_documents) < 1:
-            raise ValueError("train_documents and val_documents must be at least 1")
 
 
 def running_sums(question):
@@ -80,8 +81,13 @@ def document(config, rng):
 
 
 def prepare(config):
+    tokenizer, splits = CharTokenizer(ALPHABET), {}
+    for name, count in (("train", config.train_documents), ("val", config.val_documents)):
+        rng = random.Random(f"{config.seed} {name}")
+        splits[name] = tokenizer.encode("".join(document(config, rng) for _ in range(count)))
     # only a digit right behind "=" counts as an answer
-    write_lines(config, document, CharTokenizer(ALPHABET), END, ANSWER, DIGITS)
+    answers = {"after": tokenizer.id[ANSWER], "among": tokenizer.encode(DIGITS)}
+    write_dataset(config.out, splits, tokenizer, tokenizer.id[END], answers)
 
 
 if __name__ == "__main__":

@@ -17,4 +17,4 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from data.hub import prepare_hub  # noqa: E402
 
 if __name__ == "__main__":
-    prepare_hub(__doc__, dataset="allenai/c4", subset="en", out=str(Path(__file__).parent))
+    prepare_hub(__doc__, Path(__file__).parent, "allenai/c4", "en")

@@ -1,14 +1,11 @@
 """
-CommonsenseQA (Talmor et al. 2019, arXiv 1811.00937): 1,221 questions with five answers to choose
-from, the validation set (the answers of the test set are not public).
+CommonsenseQA (Talmor et al. 2019, arXiv 1811.00937): 1,221 questions, the validation set (the
+answers of the test set are not public). It becomes questions.jsonl, lines like
+{"question": "What do people aim to do at work?", "choices": ["complete job", ...], "answer": "A"}.
 
-    python data/commonsense_qa/prepare.py                      downloads it
-    python data/commonsense_qa/prepare.py --source=FILE.jsonl  takes a file of yours in the same
-    form: --any_hash if it
-                                                               is another than the validation set
-
-It leaves questions.jsonl, one such line a question:
-{"question": "What do people aim to do at work?", "choices": ["complete job", ...], "answer": "A"}
+    python data/commonsense_qa/prepare.py                                 downloads it
+    python data/commonsense_qa/prepare.py --source=FILE.jsonl --any_hash  takes a file of yours in
+        the form of the original
 """
 
 import sys
@@ -21,22 +18,17 @@ from lib.files import check  # noqa: E402
 
 URL = "https://s3.amazonaws.com/commensenseqa/dev_rand_split.jsonl"
 SHA256 = "3210497fdaae614ac085d9eb873dd7f4d49b6f965a93adadc803e1229fd8a02a"
-LETTERS = "ABCDE"
 
 
 def question(line):
     """One line of the source -> one of questions.jsonl. Raises ValueError."""
-    if line.get("answerKey") not in list(LETTERS):
-        raise ValueError("no answerKey from A to E (the test set's are not public)")
-    stem, choices = (
-        line["question"]["stem"],
-        {c["label"]: c["text"] for c in line["question"]["choices"]},
-    )
-    if list(choices) != list(LETTERS) or not stem.strip():
-        raise ValueError("a question with five choices, A to E, is wanted")
-    check([*choices.values(), stem], [str], "the texts")
+    stem = line["question"]["stem"]
+    choices = {choice["label"]: choice["text"] for choice in line["question"]["choices"]}
+    check([stem, *choices.values()], [str], "the texts")
+    if list(choices) != list("ABCDE") or line.get("answerKey") not in choices or not stem.strip():
+        raise ValueError("a question with choices A to E and an answerKey is wanted")
     return {"question": stem, "choices": list(choices.values()), "answer": line["answerKey"]}
 
 
 if __name__ == "__main__":
-    prepare_questions(__doc__, Path(__file__).parent, URL, "dev_rand_split.jsonl", SHA256, question)
+    prepare_questions(__doc__, Path(__file__).parent, URL, SHA256, question)

@@ -1,15 +1,10 @@
 """
 GSM8K (Cobbe et al. 2021, arXiv 2110.14168; MIT licence): 1,319 grade-school word problems, the test
-set.
+set. It becomes questions.jsonl, lines like {"question": "Janet’s ducks lay ...", "answer": "18"}.
 
-    python data/gsm8k/prepare.py                      downloads it
-    python data/gsm8k/prepare.py --source=FILE.jsonl  takes a file of yours: lines {"question": ...,
-    "answer": ...},
-                                                      whose answers end in "#### 18"; --any_hash if
-                                                      it is another than the test set
-
-It leaves questions.jsonl, one such line a question: {"question": "Janet’s ducks lay 16 eggs ...",
-"answer": "18"}
+    python data/gsm8k/prepare.py                                 downloads it
+    python data/gsm8k/prepare.py --source=FILE.jsonl --any_hash  takes a file of yours: lines
+        {"question": ..., "answer": ...}, whose answers end in "#### 18"
 """
 
 import re
@@ -20,7 +15,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from data.download import prepare_questions  # noqa: E402
 
-URL = "https://raw.githubusercontent.com/openai/grade-school-math/master/grade_school_math/data/test.jsonl"
+URL = "https://raw.githubusercontent.com/openai/grade-school-math/master/grade_school_math/data/"
 SHA256 = "3730d312f6e3440559ace48831e51066acaca737f6eabec99bccb9e4b3c39d14"
 
 
@@ -33,4 +28,4 @@ def question(line):
 
 
 if __name__ == "__main__":
-    prepare_questions(__doc__, Path(__file__).parent, URL, "test.jsonl", SHA256, question)
+    prepare_questions(__doc__, Path(__file__).parent, f"{URL}test.jsonl", SHA256, question)

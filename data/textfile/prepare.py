@@ -5,10 +5,9 @@ Text of yours: a file, or a folder of files, plain text or JSONL, also compresse
     python data/textfile/prepare.py --source=notes --pattern="*.md" --separator="" --out=data/notes
     python data/textfile/prepare.py --source=pages.jsonl.gz --key=content --out=data/pages
 
-Then train on it:  python train.py --data=data/book --init_from=weights/smollm2 --base_preset=""
---out=out/book
+Then train on it:
 
-Documents are held out by a hash of their text.
+    python train.py --data=data/book --init_from=weights/smollm2 --base_preset="" --out=out/book
 """
 
 import sys
@@ -18,7 +17,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from data.text import TokenizeConfig, prepare_text, read_documents, text_files  # noqa: E402
-from lib.config import from_cli, one_line_errors  # noqa: E402
+from lib.config import run_script  # noqa: E402
 
 
 @dataclass
@@ -29,22 +28,17 @@ class TextfileConfig:
     separator: str = r"\n\n\n"  # what stands between two documents; empty: each file is one
     key: str = "text"  # where the text is in a line of a JSONL file
 
-    def __post_init__(self):
-        if not self.source:
-            raise ValueError("--source=FILE or FOLDER says what is to be read")
 
-
-def main():
-    config, tokenize, _ = from_cli(__doc__, TextfileConfig, TokenizeConfig)
-    with one_line_errors("prepare.py"):
-        files = text_files(config.source, config.pattern)
-    sizes = [path.stat().st_size for path in files]
+def prepare(config, tokenize):
+    if not config.source:
+        raise ValueError("--source=FILE or FOLDER says what is to be read")
+    sizes = {path: path.stat().st_size for path in text_files(config.source, config.pattern)}
     separator = config.separator.replace(r"\n", "\n").replace(r"\t", "\t")
-    source = {"files": [[path.name, size] for path, size in zip(files, sizes, strict=True)]}
+    source = {"files": [[path.name, size] for path, size in sizes.items()]}
     source |= {"separator": separator, "key": config.key}
-    documents = read_documents(files, separator, config.key)
-    prepare_text(documents, config.out, source, tokenize, sum(sizes))
+    documents = read_documents(list(sizes), separator, config.key)
+    prepare_text(documents, config.out, source, tokenize, total=sum(sizes.values()), unit="B")
 
 
 if __name__ == "__main__":
-    main()
+    run_script("prepare.py", __doc__, prepare, TextfileConfig, TokenizeConfig)

@@ -1,10 +1,9 @@
 """
 Tiny Shakespeare: 1.1 MB of plays, in the public domain, as collected for char-rnn.
 
-    python data/tinyshakespeare/prepare.py                                downloads it; one token a character
-    python data/tinyshakespeare/prepare.py --source=input.txt             or takes a copy of yours
-    python data/tinyshakespeare/prepare.py --tokenizer=weights/smollm2
-    --out=data/tinyshakespeare_bpe
+    python data/tinyshakespeare/prepare.py                     downloads it; one token a character
+    python data/tinyshakespeare/prepare.py --source=input.txt  or takes a copy of yours
+    python data/tinyshakespeare/prepare.py --tokenizer=weights/smollm2 --out=data/shakespeare_bpe
 
 It is one document. Its first 90 % are for training and the last 10 % held out: by characters, train
 1,003,854 tokens, val 111,540, alphabet of 65.
@@ -16,7 +15,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from data.dataset import sizes_of, write_dataset  # noqa: E402
+from data.dataset import write_dataset  # noqa: E402
 from data.download import read_source  # noqa: E402
 from lib.config import run_script  # noqa: E402
 from lib.tokenizer import CharTokenizer, load_tokenizer  # noqa: E402
@@ -30,11 +29,6 @@ class ShakespeareConfig:
     out: str = str(Path(__file__).parent)  # folder to write
     source: str = ""  # the text, if you have it; empty: download it
     tokenizer: str = ""  # a tokenizer file or folder; empty: one token a character
-    val_share: float = 0.1  # share of the text held out, from its end
-
-    def __post_init__(self):
-        if not 0 < self.val_share < 1:
-            raise ValueError(f"val_share must lie between 0 and 1, not {self.val_share}")
 
 
 def prepare(config):
@@ -42,10 +36,9 @@ def prepare(config):
     tokenizer = CharTokenizer("".join(sorted(set(text))))
     if config.tokenizer:
         tokenizer = load_tokenizer(config.tokenizer)
-    cut = int(len(text) * (1 - config.val_share))
+    cut = int(len(text) * 0.9)
     splits = {"train": tokenizer.encode(text[:cut]), "val": tokenizer.encode(text[cut:])}
     write_dataset(config.out, splits, tokenizer)
-    print(f"{config.out}: {sizes_of(splits)}")
 
 
 if __name__ == "__main__":
