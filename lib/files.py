@@ -65,6 +65,8 @@ def reading(path, problem="is damaged or cut short"):
         yield
     except (KeyboardInterrupt, SystemExit, GeneratorExit):
         raise
+    except ImportError as error:
+        raise ValueError(f"{path} wants a package: pip install {error.name}") from None
     except BaseException as error:  # a panic in tiktoken is no Exception
         raise ValueError(f"{path} {problem} ({reason(error)})") from None
 
