@@ -2,18 +2,16 @@
 GSM8K's solutions (Cobbe et al. 2021, arXiv 2110.14168; MIT licence), their calculations sometimes
 written out and sometimes left out: what data/arithmetic is, as text that people wrote.
 
-In the source each calculation stands twice: "Natalia sold 48/2 = <<48/2=24>>24 clips in May." Of
-each it becomes
-
+  source     Natalia sold 48/2 = <<48/2=24>>24 clips in May.
   written    Natalia sold <<48/2=24>>24 clips in May.
   left out   Natalia sold 24 clips in May.
 
 The training text has every solution several times (--copies); whether a calculation is written is
-drawn each time. In the held-out text all are left out, and their results are the answers that
-eval.py counts: val_answers.bin marks their tokens, steps.json holds the calculations. Held out are
-the test set, `val`, and some of the training set, `dev`, for choosing settings.
+drawn each time. In the held-out text all are left out: val_answers.bin marks the tokens of their
+results, which eval.py counts, and steps.json holds the calculations. Held out are the test set,
+`val`, and some of the training set, `dev`, for choosing settings.
 
-    python data/gsm8k_steps/prepare.py                                      downloads it
+    python data/gsm8k_steps/prepare.py
     python data/gsm8k_steps/prepare.py --train=FILE.jsonl --test=FILE.jsonl     takes files of yours
 """
 
@@ -39,14 +37,11 @@ SHA256 = {
     "test": "3730d312f6e3440559ace48831e51066acaca737f6eabec99bccb9e4b3c39d14",
 }
 ANNOTATION = re.compile(r"<<([^<>]*)>>")
-NUMBER = re.compile(
-    r"\d[\d,]*\d(?:\.\d+)?|\d(?:\.\d+)?|\.\d+"
-)  # as it is written behind an annotation: 130,000 or .5
+NUMBER = re.compile(r"\d[\d,]*\d(?:\.\d+)?|\d(?:\.\d+)?|\.\d+")  # behind it: 130,000 or .5
 # The same calculation in the text before the annotation, "48/2 = ": without letters, so that no
 # word is lost. A sign of money behind the "=" stays.
-EXPRESSION = re.compile(
-    r"(?:(?<=\s)|^)[\d.,$%€£()+\-–*/x×÷ ]*\d[\d.,$%€£()+\-–*/x×÷ ]*=\s*([$€£]?)$"
-)
+SIGNS = r"[\d.,$%€£()+\-–*/x×÷ ]*"
+EXPRESSION = re.compile(rf"(?:(?<=\s)|^){SIGNS}\d{SIGNS}=\s*([$€£]?)$")
 
 
 @dataclass
@@ -62,53 +57,50 @@ class GSM8KStepsConfig:
     seed: int = 1337  # of everything random
 
     def __post_init__(self):
-        if not 0 <= self.written <= 1 or min(self.copies, self.dev_documents) < 1:
-            raise ValueError(
-                "written is a share, from 0 to 1; copies and dev_documents must be at least 1"
-            )
+        if self.written > 1 or not self.copies or not self.dev_documents:
+            raise ValueError("written is a share; copies and dev_documents must be at least 1")
 
 
 def pieces(answer):
     """A solution, cut at its calculations: [(text before, annotation, number)], and the text behind
     the last. Where the calculation stands in the text too, it is gone. annotation: "48/2=24", or
     None if the text cannot do without it."""
-    found, at = [], 0
+    parts, at = [], 0
     for match in ANNOTATION.finditer(answer):
-        number, before = NUMBER.match(answer, match.end()), answer[at : match.start()]
+        before, annotation = EXPRESSION.sub(r"\1", answer[at : match.start()]), match[1]
+        number = NUMBER.match(answer, match.end())
         if not number:  # no result follows: nothing to predict
-            found.append((before, None, ""))
-            at = match.end()
-            continue
-        without = EXPRESSION.sub(r"\1", before)
-        still_there = without.rstrip().endswith("=")  # in words, say: "5 apples + 3 pears ="
-        found.append((without, None if still_there else match[1], number[0]))
-        at = number.end()
-    return found, answer[at:]
+            before = answer[at : match.start()]
+        if not number or before.rstrip().endswith("="):  # in words: "5 apples + 3 pears ="
+            annotation = None
+        parts.append((before, annotation, number[0] if number else ""))
+        at = number.end() if number else match.end()
+    return parts, answer[at:]
 
 
 def document(line, written, tokenizer):
-    """Ids of one solution and which of them are results of calculations that were left out: int64
-    and bool (n,). written: function without arguments: is the next calculation written?
+    """Ids of one solution, and which of them are results of calculations that were left out: int64
+    and bool (n,). written(): is the next calculation written?
 
     Text, annotation and number are encoded one by one, so that "<<" is the same token everywhere,
     and stands just where a thought would: where the number could be. The ids of a calculation that
     is left out are those of the whole text.
     """
-    found, rest = pieces(line["answer"])
-    parts, text = [], f"Q: {line['question']}\nA: "
-    for before, annotation, number in found:
+    parts, rest = pieces(line["answer"])
+    texts, text = [], f"Q: {line['question']}\nA: "
+    for before, annotation, number in parts:
         text += before
         if annotation is None:
             text += number
             continue
         keep = written()
-        parts += [(text, False)] + [(f"<<{annotation}>>", False)] * keep + [(number, not keep)]
+        texts += [(text, False), (f"<<{annotation}>>" * keep, False), (number, not keep)]
         text = ""
-    ids = [(tokenizer.encode(part), marked) for part, marked in [*parts, (text + rest, False)]]
-    ids.append(([tokenizer.eos_id], False))
-    return np.concatenate([np.asarray(i, np.int64) for i, _ in ids]), np.repeat(
-        [marked for _, marked in ids], [len(i) for i, _ in ids]
-    )
+    ids, marks = [], []
+    for part, is_result in [*texts, (text + rest, False)]:
+        ids += tokenizer.encode(part)
+        marks += [is_result] * (len(ids) - len(marks))
+    return np.array([*ids, tokenizer.eos_id]), np.array([*marks, False])
 
 
 def solution(line):
@@ -118,54 +110,41 @@ def solution(line):
     return line
 
 
-def left_out():
-    return False
+def read_lines(config, name):
+    """The solutions of the source "train" or "test"."""
+    source, path = getattr(config, name), Path(config.out) / f"{name}.jsonl"
+    sha256 = None if source and config.any_hash else SHA256[name]
+    content = read_source(source, f"{URL}{name}.jsonl", path, sha256)
+    return json_lines(content, source or path, solution)
 
 
 def prepare(config):
-    lines = {}
-    for name in ("train", "test"):
-        source, path = getattr(config, name), Path(config.out) / f"{name}.jsonl"
-        sha256 = None if source and config.any_hash else SHA256[name]
-        lines[name] = json_lines(
-            read_source(source, f"{URL}{name}.jsonl", path, sha256), source or path, solution
-        )
+    train, test = read_lines(config, "train"), read_lines(config, "test")
     tokenizer, rng = load_tokenizer(config.tokenizer), random.Random(config.seed)
     if tokenizer.eos_id is None:
         raise ValueError(f"{config.tokenizer} has no token that ends a text")
-    rng.shuffle(lines["train"])
-    dev, train = lines["train"][: config.dev_documents], lines["train"][config.dev_documents :]
+    rng.shuffle(train)
+    held_out = {"val": test, "dev": train[: config.dev_documents]}
+    train = train[config.dev_documents :]
     if not train:
         raise ValueError(f"--dev_documents={config.dev_documents} leaves nothing to train on")
-    texts = []
+    texts = {"train": []}
     for _ in range(config.copies):
         rng.shuffle(train)
-        texts += [
-            document(line, lambda: rng.random() < config.written, tokenizer) for line in train
-        ]
-    splits = {"train": texts}
-    splits |= {
-        name: [document(x, left_out, tokenizer) for x in some]
-        for name, some in (("val", lines["test"]), ("dev", dev))
-    }
-    ids, marks = (
-        {name: np.concatenate([text[k] for text in texts]) for name, texts in splits.items()}
-        for k in (0, 1)
-    )
-    del marks["train"]
-    steps = {"val": lines["test"], "dev": dev}
-    steps = {
-        name: [a for line in some for _, a, _ in pieces(line["answer"])[0] if a]
-        for name, some in steps.items()
-    }
+        for line in train:
+            texts["train"].append(document(line, lambda: rng.random() < config.written, tokenizer))
+    steps = {}
+    for name, lines in held_out.items():
+        texts[name] = [document(line, lambda: False, tokenizer) for line in lines]
+        calculations = [a for line in lines for _, a, _ in pieces(line["answer"])[0] if a]
+        steps[name] = calculations
+        print(f"{name}: {len(calculations):,} calculations left out")
     Path(config.out).mkdir(parents=True, exist_ok=True)
     write_json(Path(config.out) / "steps.json", steps)
+    ids = {name: np.concatenate([x for x, _ in documents]) for name, documents in texts.items()}
+    marks = {name: np.concatenate([x for _, x in texts[name]]) for name in held_out}
     among = sorted({i for text in "0123456789,." for i in tokenizer.encode(f"1{text}")[1:]})
     write_dataset(config.out, ids, tokenizer, tokenizer.eos_id, {"among": among}, marks)
-    counts = {name: f"{len(ids[name]):,} tokens" for name in ids}
-    for name, found in steps.items():
-        counts[name] += f", {len(found):,} calculations left out"
-    print(f"{config.out}: " + "; ".join(f"{name} {count}" for name, count in counts.items()))
 
 
 if __name__ == "__main__":

@@ -26,14 +26,15 @@ def test_what_is_written_is_read(folder):
     assert data.tokens.dtype == np.uint16 and not data.tokens.flags.writeable
     assert data.answers.tolist() == [False, False, True, False]
     assert not list(folder.glob("*.tmp"))
-    marks = [True, False, False, True]
-    write_dataset(
-        folder, {"train": [0], "val": [0] * 4}, CharTokenizer("abc"), marks={"val": marks}
-    )
+    marks, splits = [True, False, False, True], {"train": [0], "val": [0] * 4}
+    rule = {"among": [0]}
+    write_dataset(folder, splits, CharTokenizer("abc"), answers=rule, marks={"val": marks})
     assert open_dataset(folder, "val").answers.tolist() == marks
     (folder / "val_answers.bin").write_bytes(b"\0")
     with pytest.raises(ValueError, match="val_answers.bin"):
         _ = open_dataset(folder, "val").answers
+    write_dataset(folder, splits, CharTokenizer("abc"))
+    assert not open_dataset(folder, "val").answers.any()  # the marks were another text's
 
 
 def test_a_changed_text_has_another_checksum(folder):
