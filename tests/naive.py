@@ -1,7 +1,9 @@
-"""The method done one thought at a time, in float64: plain causal forwards and loops. What is fast
-is held to this.
+"""The method of quiet_star.py in loops: one text, one position, one thought at a time, in float64.
 
-`model.Transformer` is trusted here (tests/test_model.py checks it); nothing else is.
+The first part is a tutorial, to be read from top to bottom: Algorithm 1 by plain forward passes.
+quiet_star.py does the same in parallel, and the tests hold it to these loops. The second part,
+below the line, only helps the tests. `model.Transformer` is trusted here (tests/test_model.py
+checks it); nothing else is.
 """
 
 from types import SimpleNamespace
@@ -13,8 +15,126 @@ from beyond.kinds import ThinkingConfig, thinking_model
 from model import ModelConfig, Transformer
 from quiet_star import mean_weights, weighted_mean
 
+
+def log_softmax(logits):
+    return logits - logits.exp().sum().log()
+
+
+def mean(numbers):
+    return sum(numbers) / len(numbers) if numbers else 0.0
+
+
+def start_and_end(quiet):
+    """The vectors (C,) that the transformer reads where a thought starts and where it ends."""
+    scale = quiet.config.embedding_scale
+    return quiet.thought_tokens.start * scale, quiet.thought_tokens.end * scale
+
+
+def naive_policy(quiet, text, thought):
+    """The hidden state (C,) that predicts the next token of a thought at the end of a text: the
+    transformer has read the text, start, and the thought so far."""
+    embed, (start, _) = quiet.model.tok_embeddings.weight, start_and_end(quiet)
+    read = torch.cat((embed[text], start[None], embed[thought]))
+    return quiet.model(read[None])[0, -1]
+
+
+def naive_thought(quiet, text, i, thought):
+    """What a thought (m,) at position i of a text (L,) predicts. The transformer reads
+
+        x_0 .. x_i, start, t_1 .. t_m, end, x_{i+1} .. x_{i+a-1}
+
+    and the hidden states are h_policy (m, C), each about to say a token of the thought, and
+    h_thought (a, C), each about to say a true token after it; fewer where the text ends before."""
+    embed, (start, end) = quiet.model.tok_embeddings.weight, start_and_end(quiet)
+    true = text[i + 1 : i + quiet.config.n_true]
+    read = (embed[text[: i + 1]], start[None], embed[thought], end[None], embed[true])
+    hidden = quiet.model(torch.cat(read)[None])[0]
+    at_start = i + 1
+    at_end = at_start + len(thought) + 1
+    return hidden[at_start : at_end - 1], hidden[at_end:]
+
+
+def naive_gate(quiet, h_base, h_thought):
+    """The gate w, by the mixing head: a three-layer perceptron on [h_base ; h_thought]."""
+    head = quiet.mixing_head
+    first = torch.cat((head.base.weight, head.thought.weight), dim=1)
+    x = first @ torch.cat((h_base, h_thought)) + head.base.bias
+    x = head.inner.weight @ x.relu() + head.inner.bias
+    return head.last.weight[0] @ x.relu()
+
+
+def naive_learn(quiet, tokens, thoughts, positions, documents=None):
+    """Algorithm 1 on thoughts (B, N, S, m) at positions (B, S) of texts, tokens (B, L). A token is
+    predicted from its own document alone; documents (B, L) has its number, -1: padding.
+
+    Returns the loss, the REINFORCE term in it, and the numbers that they are made of: a dict of
+    dicts, numbers["reward"][b, n, s] for instance, with no entry for what does not count."""
+    c, output = quiet.config, quiet.model.output.weight
+    names = "nll_base nll_mixed gate reward advantage log_prob"
+    numbers = {name: {} for name in names.split()}
+    losses, reinforces = [], []  # of each text
+    for b, text in enumerate(tokens):
+        document = torch.zeros_like(text) if documents is None else documents[b]
+
+        def counts(i, k):  # is x_k predicted from position i?
+            return k < len(text) and document[i] == document[k] and document[k] >= 0
+
+        # read the text without thoughts
+        hidden = quiet.model(text[None])[0]
+        nll_base, nll_mixed, policy_losses = [], [], []
+        for k in range(1, len(text)):
+            if counts(k - 1, k):
+                numbers["nll_base"][b, k - 1] = -log_softmax(output @ hidden[k - 1])[text[k]]
+                nll_base.append(numbers["nll_base"][b, k - 1])
+
+        for s, i in enumerate(positions[b].tolist()):
+            depths = [j for j in range(1, c.n_true + 1) if counts(i, i + j)]
+            log_p_thoughts, rewards = [], []
+            for n, thought in enumerate(thoughts[b, :, s]):
+                # THINK: log p of the thought's tokens
+                h_policy, h_thought = naive_thought(quiet, text, i, thought)
+                log_p_thought = 0.0
+                for t, token in enumerate(thought):
+                    log_p = log_softmax(output @ h_policy[t] / c.log_prob_temperature)
+                    numbers["log_prob"][b, n, s, t] = log_p[token]
+                    log_p_thought += log_p[token]
+                # TALK: mix the predictions without and with the thought, of each true token
+                reward = 0.0
+                for j in depths:
+                    h_base, h_after = hidden[i + j - 1], h_thought[j - 1]
+                    w = naive_gate(quiet, h_base, h_after)
+                    base, after = log_softmax(output @ h_base), log_softmax(output @ h_after)
+                    mixed = log_softmax((1 - w) * base + w * after)
+                    # LEARN: how much likelier did the thought make it? A number, no gradient
+                    rewarded, true = mixed if c.reward_on == "mixed" else after, text[i + j]
+                    reward += (rewarded[true] - base[true]).item()
+                    nll_mixed.append(-mixed[true])
+                    numbers["gate"][b, n, s, j - 1] = w
+                    numbers["nll_mixed"][b, n, s, j - 1] = -mixed[true]
+                log_p_thoughts.append(log_p_thought)
+                rewards.append(reward)
+
+            # reinforce each thought by how much it beats the others of its position
+            for n, (reward, log_p_thought) in enumerate(zip(rewards, log_p_thoughts, strict=True)):
+                advantage = reward - mean(rewards[:n] + rewards[n + 1 :])
+                if c.clamp_advantage:
+                    advantage = max(0.0, advantage)
+                numbers["reward"][b, n, s], numbers["advantage"][b, n, s] = reward, advantage
+                if depths:
+                    policy_losses.append(-advantage * log_p_thought)
+
+        reinforces.append(mean(policy_losses))
+        prediction = 0.5 * mean(nll_base) + 0.5 * mean(nll_mixed)
+        losses.append(prediction + c.reinforce_weight * reinforces[-1])
+    return mean(losses), mean(reinforces), numbers
+
+
+# ---- The end of the tutorial. What follows only helps the tests
+
 VOCAB = 11
 CLOSE = dict(rtol=1e-9, atol=1e-9)
+DOCUMENTS = torch.tensor([[0, 0, 0, 0, 1, 1, 1, 1, 1], [0, 0, 0, 2, 2, 2, -1, -1, -1], [5] * 9])
+POSITIONS = torch.tensor([[0, 2, 3, 6, 7], [1, 3, 5, 6, 7], [7, 4, 5, 8, 6]])
 
 
 def tiny(
@@ -43,148 +163,46 @@ def uniform(*shape, seed=2):
 
 
 def gradients(loss, quiet):
-    found = torch.autograd.grad(
-        loss, list(quiet.parameters()), allow_unused=True, retain_graph=True
-    )
+    """The gradient of a loss by the parameter's name; 0 where there is none."""
+    weights, more = list(quiet.parameters()), dict(allow_unused=True, retain_graph=True)
     return {
-        name: torch.zeros_like(weight) if grad is None else grad
-        for (name, weight), grad in zip(quiet.named_parameters(), found, strict=True)
+        name: torch.zeros_like(weight) if gradient is None else gradient
+        for (name, weight), gradient in zip(
+            quiet.named_parameters(), torch.autograd.grad(loss, weights, **more), strict=True
+        )
     }
 
 
-def start_and_end(quiet):
-    scale = quiet.config.embedding_scale
-    return quiet.thought_tokens.start * scale, quiet.thought_tokens.end * scale
+def assert_same_gradients(quiet, one, other, rtol=1e-9, atol=1e-9):
+    """Two losses of one model have one gradient."""
+    one, other = gradients(one, quiet), gradients(other, quiet)
+    for name in other:
+        assert_close(one[name], other[name], rtol=rtol, atol=atol, msg=name)
 
 
-def naive_policy(quiet, text, thought):
-    """Hidden state that is about to say what follows: plain causal forward on [text, start, thought
-    so far]."""
-    embed = quiet.model.tok_embeddings.weight
-    return quiet.model(
-        torch.cat((embed[text], start_and_end(quiet)[0][None], embed[thought]))[None]
-    )[0, -1]  # (C,)
+def likeliest_thought(quiet, text, length):
+    """The greedy thought of so many tokens at the end of a text."""
+    thought = text.new_empty(0)
+    for _ in range(length):
+        token = (quiet.model.output.weight @ naive_policy(quiet, text, thought)).argmax()
+        thought = torch.cat((thought, token[None]))
+    return thought
 
 
-def naive_thought(quiet, text, i, thought):
-    """One thought of one position of one text (L,): h_policy (m, C) and h_thought (a or fewer, C),
-    by a plain causal forward on [x_0 .. x_i, start, t_1 .. t_m, end, x_{i+1} .. x_{i+a-1}]; fewer
-    where the text ends before."""
-    embed, (start, end) = quiet.model.tok_embeddings.weight, start_and_end(quiet)
-    m, true = len(thought), text[i + 1 : i + quiet.config.n_true]
-    h = quiet.model(
-        torch.cat((embed[text[: i + 1]], start[None], embed[thought], end[None], embed[true]))[None]
-    )[0]
-    return h[i + 1 : i + 1 + m], h[i + 1 + m + 1 :]
-
-
-def naive_gate(quiet, h_base, h_thought):
-    """The mixing head of the paper: a three-layer perceptron on [h_base ; h_thought]."""
-    head = quiet.mixing_head
-    first = (
-        torch.cat((head.base.weight, head.thought.weight), dim=1) @ torch.cat((h_base, h_thought))
-        + head.base.bias
-    )
-    return head.last.weight[0] @ (head.inner.weight @ first.relu() + head.inner.bias).relu()
-
-
-def log_softmax(x):
-    return x - x.exp().sum().log()
-
-
-def assert_thoughts_are_the_naive_ones(quiet, tokens, got):
-    """h_text, h_base, h_policy, h_thought of every text, thought, position and depth, one at a
-    time."""
-    a, (B, L) = quiet.config.n_true, tokens.shape
-    for b in range(B):
-        h_text = quiet.model(tokens[b : b + 1])[0]
-        assert_close(quiet.read(tokens).hidden[b], h_text, **CLOSE)
-        for s, i in enumerate(got.positions[b].tolist()):
-            depths = min(a, L - i)  # the rest would read beyond the text
-            assert_close(got.h_base[b, 0, s, :depths], h_text[i : i + depths], **CLOSE)
-            for n in range(got.tokens.shape[1]):
-                h_policy, h_thought = naive_thought(quiet, tokens[b], i, got.tokens[b, n, s])
-                assert len(h_thought) == depths
-                assert_close(got.h_policy[b, n, s], h_policy, **CLOSE)
-                assert_close(got.h_thought[b, n, s, :depths], h_thought, **CLOSE)
-
-
-DOCUMENTS = torch.tensor([[0, 0, 0, 0, 1, 1, 1, 1, 1], [0, 0, 0, 2, 2, 2, -1, -1, -1], [5] * 9])
-POSITIONS = torch.tensor([[0, 2, 3, 6, 7], [1, 3, 5, 6, 7], [7, 4, 5, 8, 6]])
-
-
-def naive_learn(quiet, tokens, thoughts, positions, documents):
-    """Algorithm 1 in loops: (fields of Learned, each a dict from index to number where valid; loss;
-    REINFORCE term; error of the predicted gains)."""
-    c, head, (B, L) = quiet.config, quiet.model.output.weight, tokens.shape
-    N, m = thoughts.shape[1], thoughts.shape[3]
-    fields = {
-        name: {} for name in ("nll_base", "nll_mixed", "gate", "reward", "advantage", "log_prob")
-    }
-    losses, reinforces, gain_errors = [], [], []  # of each text
-
-    def belongs(b, i, k):  # may x_k be predicted from x_i?
-        return k < L and (
-            documents is None or documents[b, i] == documents[b, k] and documents[b, k] >= 0
-        )
-
-    def mean(numbers):
-        return sum(numbers) / len(numbers) if numbers else 0.0
-
-    for b in range(B):
-        h_text = quiet.model(tokens[b : b + 1])[0]
-        log_p_base = [
-            log_softmax(head @ h_text[k - 1])[tokens[b, k]] for k in range(1, L)
-        ]  # of x_1, x_2, ...
-        base = {(b, k - 1): -log_p_base[k - 1] for k in range(1, L) if belongs(b, k - 1, k)}
-        mixed, policy_losses, errors = [], [], []
-        for s, i in enumerate(positions[b].tolist()):
-            depths = [j for j in range(1, c.n_true + 1) if belongs(b, i, i + j)]
-            rewards, gains = [], []
-            for n in range(N):
-                h_policy, h_thought = naive_thought(quiet, tokens[b], i, thoughts[b, n, s])
-                for t in range(m):
-                    scores = log_softmax(head @ h_policy[t] / c.log_prob_temperature)
-                    fields["log_prob"][b, n, s, t] = scores[thoughts[b, n, s, t]]
-                reward, gain = 0.0, 0.0
-                for j in depths:
-                    h_b, h_t, target = h_text[i + j - 1], h_thought[j - 1], tokens[b, i + j]
-                    w = naive_gate(quiet, h_b, h_t)
-                    after = log_softmax(
-                        (1 - w) * log_softmax(head @ h_b) + w * log_softmax(head @ h_t)
-                    )[target]
-                    fields["gate"][b, n, s, j - 1], fields["nll_mixed"][b, n, s, j - 1] = w, -after
-                    mixed.append(-after)
-                    scored = after if c.reward_on == "mixed" else log_softmax(head @ h_t)[target]
-                    reward += (scored - log_p_base[i + j - 1]).item()
-                    gain += (after - log_p_base[i + j - 1]).item()
-                rewards.append(reward)
-                gains.append(gain)
-            if depths and c.gain_head:
-                errors.append((naive_gain(quiet, h_text[i]) - mean(gains)) ** 2)
-            for n in range(N):
-                others = rewards[:n] + rewards[n + 1 :]
-                advantage = rewards[n] - mean(others)
-                advantage = max(0.0, advantage) if c.clamp_advantage else advantage
-                fields["reward"][b, n, s], fields["advantage"][b, n, s] = rewards[n], advantage
-                if depths:
-                    policy_losses.append(
-                        -advantage * sum(fields["log_prob"][b, n, s, t] for t in range(m))
-                    )
-        fields["nll_base"] |= base
-        reinforces.append(mean(policy_losses))
-        gain_errors.append(mean(errors))
-        losses.append(
-            0.5 * mean(list(base.values()))
-            + 0.5 * mean(mixed)
-            + c.reinforce_weight * reinforces[-1]
-        )
-    return fields, mean(losses), mean(reinforces), mean(gain_errors)
-
-
-def naive_gain(quiet, h_base):
-    head = quiet.gain_head
-    return head.last(torch.relu(head.inner(h_base.detach())))[0]
+def naive_gain_error(quiet, tokens, positions, numbers):
+    """The error of the gain head, whose perceptron expects the mean gain of a position's thoughts
+    in log p of the true tokens, from `numbers` of naive_learn."""
+    gains = {}
+    for (b, _, s, j), nll in numbers["nll_mixed"].items():
+        nll_base = numbers["nll_base"][b, positions[b, s].item() + j]
+        gains.setdefault((b, s), []).append((nll_base - nll).item())
+    n_thoughts = 1 + max(n for _, n, _ in numbers["reward"])
+    errors = [[] for _ in tokens]
+    for (b, s), parts in gains.items():
+        h = quiet.model(tokens[b : b + 1])[0, positions[b, s]].detach()
+        expected = quiet.gain_head.last(quiet.gain_head.inner(h).relu())[0]
+        errors[b].append((expected - sum(parts) / n_thoughts) ** 2)
+    return mean([mean(of_text) for of_text in errors])
 
 
 def think(quiet, tokens, thoughts=None, positions=None, noise=None):
@@ -193,31 +211,31 @@ def think(quiet, tokens, thoughts=None, positions=None, noise=None):
     text = quiet.read(tokens)
     positions = quiet.choose(positions, text)
     found = quiet.think(text, positions, thoughts, noise)
-    return SimpleNamespace(**found._asdict(), positions=positions, text=text, found=found)
+    return SimpleNamespace(**found._asdict(), positions=positions, text=text, thoughts=found)
 
 
-def learn(quiet, tokens, thoughts, documents=None):
+def learn(quiet, tokens, thinking, documents=None):
     """What forward makes of thoughts (see `think`), with every number that is summed up in it.
     nll_base (B, L-1), valid_base likewise: what counts in the text's own loss."""
+    config = quiet.config
     documents = torch.zeros_like(tokens) if documents is None else documents
-    log_p_text = quiet.log_prob(thoughts.text.hidden[:, :-1], tokens[:, 1:])
+    log_p_text = quiet.log_prob(thinking.text.hidden[:, :-1], tokens[:, 1:])
     valid_base = (documents[:, 1:] == documents[:, :-1]) & (documents[:, 1:] >= 0)
-    targets = quiet.targets(tokens, thoughts.positions, documents, log_p_text.detach())
-    h_mixed, gate = quiet.talk(thoughts.h_base, thoughts.h_thought)
-    loss, values = quiet.learn(thoughts.found, h_mixed, gate, targets)
+    targets = quiet.targets(tokens, thinking.positions, documents, log_p_text.detach())
+    h_mixed, gate = quiet.talk(thinking.h_base, thinking.h_thought)
+    loss, values = quiet.learn(thinking.thoughts, h_mixed, gate, targets)
     nll_mixed = weighted_mean(targets.token_weights, values["nll_mixed"])
     error = weighted_mean(targets.position_weights, values.get("gain_error", 0 * gate.sum((1, 3))))
-    config = quiet.config
     log_p = -values["nll_mixed"]
     if config.reward_on == "thought":
-        log_p = quiet.log_prob(thoughts.h_thought, targets.tokens[:, None].expand(gate.shape))
+        log_p = quiet.log_prob(thinking.h_thought, targets.tokens[:, None].expand(gate.shape))
     temperature = config.log_prob_temperature
     return SimpleNamespace(
         loss=loss - error - 0.5 * weighted_mean(mean_weights(valid_base), log_p_text),
         reinforce=(loss - 0.5 * nll_mixed - error) / config.reinforce_weight,
         reward=values["reward"],
         advantage=quiet.credit(log_p.detach(), h_mixed, targets)[1][..., 0],
-        log_prob=quiet.log_prob(thoughts.h_policy, thoughts.tokens, temperature),
+        log_prob=quiet.log_prob(thinking.h_policy, thinking.tokens, temperature),
         gate=gate,
         gain_error=error,
         nll_base=-log_p_text,

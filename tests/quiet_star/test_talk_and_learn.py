@@ -4,39 +4,27 @@ import itertools
 
 import pytest
 import torch
-from naive import (
-    CLOSE,
-    DOCUMENTS,
-    POSITIONS,
-    gradients,
-    ids,
-    learn,
-    log_softmax,
-    naive_gate,
-    naive_learn,
-    think,
-    tiny,
-    uniform,
-)
+from naive import CLOSE, DOCUMENTS, POSITIONS, assert_same_gradients, gradients, ids, learn
+from naive import log_softmax, naive_gain_error, naive_gate, naive_learn, think, tiny, uniform
 from torch.testing import assert_close
 
 from quiet_star import QuietSTaR, QuietSTaRConfig
 
+TWO = dict(thought_len=2, n_thoughts=2, n_true=2)
+
 
 def test_mixing_hidden_states_is_mixing_logits_and_log_probabilities():
     """Catches the gate on the wrong branch, and a mix that is not the paper's."""
-    quiet = tiny(thought_len=2, n_thoughts=2, n_true=2)
+    quiet = tiny(**TWO)
     with torch.no_grad():
         got = think(quiet, ids(2, 7))
         h_mixed, gate = quiet.talk(got.h_base, got.h_thought)
         assert gate.std() > 0.05
         for b, n, i, j in itertools.product(range(2), range(2), range(5), range(2)):
-            h_base, h_thought = got.h_base[b, 0, i, j], got.h_thought[b, n, i, j]
-            w = naive_gate(quiet, h_base, h_thought)
+            hidden = got.h_base[b, 0, i, j], got.h_thought[b, n, i, j], h_mixed[b, n, i, j]
+            w = naive_gate(quiet, *hidden[:2])
             assert_close(gate[b, n, i, j], w, **CLOSE)
-            base, thought, mixed = (
-                quiet.model.output.weight @ h for h in (h_base, h_thought, h_mixed[b, n, i, j])
-            )
+            base, thought, mixed = (quiet.model.output.weight @ h for h in hidden)
             assert_close(mixed, (1 - w) * base + w * thought, **CLOSE)
             renormalised = log_softmax((1 - w) * log_softmax(base) + w * log_softmax(thought))
             assert_close(log_softmax(mixed), renormalised, **CLOSE)
@@ -45,8 +33,7 @@ def test_mixing_hidden_states_is_mixing_logits_and_log_probabilities():
 def test_a_new_mixing_head_changes_nothing_and_can_learn():
     """Catches a gate that harms the model at step 0, or that is dead (no gradient out of its
     zeros)."""
-    quiet = tiny(zero_gate=True, thought_len=2, n_thoughts=2, n_true=2)
-    tokens = ids(2, 8)
+    quiet, tokens = tiny(zero_gate=True, **TWO), ids(2, 8)
     got = think(quiet, tokens)
     h_mixed, gate = quiet.talk(got.h_base, got.h_thought)
     assert torch.equal(gate, torch.zeros(2, 2, 6, 2, dtype=torch.float64))
@@ -55,13 +42,16 @@ def test_a_new_mixing_head_changes_nothing_and_can_learn():
     for i, j in itertools.product(range(6), (1, 2)):
         base = learned.nll_base[:, None, i + j - 1].expand(2, 2)
         assert_close(learned.nll_mixed[:, :, i, j - 1], base, rtol=0, atol=1e-13)
-    grads = gradients(learned.loss, quiet)
-    assert grads["mixing_head.last.weight"].abs().max() > 1e-3
+    assert gradients(learned.loss, quiet)["mixing_head.last.weight"].abs().max() > 1e-3
     assert QuietSTaR(quiet.model, QuietSTaRConfig()).mixing_head.last.weight.count_nonzero() == 0
 
 
-def assert_learned_is_naive(quiet, tokens, thoughts, positions, documents):
-    wanted, loss, reinforce, gain_error = naive_learn(quiet, tokens, thoughts, positions, documents)
+def assert_learned_is_naive(quiet, tokens, thoughts, positions, documents=None):
+    """Every number, the loss, and its gradient. Returns what was learned (see `learn`)."""
+    loss, reinforce, wanted = naive_learn(quiet, tokens, thoughts, positions, documents)
+    gain_error = 0.0
+    if quiet.config.gain_head:
+        gain_error = naive_gain_error(quiet, tokens, positions, wanted)
     got = learn(quiet, tokens, think(quiet, tokens, thoughts, positions), documents)
     for name, entries in wanted.items():
         assert entries, name
@@ -74,9 +64,7 @@ def assert_learned_is_naive(quiet, tokens, thoughts, positions, documents):
     assert_close(got.loss, loss, **CLOSE)
     assert_close(got.reinforce, reinforce, **CLOSE)
     assert_close(got.gain_error.item(), float(gain_error), **CLOSE)
-    ours, naive = gradients(got.loss + got.gain_error, quiet), gradients(loss + gain_error, quiet)
-    for name in naive:
-        assert_close(ours[name], naive[name], **CLOSE, msg=name)
+    assert_same_gradients(quiet, got.loss + got.gain_error, loss + gain_error)
     return got
 
 
@@ -86,31 +74,25 @@ def assert_learned_is_naive(quiet, tokens, thoughts, positions, documents):
 def test_learn_equals_loops_with_documents_and_padding(reward_on, clamp, temperature):
     """Catches a wrong target, baseline, clamp, branch, temperature or mask, and a reward that is
     differentiated."""
-    quiet = tiny(
-        thought_len=2, n_thoughts=3, n_true=3, reinforce_weight=0.7,
-        reward_on=reward_on, clamp_advantage=clamp, log_prob_temperature=temperature,
-    )  # fmt: skip
+    how = dict(reward_on=reward_on, clamp_advantage=clamp, log_prob_temperature=temperature)
+    quiet = tiny(thought_len=2, n_thoughts=3, n_true=3, reinforce_weight=0.7, **how)
     thoughts = ids(3, 3, 5, 2, seed=3)
     got = assert_learned_is_naive(quiet, ids(3, 9), thoughts, POSITIONS, DOCUMENTS)
     assert (got.advantage < 0).any() != clamp
 
 
 @pytest.mark.parametrize("gain_head", [False, True])
-@pytest.mark.parametrize("n_true, n_thoughts, thought_len", [(1, 2, 2), (3, 1, 1), (2, 2, 4)])
-def test_learn_equals_loops_on_one_document_at_all_positions(
-    n_true, n_thoughts, thought_len, gain_head
-):
+@pytest.mark.parametrize("a, N, m", [(1, 2, 2), (3, 1, 1), (2, 2, 4)])
+def test_learn_equals_loops_on_one_document_at_all_positions(a, N, m, gain_head):
     """Catches what shows only without documents: the default positions, one thought alone, one true
     token."""
-    sizes = dict(thought_len=thought_len, n_thoughts=n_thoughts, n_true=n_true)
-    quiet = tiny(window=4, gain_head=gain_head, **sizes)
-    tokens, positions = ids(2, 8), torch.arange(8 - n_true).expand(2, -1)
-    thoughts = ids(2, n_thoughts, 8 - n_true, thought_len, seed=3)
-    got = assert_learned_is_naive(quiet, tokens, thoughts, positions, None)
+    quiet = tiny(window=4, gain_head=gain_head, thought_len=m, n_thoughts=N, n_true=a)
+    tokens, positions, thoughts = ids(2, 8), torch.arange(8 - a), ids(2, N, 8 - a, m, seed=3)
+    got = assert_learned_is_naive(quiet, tokens, thoughts, positions.expand(2, -1))
     loss, metrics = quiet(tokens, thoughts)  # at the default positions
     assert_close(loss, got.loss + got.gain_error, **CLOSE)
     assert_close(metrics["loss"], got.loss + got.gain_error, **CLOSE)
-    assert_close(float(metrics.get("gain_error", 0.0)), float(got.gain_error), **CLOSE)
+    assert_close(metrics.get("gain_error", 0 * loss), got.gain_error, **CLOSE)
     assert_close(metrics["nll_mixed"], got.nll_mixed.mean(), **CLOSE)
     assert_close(metrics["reward"], got.reward.mean(), **CLOSE)
     assert_close(metrics["thought_nll"], -got.log_prob.mean(), **CLOSE)
@@ -124,44 +106,34 @@ def test_sampling_and_learning_is_learning_from_the_same_thoughts_given():
     sampled, _ = quiet(tokens, noise=noise)
     given, _ = quiet(tokens, think(quiet, tokens, noise=noise).tokens)
     assert_close(sampled, given, **CLOSE)
-    one, two = gradients(sampled, quiet), gradients(given, quiet)
-    for name in one:
-        assert_close(one[name], two[name], **CLOSE, msg=name)
+    assert_same_gradients(quiet, sampled, given)
 
 
 def test_thoughts_of_length_zero_give_no_policy_loss():
     """Catches a "pause" (start, end alone) that still pays or costs something for thought tokens it
     does not have."""
-    quiet = tiny(thought_len=0, n_thoughts=2, n_true=2)
-    tokens = ids(2, 7)
+    quiet, tokens = tiny(thought_len=0, n_thoughts=2, n_true=2), ids(2, 7)
     learned = learn(quiet, tokens, think(quiet, tokens))
     assert learned.reinforce == 0 and learned.log_prob.shape == (2, 2, 5, 0)
-    assert_close(
-        learned.loss, 0.5 * learned.nll_base.mean() + 0.5 * learned.nll_mixed.mean(), **CLOSE
-    )
+    assert_close(learned.loss, (learned.nll_base.mean() + learned.nll_mixed.mean()) / 2, **CLOSE)
     assert (learned.nll_mixed[:, 0] - learned.nll_base[:, :5, None]).abs().max() > 1e-3
 
 
 def test_a_batchs_loss_is_the_mean_of_its_parts():
     """Catches means over all tokens of a batch: gradient accumulation would depend on how a batch
     is split."""
-    quiet = tiny(thought_len=2, n_thoughts=2, n_true=2, clamp_advantage=False)
-    tokens, thoughts = ids(3, 9), ids(3, 2, 5, 2, seed=3)
-    whole, _ = quiet(tokens, thoughts, POSITIONS, DOCUMENTS)
-    parts = [
-        quiet(*(x[b : b + 1] for x in (tokens, thoughts, POSITIONS, DOCUMENTS)))[0]
-        for b in range(3)
-    ]
+    quiet = tiny(**TWO, clamp_advantage=False)
+    batch = ids(3, 9), ids(3, 2, 5, 2, seed=3), POSITIONS, DOCUMENTS
+    loss, _ = quiet(*batch)
+    parts = [quiet(*(x[b : b + 1] for x in batch))[0] for b in range(3)]
     assert max(parts) - min(parts) > 1e-2
-    assert_close(whole, sum(parts) / 3, **CLOSE)
-    one, two = gradients(whole, quiet), gradients(sum(parts) / 3, quiet)
-    for name in one:
-        assert_close(one[name], two[name], **CLOSE, msg=name)
+    assert_close(loss, sum(parts) / 3, **CLOSE)
+    assert_same_gradients(quiet, loss, sum(parts) / 3)
 
 
 def test_a_text_of_padding_alone_costs_nothing():
     """Catches a division by zero valid tokens: nan in the loss or in any gradient."""
-    quiet = tiny(thought_len=2, n_thoughts=2, n_true=2)
+    quiet = tiny(**TWO)
     loss, metrics = quiet(ids(1, 6), documents=torch.full((1, 6), -1))
     assert loss == 0 and all(value == 0 for value in metrics.values())
     assert all((grad == 0).all() for grad in gradients(loss, quiet).values())
