@@ -250,8 +250,8 @@ class Transformer(nn.Module):
 
         tokens      (B, T) ids, or embeddings (B, T, C), where a vector stands for no token
         positions   (T,) or (B, T) position ids; None: the tokens follow what the cache holds
-        mask        (T, S) or (B, 1, T, S) bool, True where a token may look; None: causal, within the
-                    sliding window. Positions want a mask, unless the cache has one of its own
+        mask        (T, S) or (B, 1, T, S) bool, True where a token may look; None: causal, within
+                    the sliding window. Positions want a mask, unless the cache has its own
         cache       None, or a KVCache: the tokens see what it holds, and are added to it
         """
         x = tokens if tokens.is_floating_point() else self.tok_embeddings(tokens)  # (B, T, C)

@@ -3,8 +3,8 @@ The project's one data format. A folder holds
 
   train.bin, val.bin   token ids, one after the other, as uint16 (uint32 if the vocabulary needs it)
   val_answers.bin      which tokens of val.bin are answers, a byte each, where no rule tells
-  meta.json            the tokenizer, vocab_size, dtype, the id that ends a document (or null), how to
-                       find answers, and of each split its number of tokens and its checksum
+  meta.json            the tokenizer, vocab_size, dtype, the id that ends a document (or null), where
+                       answers are, and of each split its number of tokens and its checksum
 
 so that opening it is a memory map. meta.json is written last: a folder that has it is complete.
 """
@@ -49,9 +49,9 @@ def write_dataset(folder, splits, tokenizer, document_end=None, answers=None, ma
     """Write splits {"train": ids, "val": ids} (and others), each file completely or not at all.
 
     document_end  the id that ends a document, or None
-    answers       {"after": id, "among": [ids]}: where the text answers a question, for eval.py; or None
-    marks         the same where no rule tells: {split: bool array, which tokens are answers}; answers
-                  is then {"among": [ids]}, of all that an answer can hold
+    answers       {"after": id, "among": [ids]}: where the text answers a question; or None
+    marks         the same where no rule tells: {split: bool array, which tokens are answers};
+                  answers is then {"among": [ids]}, of all that an answer can hold
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)

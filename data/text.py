@@ -96,7 +96,7 @@ def is_held_out(text, val_share):
 
 
 def text_files(source, pattern="*"):
-    """The files that `source` is, or has in it, without hidden ones. ValueError if there are none."""
+    """The files that `source` is, or has in it, but for hidden ones. ValueError if none."""
     source = Path(source)
     paths = [source] if source.is_file() else sorted(source.rglob(pattern))
     names = {path: path.relative_to(source).parts for path in paths if path.is_file()}

@@ -2,9 +2,10 @@
 One process among many: torchrun starts the same program several times, and what those say to each
 other is here.
 
-  --parallel=data   every process holds the whole model and has its share of the texts; gradients are averaged
-  --parallel=fsdp   weights, gradients and optimizer are spread over the processes as well (FSDP2, Zhao et al. 2023,
-                    arXiv 2304.11277): for models that fit no other way
+  --parallel=data   every process holds the model and reads its share of the texts; gradients are
+                    averaged
+  --parallel=fsdp   weights, gradients and optimizer are spread over the processes as well (FSDP2,
+                    Zhao et al. 2023, arXiv 2304.11277): for models that fit no other way
 """
 
 import os
@@ -40,14 +41,12 @@ def pick_device(name):
 def start_processes(device, parallel):
     """Join the siblings. device: "cpu", "cuda", or "auto": cuda where there is one. Raises
     ValueError."""
-    rank, world, local = (
-        int(os.environ.get(name, d))
-        for name, d in (("RANK", 0), ("WORLD_SIZE", 1), ("LOCAL_RANK", 0))
-    )
+    rank, local = (int(os.environ.get(name, 0)) for name in ("RANK", "LOCAL_RANK"))
+    world = int(os.environ.get("WORLD_SIZE", 1))
     cuda = pick_device(device) == "cuda"
     if cuda and local >= torch.cuda.device_count():
         raise ValueError(
-            f"process {local} finds no GPU of its own: {torch.cuda.device_count()} are here; --device=cpu?"
+            f"process {local} finds no GPU of its own: fewer processes, or --device=cpu"
         )
     if cuda:
         torch.cuda.set_device(local)
@@ -61,9 +60,8 @@ def start_processes(device, parallel):
             dist.init_process_group(backend, store=store, rank=rank, world_size=world)
         elif parallel == "fsdp":
             dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)
-    return Processes(
-        rank, world, torch.device("cuda", local) if cuda else torch.device("cpu"), parallel
-    )
+    device = torch.device("cuda", local) if cuda else torch.device("cpu")
+    return Processes(rank, world, device, parallel)
 
 
 def barrier(processes):

@@ -247,9 +247,7 @@ def test_damaged_data_and_checkpoints_are_refused(work):
     config = json.loads((work / "base" / "config.json").read_text())
     config["model"]["hidden_dim"] = 32
     (work / "base" / "config.json").write_text(json.dumps(config))
-    assert "layers.0.feed_forward.w1.weight" in refusal(
-        work, "--out=p"
-    )
+    assert "layers.0.feed_forward.w1.weight" in refusal(work, "--out=p")
     (work / "data" / "train.bin").write_bytes(b"\0\0")
     assert "cut short" in refusal(work, "--out=p")
 
