@@ -30,7 +30,7 @@ from lib.files import lock, parse_json, reading, refuse_another, replace_file, w
 from lib.parallel import pick_device
 from lib.pictures import mean_and_error
 from lib.runs import LoadConfig, last_run, load_to_think
-from lib.tokenizer import before_end, has_ended
+from lib.tokenizer import before_end
 from quiet_star import QuietSTaR, speak
 
 DIGITS, LETTERS = "0123456789", "A B C D E"
@@ -105,7 +105,7 @@ class Respondent:
             columns.append(new[0] if self.quiet else new)  # speak yields thoughts and gates, too
             rows = torch.stack(columns, dim=1).tolist()
             texts = [self.tokenizer.decode(before_end(self.tokenizer, row)) for row in rows]
-            ended = [has_ended(self.tokenizer, row) for row in rows]
+            ended = [not self.tokenizer.ends.isdisjoint(row) for row in rows]
             if all(end or is_over(text) for end, text in zip(ended, texts, strict=True)):
                 break
         return texts

@@ -5,9 +5,8 @@ Text to token ids and back.
   BPETokenizer             tekken.json of Mistral, tokenizer.json of Hugging Face; with tiktoken
   SentencePieceTokenizer   tokenizer.model of Mistral and Llama; needs the package sentencepiece
 
-load_tokenizer reads one of these files. from_json makes a tokenizer again from what its to_json()
-and save(folder) left. Two models have the same tokenizer if their to_json() are equal. Text that
-looks like a special token is encoded as the characters it has.
+from_json makes a tokenizer again from what its to_json() and save(folder) left. Two tokenizers are
+the same if their to_json() are equal. Text that looks like a special token is encoded as text.
 """
 
 import codecs
@@ -30,22 +29,17 @@ def before_end(tokenizer, ids):
     return ids[: next((n for n, i in enumerate(ids) if i in tokenizer.ends), len(ids))]
 
 
-def has_ended(tokenizer, ids):
-    """Does one of the ids end a text?"""
-    return not tokenizer.ends.isdisjoint(ids)
-
-
 class Tokenizer:
     """What all kinds have in common.
 
     file            the name of its file, and `content`, the bytes in it
-    pieces          bytes by id, b"" for special tokens; vocab_size of them
+    pieces          {id: bytes}; ids below vocab_size that are not in it have no text
     bos_id, eos_id  ids that begin and end a text, or None
     ends            ids of all special tokens: no text has one, and a model that says one has ended
     """
 
-    def __init__(self, file, content, pieces, bos_id=None, eos_id=None, special=()):
-        self.file, self.content, self.pieces, self.vocab_size = file, content, pieces, len(pieces)
+    def __init__(self, file, content, pieces, vocab_size, bos_id=None, eos_id=None, special=()):
+        self.file, self.content, self.pieces, self.vocab_size = file, content, pieces, vocab_size
         self.bos_id, self.eos_id, self.ends = bos_id, eos_id, {*special, eos_id} - {None}
 
     def encode(self, text, bos=False):
@@ -65,7 +59,7 @@ class Tokenizer:
 
     def piece(self, i):
         """The bytes of an id."""
-        return self.pieces[i] if 0 <= i < self.vocab_size else NO_TEXT
+        return self.pieces.get(i, b"" if 0 <= i < self.vocab_size else NO_TEXT)
 
     def to_json(self):
         """A description of the tokenizer, for from_json."""
@@ -83,7 +77,8 @@ class CharTokenizer(Tokenizer):
     def __init__(self, alphabet):
         self.alphabet, self.id = alphabet, {char: i for i, char in enumerate(alphabet)}
         content = json.dumps(self.to_json()).encode()
-        super().__init__("alphabet.json", content, [char.encode() for char in alphabet])
+        pieces = {i: char.encode() for i, char in enumerate(alphabet)}
+        super().__init__("alphabet.json", content, pieces, len(alphabet))
 
     def encode_array(self, text):
         """encode(text) as an int64 array, here and below."""
@@ -107,11 +102,14 @@ class BPETokenizer(Tokenizer):
     """
 
     def __init__(self, file, content, ranks, pattern, added=(), normalize=str, **common):
+        if b"" in ranks or any(bytes([b]) not in ranks for b in range(256)):
+            raise ValueError("its vocabulary lacks a byte, or has a token of no bytes")
         super().__init__(file, content, **common)
         self.encoding = tiktoken.Encoding(
             file, pat_str=pattern, mergeable_ranks=ranks, special_tokens=dict(added)
         )
         self.normalize = normalize
+        self.encode("a b")  # tiktoken panics at a useless pattern: better now than later
 
     def encode_array(self, text):
         ids = self.encoding.encode_to_numpy(self.normalize(text), allowed_special="all")
@@ -126,15 +124,15 @@ class SentencePieceTokenizer(Tokenizer):
 
         self.library = library = SentencePieceProcessor()
         library.LoadFromSerializedProto(content)
-        pieces = [library.id_to_piece(i) for i in range(library.vocab_size())]
-        special = [i for i in range(len(pieces)) if library.is_control(i)]
-        for i, piece in enumerate(pieces):
+        special = [i for i in range(library.vocab_size()) if library.is_control(i)]
+        pieces = {i: library.id_to_piece(i) for i in range(library.vocab_size())}
+        for i, piece in pieces.items():
             if library.is_byte(i):  # its name is like <0x0A>
                 pieces[i] = bytes([int(piece[1:-1], 16)])
             else:
                 pieces[i] = b"" if i in special else piece.replace("▁", " ").encode()
         begin_end = (i if i >= 0 else None for i in (library.bos_id(), library.eos_id()))
-        super().__init__(file, content, pieces, *begin_end, special)
+        super().__init__(file, content, pieces, len(pieces), *begin_end, special)
 
     def encode_array(self, text):
         return np.array(self.library.encode(text), np.int64)
@@ -165,6 +163,7 @@ def from_json(description, folder=None):
     """The tokenizer whose to_json() is `description`; its file, if it has one, is in `folder`.
     Raises ValueError."""
     if description.get("kind") == "char":
+        check(description, {"alphabet": str}, "the tokenizer")
         return CharTokenizer(description["alphabet"])
     check(description, {"file": str, "sha256": str}, "unknown tokenizer")
     path = Path(folder) / description["file"]

@@ -28,7 +28,8 @@ def read_tekken(file):
     return {
         "ranks": dict(zip(words, ids, strict=True)),
         "pattern": file["config"]["pattern"],
-        "pieces": [b""] * len(special) + words,
+        "pieces": dict(zip(ids, words, strict=True)),
+        "vocab_size": file["config"]["default_vocab_size"],
         "bos_id": 1,
         "eos_id": 2,
         "special": special,
@@ -62,7 +63,8 @@ def read_byte_bpe(file):
     return {
         "ranks": ranks | {pieces[i]: i for i in merged},
         "pattern": split_pattern(file["pre_tokenizer"]),
-        "pieces": [pieces.get(i, b"") for i in range(size)],
+        "pieces": pieces,
+        "vocab_size": size,
         "bos_id": next((names[name] for name in BEGIN if name in names), None),
         "eos_id": next((names[name] for name in END if name in names), None),
         "special": special.values(),

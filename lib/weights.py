@@ -160,8 +160,7 @@ def hugging_face_config(path):
 
 
 def save_mistral(model, folder):
-    """Write a Transformer in Mistral's official layout, params.json and consolidated.00.pth. Raises
-    OSError."""
+    """Write params.json and consolidated.00.pth of a Transformer. Raises OSError."""
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     weights = {name: x.detach() for name, x in model.named_parameters()}  # a tied head only once

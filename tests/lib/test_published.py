@@ -76,10 +76,9 @@ def test_soft_scores_are_those_of_the_release(published, thought_len, start_text
     load = LoadConfig(thought_len=thought_len, start_text=start_text)
     model, tokenizer, _, _ = load_to_think(folder, "cpu", load)
     assert model.config.thought_len == (5 if thought_len is None else thought_len)
-    model, start = model.double(), None
+    model, start, among = model.double(), None, single_ids(tokenizer, DIGITS)
     if start_text:
         start = release.lm.model.embed_tokens(torch.tensor(tokenizer.encode(start_text))).mean(0)
-    among = single_ids(tokenizer, DIGITS)
     for prompt, answer in [("Q: 2 plus 3?\nA:", " 5\n"), ("Q: Ten times 12?\nA:", " 120\n")]:
         ids = tokenizer.encode(prompt + answer, True)
         n, wanted = len(ids) - len(tokenizer.encode(prompt, True)), 1.0

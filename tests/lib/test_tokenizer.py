@@ -10,7 +10,7 @@ import pytest
 import sentencepiece
 from byte_tokenizer import write_byte_tokenizer
 
-from lib.tokenizer import CharTokenizer, before_end, from_json, has_ended, load_tokenizer
+from lib.tokenizer import CharTokenizer, before_end, from_json, load_tokenizer
 
 ROOT = Path(__file__).resolve().parents[2]
 CODE = "\n".join(path.read_text("utf-8") for path in sorted(ROOT.glob("*.py")))
@@ -84,7 +84,6 @@ def test_where_a_text_ends(tmp_path):
     end = tokenizer.eos_id
     assert end in tokenizer.ends and end not in tokenizer.encode("</s>")
     assert before_end(tokenizer, [5, 6, end, 7]) == [5, 6] and before_end(tokenizer, [5]) == [5]
-    assert has_ended(tokenizer, [5, end]) and not has_ended(tokenizer, [5])
 
 
 def test_a_tokenizer_is_made_again_from_what_it_left(tmp_path):
