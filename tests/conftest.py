@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 from tiny_runs import SHAPE, as_typed, go
 
-import train as trainer
 from data.dataset import write_dataset
 from lib.tokenizer import CharTokenizer
 
@@ -14,13 +13,9 @@ from lib.tokenizer import CharTokenizer
 @pytest.fixture
 def work(tmp_path):
     """A folder with a tiny corpus, `data`, and a tiny base model, `base`."""
-    ids = np.random.default_rng(0).integers(0, 6, 600)
-    write_dataset(
-        tmp_path / "data",
-        {"train": ids, "val": ids[:100]},
-        CharTokenizer("abcde\n"),
-        document_end=5,
-    )
+    tokenizer, ids = CharTokenizer("abcde\n"), np.random.default_rng(0).integers(0, 6, 600)
+    parts = {"train": ids, "val": ids[:100]}
+    write_dataset(tmp_path / "data", parts, tokenizer, document_end=5)
     go(tmp_path, "--objective=lm", "--out=base", "--init_from=", "--max_steps=3", *SHAPE)
     return tmp_path
 
@@ -29,27 +24,12 @@ def work(tmp_path):
 def demo_runs(tmp_path_factory):
     """A tiny arithmetic corpus and the runs of a demo: base, lm_control, quiet_star."""
     folder, argv = tmp_path_factory.mktemp("demo"), sys.argv
-    sys.argv = [
-        "prepare.py",
-        f"--out={folder / 'data'}",
-        "--train_documents=200",
-        "--val_documents=60",
-    ]
+    sys.argv = ["prepare.py", f"--out={folder / 'data'}"]
+    sys.argv += ["--train_documents=200", "--val_documents=60"]
     as_typed("data/arithmetic/prepare.py")
     sys.argv = argv
-    common = (
-        "--span=32 --batch_size=2 --max_steps=2 --eval_texts=2 --device=cpu --base_preset=".split()
-    )
-    common.append(f"--data={folder / 'data'}")
-    trainer.run(
-        *trainer.settings_from(
-            [*common, *SHAPE, "--objective=lm", "--init_from=", f"--out={folder / 'base'}"]
-        )
-    )
-    for name, flag in [("lm_control", "--objective=lm"), ("quiet_star", "--thought_len=2")]:
-        trainer.run(
-            *trainer.settings_from(
-                [*common, f"--init_from={folder / 'base'}", f"--out={folder / name}", flag]
-            )
-        )
+    common = ["--span=32", "--batch_size=2", "--max_steps=2"]
+    go(folder, *common, *SHAPE, "--objective=lm", "--init_from=", "--out=base")
+    go(folder, *common, "--out=lm_control", "--objective=lm")
+    go(folder, *common, "--out=quiet_star", "--thought_len=2")
     return folder

@@ -1,5 +1,7 @@
 """model.sample: a token drawn by a number."""
 
+import itertools
+
 import pytest
 import torch
 
@@ -11,13 +13,12 @@ def test_sample_inverts_the_cumulative_distribution():
     logits = torch.randn(5, 7, 9, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     noise = torch.rand(5, 7, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
     drawn = sample(logits, 1.5, noise)
-    for i in range(5):
-        for j in range(7):
-            p = (logits[i, j] / 1.5).exp()
-            p, left, wanted = p / p.sum(), float(noise[i, j]), 0
-            while left >= p[wanted]:
-                left, wanted = left - float(p[wanted]), wanted + 1
-            assert drawn[i, j] == wanted == sample(logits[i, j], 1.5, noise[i, j])
+    for i, j in itertools.product(range(5), range(7)):
+        p = (logits[i, j] / 1.5).exp()
+        p, left, wanted = p / p.sum(), float(noise[i, j]), 0
+        while left >= p[wanted]:
+            left, wanted = left - float(p[wanted]), wanted + 1
+        assert drawn[i, j] == wanted == sample(logits[i, j], 1.5, noise[i, j])
 
 
 @pytest.mark.parametrize("temperature", [1.0, 2.0])
@@ -32,7 +33,7 @@ def test_sample_follows_the_softmax(temperature):
 
 
 def test_temperature_zero_takes_the_likeliest():
-    """Catches greedy drawing that still depends on noise (the release's "greedy" thoughts are samples)."""
+    """Catches greedy drawing that still depends on noise, as the authors' release does."""
     logits = torch.randn(50, 11, generator=torch.Generator().manual_seed(0))
     wanted = torch.tensor([max(range(11), key=row.__getitem__) for row in logits.tolist()])
     assert torch.equal(sample(logits, 0), wanted)
@@ -41,7 +42,7 @@ def test_temperature_zero_takes_the_likeliest():
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
 def test_extreme_noise_gives_an_id_that_can_happen(dtype):
-    """Catches an id of probability 0, or beyond the vocabulary, drawn by a noise of 0 or by rounding at the end."""
+    """Catches an id of probability 0, or beyond the vocabulary, by a noise of 0 or by rounding."""
     logits = torch.randn(400, 300, generator=torch.Generator().manual_seed(0)).to(dtype)
     logits[:, :3] = logits[:, -3:] = -torch.inf
     precision = torch.float64 if dtype == torch.float64 else torch.float32

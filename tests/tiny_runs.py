@@ -12,9 +12,8 @@ from lib.runs import read_log
 
 ROOT = Path(__file__).resolve().parents[1]
 SHAPE = "--dim=16 --n_layers=1 --head_dim=8 --hidden_dim=24 --n_heads=2 --n_kv_heads=1".split()
-COMMON = (
-    "--span=12 --batch_size=4 --eval_texts=2 --device=cpu --start_text=b --base_preset=".split()
-)
+COMMON = "--span=12 --batch_size=4 --eval_texts=2 --device=cpu --start_text=b".split()
+COMMON.append("--base_preset=")
 
 
 def as_typed(script):
@@ -23,14 +22,14 @@ def as_typed(script):
 
 
 def flags(work, *more):
-    paths = [f"--{k}={work / v}" for k, v in (("data", "data"), ("init_from", "base"))]
-    more = [
-        f"{name}={work / value}"
-        if value and name in ("--out", "--init_from", "--data")
-        else f"{name}{is_}{value}"
-        for name, is_, value in (flag.partition("=") for flag in more)
-    ]
-    return [*COMMON, *paths, *more]
+    """The command line of a run whose data, base model and folders lie in a folder `work`."""
+    line = [*COMMON, f"--data={work / 'data'}", f"--init_from={work / 'base'}"]
+    for flag in more:
+        name, is_, value = flag.partition("=")
+        if value and name in ("--out", "--init_from", "--data"):
+            value = work / value
+        line.append(f"{name}{is_}{value}")
+    return line
 
 
 def go(work, *more):
@@ -38,7 +37,13 @@ def go(work, *more):
     trainer.run(*trainer.settings_from(flags(work, *more)))
 
 
+def losses(work, *names):
+    """The losses that runs have logged, a list for each."""
+    return [[line["loss"] for line in read_log(work / name)] for name in names]
+
+
 def same(a, b):
+    """Are two state dicts the same, bit for bit?"""
     assert a.keys() == b.keys()
     return all(torch.equal(a[name], b[name]) for name in a)
 
@@ -49,6 +54,7 @@ def first_moments(folder):
 
 
 def agree(one, other):
+    """Two runs have logged the same numbers, and their last gradients were the same."""
     a, b = read_log(one), read_log(other)
     assert len(a) == len(b) > 0
     for x, y in zip(a, b, strict=True):

@@ -4,8 +4,22 @@ import itertools
 
 import pytest
 import torch
-from naive import CLOSE, DOCUMENTS, POSITIONS, assert_same_gradients, gradients, ids, learn
-from naive import log_softmax, naive_gain_error, naive_gate, naive_learn, think, tiny, uniform
+from naive import (
+    CLOSE,
+    DOCUMENTS,
+    POSITIONS,
+    assert_same_gradients,
+    gradients,
+    ids,
+    learn,
+    log_softmax,
+    naive_gain_error,
+    naive_gate,
+    naive_learn,
+    think,
+    tiny,
+    uniform,
+)
 from torch.testing import assert_close
 
 from quiet_star import QuietSTaR, QuietSTaRConfig
