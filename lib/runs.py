@@ -22,7 +22,13 @@ import torch
 
 from beyond.kinds import ThinkingConfig, thinking_model
 from beyond.lora import add_lora, merge_lora, rank_in
-from lib.checkpoint import checkpoints, load_tensors, read_checkpoint, save_checkpoint
+from lib.checkpoint import (
+    checked_weight,
+    checkpoints,
+    load_tensors,
+    read_checkpoint,
+    save_checkpoint,
+)
 from lib.config import settings
 from lib.files import (
     absent,
@@ -94,6 +100,7 @@ def load_weights(module, weights, path, assign=False):
     """module.load_state_dict, of this process's slices. Raises ValueError, naming a tensor."""
     wanted = module.state_dict()
     with reading(path, "does not fit this model"):
+        weights = {name: checked_weight(x, name, path) for name, x in weights.items()}
         weights = {name: slice_like(x, wanted.get(name)) for name, x in weights.items()}
         module.load_state_dict(weights, assign=assign)
 
@@ -136,7 +143,7 @@ def load_model(folder, device="cpu", dtype=torch.float32):
     path, config = folder / "quiet_star.json", None
     if published:
         weights, config = read_published(folder, dtype)
-    elif path.exists():
+    elif path.exists() or path.with_suffix(".pt").exists():
         weights, config = load_tensors(folder / "quiet_star.pt"), read_json(path)
     if config:
         with reading(path, "does not fit the weights beside it"):
