@@ -22,8 +22,7 @@ def tiny(seed=0, **changes):
 
 
 def naive_hidden(model, tokens):
-    """Mistral for one text (T,), written plainly: one query, one head, one key at a
-    time."""
+    """Mistral for one text (T,), one query, head and key at a time."""
     c, w = model.config, model.state_dict()
 
     def norm(x, weight):
