@@ -12,7 +12,7 @@ from model import sample
 
 def assert_thoughts_are_the_naive_ones(quiet, tokens, got):
     """h_text, h_base, h_policy, h_thought of every text, thought, position and depth."""
-    L, (B, N) = tokens.shape[1], got.tokens.shape[:2]
+    L, N = tokens.shape[1], got.tokens.shape[1]
     for b, text in enumerate(tokens):
         h_text = quiet.model(text[None])[0]
         assert_close(got.text.hidden[b], h_text, **CLOSE)
