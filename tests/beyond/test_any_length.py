@@ -9,43 +9,18 @@ from naive import CLOSE, DOCUMENTS, POSITIONS, ids, learn, log_softmax, mean, th
 from test_fast import assert_the_same_step
 from torch.testing import assert_close
 
-from beyond.any_length import at_length, depth, prefix_mask
-
-OWN = [  # start, t_1, t_2, end_0, end_1, end_2
-    [1, 0, 0, 0, 0, 0],
-    [1, 1, 0, 0, 0, 0],
-    [1, 1, 1, 0, 0, 0],
-    [1, 0, 0, 1, 0, 0],
-    [1, 1, 0, 0, 1, 0],
-    [1, 1, 1, 0, 0, 1],
-]
+from beyond.any_length import at_length
 
 
 def any_length(window=None, **config):
     return tiny(window, **{"thought_kind": "any_length", "thought_len": 2, **config})
 
 
-def test_prefix_mask_is_the_picture():
-    """Catches an end that sees another one, and a window that counts ends as later than they are. A
-    thought of position 1 beside text tokens 0, 1, 2; and another one, which it never sees."""
-    position = torch.tensor([0, 1, 2] + [1] * 12)
-    thought = torch.tensor([-1] * 3 + [0] * 6 + [1] * 6)
-    layout = position, thought, torch.tensor([-1] * 3 + list(range(6)) * 2)
-    mask = prefix_mask(layout, layout, 2).int()
-    assert mask[3:9, 3:9].tolist() == mask[9:, 9:].tolist() == OWN
-    assert mask[3:9, 9:].count_nonzero() == mask[:3, 3:].count_nonzero() == 0
-    assert mask[3:9, :3].tolist() == [[1, 1, 0]] * 6
-    assert depth(torch.arange(6), 2).tolist() == [0, 1, 2, 1, 2, 3], "end_s is where t_{s+1} is"
-    # text 1 has id 1, start 2, t_1 and end_0 3
-    near = prefix_mask(layout, layout, 2, sliding_window=2).int()
-    assert near[3:9, :3].tolist() == [[0, 1, 0]] + [[0, 0, 0]] * 5
-    assert near[8, 3:9].tolist() == [0, 0, 1, 0, 0, 1]
-
-
 @pytest.mark.parametrize("window", [None, 3])
 @pytest.mark.parametrize("m, N", [(0, 2), (1, 1), (3, 2)])
 def test_each_read_out_is_that_of_a_thought_which_ended_there(m, N, window):
-    """Catches an end that sees a token too many, and one that stands in the wrong place."""
+    """Catches an end that sees a token too many, another end or another thought, one that stands in
+    the wrong place, and a window that counts ends as later than they are."""
     quiet = any_length(window, thought_len=m, n_thoughts=N)
     tokens, shape = ids(2, 6), (2, N, 5, m)
     with torch.no_grad():
@@ -109,34 +84,6 @@ def test_learning_equals_loops_over_lengths_and_tokens(clamp):
     for ours, wanted in ((got.loss, loss), (got.gain_error, error)):
         assert_close(ours, wanted, **CLOSE)
         naive.assert_same_gradients(quiet, ours, wanted)
-
-
-def test_the_credit_of_prefixes_is_unbiased_and_varies_less():
-    """By enumerating 9 x 9 pairs of thoughts: on average REINFORCE is the exact gradient of the
-    expected reward, and it varies less than with the same credit for all tokens of a thought."""
-    quiet, tokens = any_length(vocab=3, n_layers=1, n_thoughts=2, clamp_advantage=False), ids(1, 4)
-    tokens, position = tokens % 3, torch.tensor([[1]])
-
-    def gradient(loss):
-        return torch.cat([x.flatten() for x in naive.gradients(loss, quiet).values()])
-
-    thoughts = torch.cartesian_prod(torch.arange(3), torch.arange(3))
-    lengths = [naive_lengths(quiet, tokens[0], 1, thought) for thought in thoughts]
-    log_p = torch.stack([x[2].sum() for x in lengths])
-    rewards = torch.stack([(x[0] - x[3]).mean() for x in lengths]).detach()
-    p, exact = log_p.detach().exp(), gradient((log_p.exp() * rewards).sum())
-    average, square, square_of_all = 0.0, 0.0, 0.0
-    for pair in map(list, itertools.product(range(9), repeat=2)):
-        got = think(quiet, tokens, thoughts[pair].view(1, 2, 1, 2), position)
-        ours = -gradient(learn(quiet, tokens, got).reinforce)
-        advantage = rewards[pair] - rewards[pair].flip(0)
-        for_all = gradient((advantage * log_p[pair]).mean())
-        average += p[pair].prod() * ours
-        square += p[pair].prod() * (ours**2).sum()
-        square_of_all += p[pair].prod() * (for_all**2).sum()
-    assert exact.abs().max() > 1e-5
-    assert_close(average, exact, rtol=1e-8, atol=1e-11)
-    assert square < square_of_all
 
 
 @pytest.mark.parametrize("recompute", [False, True])

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from tiny_runs import ROOT, SHAPE, flags, go, losses, refusal, same
+from tiny_runs import ROOT, SHAPE, agree, flags, go, losses, refusal, same
 from torch.testing import assert_close
 
 import train as trainer
@@ -66,16 +66,6 @@ WAYS = {
 }
 
 
-def first_moments(folder):
-    """Adam's first moments by name."""
-    model = load_run(folder)[0]
-    names = {p: name for name, p in model.named_parameters()}
-    groups = trainer.build_optimizer(model, trainer.TrainConfig()).param_groups
-    order = [names[p] for group in groups for p in group["params"]]
-    state = read_checkpoint(folder)["optimizer"]["state"]
-    return {name: state[i]["exp_avg"] for i, name in enumerate(order)}
-
-
 @pytest.mark.parametrize("processes", [2, pytest.param(4, marks=pytest.mark.slow)])
 def test_any_number_of_processes_in_any_mode_trains_as_one(deep, processes):
     """Catches a gradient that is summed, halved, lost or left over from the step before, and
@@ -90,14 +80,7 @@ def test_any_number_of_processes_in_any_mode_trains_as_one(deep, processes):
     assert f"on {processes} x cpu" in launch(deep, processes, *runs)
     for name in WAYS:
         kind = name.split("_")[0]
-        one = deep / f"one_{kind if kind in alone else 'quiet'}"
-        wanted, logs = first_moments(one), (read_log(one), read_log(deep / name))
-        assert len(logs[0]) == len(logs[1]) == 3
-        for x, y in zip(*logs, strict=True):
-            for key in x.keys() - {"tokens_per_second", "seconds", "peak_memory_gb"}:
-                assert x[key] == pytest.approx(y[key], abs=3e-5), (name, key)
-        for key, x in first_moments(deep / name).items():
-            assert_close(x, wanted[key], atol=1e-6, rtol=1e-4, msg=lambda text: f"{key}: {text}")
+        agree(deep / f"one_{kind if kind in alone else 'quiet'}", deep / name)
 
 
 def test_a_run_goes_on_in_any_number_of_processes_and_any_mode(deep):

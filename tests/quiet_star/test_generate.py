@@ -56,16 +56,3 @@ def test_sampling_with_thoughts_is_drawing_from_each_whole_text_anew():
         noise = torch.rand(3, generator=other)
         drawn = sample(quiet.model.logits(h_mixed[:, 0, 0, 0]), noise=noise)
         assert drawn.tolist() == read[:, at].tolist()
-
-
-def test_generating_leaves_the_models_settings_alone_and_follows_its_generator():
-    """Catches evaluation that turns training greedy, and a generator that is accepted and not
-    used."""
-    quiet = tiny(thought_len=2, n_thoughts=3, n_true=2)
-
-    def draw(seed):
-        generator = torch.Generator().manual_seed(seed)
-        return generate_with_thoughts(quiet, ids(2, 3), 10, generator=generator)[0]
-
-    assert torch.equal(draw(0), draw(0)) and not torch.equal(draw(0), draw(1))
-    assert (quiet.config.thought_len, quiet.config.n_thoughts, quiet.config.n_true) == (2, 3, 2)
