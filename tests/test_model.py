@@ -1,6 +1,7 @@
-"""model.py against a loop over single queries, and by counting (tests/lib/test_weights.py holds it
-to the models of transformers)."""
+"""model.py against a loop over single queries, and a draw by counting. (tests/lib/test_weights.py
+holds it to the models of transformers.)"""
 
+import itertools
 import math
 
 import pytest
@@ -8,11 +9,11 @@ import torch
 from naive import ids
 from torch.testing import assert_close
 
-from model import KVCache, ModelConfig, Transformer, causal_mask
+from model import KVCache, ModelConfig, Transformer, sample
 
 
 def tiny(seed=0, **changes):
-    """A small random model in float64, with n_heads != n_kv_heads, and norm weights that are not all 1."""
+    """A small random model in float64, with n_heads != n_kv_heads and norms that differ."""
     shape = dict(dim=16, n_layers=2, head_dim=4, hidden_dim=24, n_heads=4, n_kv_heads=2)
     torch.manual_seed(seed)
     model = Transformer(ModelConfig(**{**shape, "vocab_size": 13, **changes})).double()
@@ -22,8 +23,7 @@ def tiny(seed=0, **changes):
 
 
 def naive_hidden(model, tokens):
-    """Mistral for one text (T,), written plainly: one query, one head, one key at a
-    time."""
+    """Mistral for one text (T,), one query, head and key at a time."""
     c, w = model.config, model.state_dict()
 
     def norm(x, weight):
@@ -71,30 +71,17 @@ def test_equals_a_loop_over_single_queries(window):
         assert_close(model(tokens), wanted, rtol=1e-10, atol=1e-10)
 
 
-@pytest.mark.parametrize(
-    "window, wanted", [(None, "1000 1100 1110 1111"), (2, "1000 1100 0110 0011")]
-)
-def test_causal_mask_is_the_window_written_out(window, wanted):
-    """Catches a window that counts one token too many or too few."""
-    mask = causal_mask(torch.arange(4), torch.arange(4), window).int().tolist()
-    assert " ".join("".join(map(str, row)) for row in mask) == wanted
-
-
 def test_state_dict_has_mistrals_official_names_and_nothing_else():
-    """Catches a renamed module or an extra buffer: official weights would not load any more."""
+    """Catches a renamed module or an extra buffer: official weights would not load any more. And
+    the rope_theta of later Mistrals, with which the text would be subtly wrong."""
     inside = [f"attention.w{name}" for name in "qkvo"] + ["attention_norm", "ffn_norm"]
     inside += [f"feed_forward.w{n}" for n in (1, 2, 3)]
     wanted = {"tok_embeddings.weight", "norm.weight", "output.weight"}
     wanted |= {f"layers.{layer}.{name}.weight" for layer in range(2) for name in inside}
     state = tiny().state_dict()
-    assert set(state) == wanted
+    assert set(state) == wanted and ModelConfig().rope_theta == 10000
     assert state["layers.0.attention.wk.weight"].shape == (2 * 4, 16)
     assert state["layers.0.feed_forward.w2.weight"].shape == (16, 24)
-
-
-def test_default_rope_theta_is_that_of_mistral_v01():
-    """Catches the 1,000,000 of later Mistrals, with which the text would be subtly wrong."""
-    assert ModelConfig().rope_theta == 10000
 
 
 BAD = dict(dim=0, n_layers=0, head_dim=0, hidden_dim=0, n_heads=0, n_kv_heads=0, vocab_size=0)
@@ -108,35 +95,10 @@ def test_bad_configs_are_refused_by_name(field, value):
         ModelConfig(**{"n_heads": 4, "n_kv_heads": 2, field: value})
 
 
-def test_embeddings_as_input_equal_tokens_as_input():
-    """Catches a scaling or a second lookup applied to only one of the two kinds of input."""
-    model, tokens = tiny(), ids(2, 7)
-    assert torch.equal(model(model.tok_embeddings.weight[tokens]), model(tokens))
-
-
 def test_positions_without_a_mask_are_refused():
     """Catches a silent plain-causal mask over tokens whose positions say otherwise."""
     with pytest.raises(ValueError, match="mask"):
         tiny()(ids(1, 3), positions=torch.tensor([0, 0, 1]))
-
-
-def test_positions_are_used_by_text_and_may_differ_between_texts():
-    """Catches positions of shape (B, T) that are broadcast wrongly or ignored."""
-    model, tokens = tiny(), ids(2, 5)
-    mask = torch.ones(5, 5, dtype=torch.bool).tril()
-    positions = torch.tensor([[0, 1, 2, 3, 4], [0, 2, 3, 7, 9]])
-    both = model(tokens, positions, mask)
-    assert_close(both[0], model(tokens[:1])[0])
-    assert_close(both[1], model(tokens[1:], positions[1], mask)[0])
-    assert (both[1] - model(tokens[1:])[0]).abs().max() > 1e-3
-
-
-def test_only_distances_between_positions_matter():
-    """Catches absolute positions leaking in, and keys that turn otherwise than queries."""
-    model, tokens = tiny(), ids(1, 6)
-    mask = torch.ones(6, 6, dtype=torch.bool).tril()
-    far = model(tokens, torch.arange(6) + 1000, mask)
-    assert_close(far, model(tokens), rtol=1e-8, atol=1e-8)
 
 
 @pytest.mark.parametrize("window", [None, 2])
@@ -199,3 +161,47 @@ def test_generation_is_reproducible_from_its_generator_and_follows_temperature()
     assert torch.equal(draw(0, 1.0), draw(0, 1.0))
     assert not torch.equal(draw(0, 3.0), draw(1, 3.0))
     assert torch.equal(draw(0, 1e-6), model.generate(tokens, 12, temperature=0))
+
+
+def test_sample_inverts_the_cumulative_distribution():
+    """Catches a draw that is not a pure function of its noise, whatever the batch around it."""
+    logits = torch.randn(5, 7, 9, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    noise = torch.rand(5, 7, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    drawn = sample(logits, 1.5, noise)
+    for i, j in itertools.product(range(5), range(7)):
+        p = (logits[i, j] / 1.5).exp()
+        p, left, wanted = p / p.sum(), float(noise[i, j]), 0
+        while left >= p[wanted]:
+            left, wanted = left - float(p[wanted]), wanted + 1
+        assert drawn[i, j] == wanted == sample(logits[i, j], 1.5, noise[i, j])
+
+
+@pytest.mark.parametrize("temperature", [1.0, 2.0])
+def test_sample_follows_the_softmax(temperature):
+    """Catches a wrong or ignored temperature, and fresh noise that is not uniform."""
+    logits = torch.tensor([0.3, -1.0, 2.0, 1.0, -3.0])
+    generator, draws = torch.Generator().manual_seed(0), 40_000
+    drawn = sample(logits.expand(draws, -1), temperature, generator=generator)
+    share = torch.bincount(drawn, minlength=5) / draws
+    wanted = (logits / temperature).exp() / (logits / temperature).exp().sum()
+    assert (share - wanted).abs().max() < 4 * 0.5 / draws**0.5  # four standard errors at most
+
+
+def test_temperature_zero_takes_the_likeliest():
+    """Catches greedy drawing that still depends on noise, as the authors' release does."""
+    logits = torch.randn(50, 11, generator=torch.Generator().manual_seed(0))
+    wanted = torch.tensor([max(range(11), key=row.__getitem__) for row in logits.tolist()])
+    assert torch.equal(sample(logits, 0), wanted)
+    assert torch.equal(sample(logits, 0, noise=torch.rand(50)), wanted)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+def test_extreme_noise_gives_an_id_that_can_happen(dtype):
+    """Catches an id of probability 0, or beyond the vocabulary, by a noise of 0 or by rounding."""
+    logits = torch.randn(400, 300, generator=torch.Generator().manual_seed(0)).to(dtype)
+    logits[:, :3] = logits[:, -3:] = -torch.inf
+    precision = torch.float64 if dtype == torch.float64 else torch.float32
+    below_one = 1 - torch.finfo(precision).eps / 2  # the largest number below 1
+    for noise, wanted in ((0.0, 3), (below_one, 296)):
+        drawn = sample(logits, 1.0, torch.full((400,), noise, dtype=precision))
+        assert (drawn == wanted).all()

@@ -3,46 +3,25 @@ time."""
 
 import itertools
 
+import naive
 import pytest
 import torch
-from naive import (
-    CLOSE,
-    count_forwards,
-    gradients,
-    ids,
-    learn,
-    naive_gate,
-    naive_policy,
-    naive_thought,
-    think,
-    tiny,
-)
+from naive import CLOSE, count_forwards, ids, likeliest_thought, tiny
 from torch.testing import assert_close
 
 from beyond.adaptive import GainHead, says_start, think_some, worth_its_price
 from quiet_star import generate_with_thoughts
 
 
-def test_the_gain_head_changes_nothing_that_the_model_learns():
-    """Catches a model that learns to be predictable, and a head that learns from anything but
-    gains."""
-    quiet = tiny(thought_len=2, n_thoughts=2, n_true=2, gain_head=True)
-    tokens = ids(2, 8)
-    learned = learn(quiet, tokens, think(quiet, tokens))
-    model, head = gradients(learned.loss, quiet), gradients(learned.gain_error, quiet)
-    for name in model:
-        other = model if name.startswith("gain_head.") else head
-        assert other[name].abs().max() < 1e-12, name
-    assert head["gain_head.inner.weight"].abs().max() > 1e-3
-    assert model["model.output.weight"].abs().max() > 1e-3
-    assert GainHead(16)(torch.ones(3, 16)).tolist() == [0, 0, 0], "nothing is expected at step 0"
-
-
 @pytest.mark.parametrize("window", [None, 3])
 @pytest.mark.parametrize(
-    "kind, m, price", [("sampled", 2, 0.03), ("sampled", 0, 0.0), ("any_length", 3, 0.02),
-                       ("any_length", 3, 0.15), ("any_length", 3, -0.3)],
-)  # fmt: skip
+    "kind, m, price",
+    [
+        ("sampled", 2, 0.03),
+        ("sampled", 0, 0.0),
+        *(("any_length", 3, p) for p in (0.02, 0.15, -0.3)),
+    ],
+)
 def test_rows_think_where_and_as_long_as_it_pays(kind, m, price, window):
     """Against the whole text read anew for each token of each row alone. Catches a row that sees
     the thought of another, one that stops too late, and a thought that stays in the cache."""
@@ -59,14 +38,10 @@ def test_rows_think_where_and_as_long_as_it_pays(kind, m, price, window):
             net = {s: gain - price * (s + 2) for s, gain in zip(possible, gains, strict=True)}
             length = max(net, key=net.get)
             length = length if net[length] > 0 else -1
-            thought = torch.zeros(0, dtype=torch.long)
-            for _ in range(length):
-                policy = naive_policy(quiet, text, thought)
-                token = (quiet.model.output.weight @ policy).argmax()
-                thought = torch.cat((thought, token[None]))
+            thought = likeliest_thought(quiet, text, length)
             if length >= 0:
-                after = naive_thought(quiet, text, len(text) - 1, thought)[1][0]
-                gate = naive_gate(quiet, h, after)
+                after = naive.naive_thought(quiet, text, len(text) - 1, thought)[1][0]
+                gate = naive.naive_gate(quiet, h, after)
                 h = h + gate * (after - h)
             rest = [-1 if length < 0 else -2] * (m - len(thought))
             assert thoughts[b, k].tolist() == thought.tolist() + rest
@@ -74,6 +49,11 @@ def test_rows_think_where_and_as_long_as_it_pays(kind, m, price, window):
             assert read[b, 4 + k] == (quiet.model.output.weight @ h).argmax()
             lengths.append(length)
     assert len(set(lengths)) > 1, "all think alike: the test shows nothing"
+
+
+def test_a_new_gain_head_expects_nothing():
+    """Catches a head that stops or starts thoughts before it has learned anything."""
+    assert GainHead(16)(torch.ones(3, 16)).tolist() == [0, 0, 0]
 
 
 def test_thinking_at_any_price_is_thinking_everywhere_and_at_none_nowhere():

@@ -13,10 +13,12 @@ from lib.checkpoint import read_checkpoint
 from lib.export import export
 from lib.runs import load_model, load_run
 
+SIZES = dict(thought_len=2, n_true=2, n_thoughts=2, gain_head=True)
+
 
 def with_lora(rank=3):
     """A thinking model in float64 whose additions are not 0 any more."""
-    quiet = tiny(thought_len=2, n_true=2, n_thoughts=2, gain_head=True)
+    quiet = tiny(**SIZES)
     add_lora(quiet.model, rank)
     for linear in linear_maps(quiet.model):
         torch.nn.init.normal_(linear.lora_b, std=0.1)
@@ -24,21 +26,18 @@ def with_lora(rank=3):
 
 
 def test_merged_it_is_a_plain_model_with_the_same_loss():
+    """Catches a merge by another scale, and names that no plain model has."""
     quiet, tokens, noise = with_lora(), ids(2, 9), uniform(2, 2, 7, 2)
     loss, _ = quiet(tokens, noise=noise)
-    plain = tiny(thought_len=2, n_true=2, n_thoughts=2, gain_head=True)
-    names = {name for name, _ in plain.named_parameters()}
     merge_lora(quiet.model)
-    assert {name for name, _ in quiet.named_parameters()} == names
+    assert set(quiet.state_dict()) == set(tiny(**SIZES).state_dict())
     assert all(type(linear) is torch.nn.Linear for linear in linear_maps(quiet.model))
-    assert_close(
-        quiet.double()(tokens, noise=noise)[0], loss, atol=1e-5, rtol=1e-5
-    )  # merging is done in float32
+    merged, _ = quiet.double()(tokens, noise=noise)
+    assert_close(merged, loss, atol=1e-5, rtol=1e-5)  # merging is done in float32
 
 
 def test_gradients_are_those_of_the_merged_weight_by_the_chain_rule_and_nothing_else_learns():
-    """dA = 2 B' dW and dB = 2 dW A', for dW the gradient of a plain model with the merged
-    weights."""
+    """dA = 2 B' dW and dB = 2 dW A', for dW the gradient of a plain model with merged weights."""
     quiet, tokens, noise = with_lora(), ids(2, 9), uniform(2, 2, 7, 2)
     quiet(tokens, noise=noise)[0].backward()
     merged = with_lora()
@@ -58,35 +57,31 @@ def test_gradients_are_those_of_the_merged_weight_by_the_chain_rule_and_nothing_
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_a_run_goes_on_bit_for_bit_is_loaded_merged_exported_and_gone_on_from(work, dtype):
-    how = ["--lora_rank=2", f"--dtype={dtype}", "--lr=0.01", "--max_steps=4"]
-    go(work, *how, "--out=whole")
-    go(work, *how, "--out=parts", "--max_steps=2")
-    go(work, *how, "--out=parts")
-    weights = read_checkpoint(work / "whole")["model"]
-    assert same(weights, read_checkpoint(work / "parts")["model"])
-    stored = getattr(torch, dtype)
-    assert (
-        weights["model.tok_embeddings.weight"].dtype == stored
-        and weights["mixing_head.last.weight"].dtype == torch.float32
-    )
-    base = load_run(work / "base")[0]
-    assert torch.equal(
-        weights["model.layers.0.attention.wq.weight"], base.layers[0].attention.wq.weight.to(stored)
-    )
+    """Catches frozen weights that move or are stored in another dtype, and a reader that forgets
+    the additions."""
+    how, stored = ["--lora_rank=2", f"--dtype={dtype}", "--lr=0.01"], getattr(torch, dtype)
+    go(work, *how, "--out=one", "--max_steps=4")
+    go(work, *how, "--out=two", "--max_steps=2")
+    go(work, *how, "--out=two", "--max_steps=4")
+    weights = read_checkpoint(work / "one")["model"]
+    assert same(weights, read_checkpoint(work / "two")["model"])
+    assert weights["model.tok_embeddings.weight"].dtype == stored
+    assert weights["mixing_head.last.weight"].dtype == torch.float32
+    base, model = (load_run(work / name)[0] for name in ("base", "one"))
+    before = base.layers[0].attention.wq.weight
+    assert torch.equal(weights["model.layers.0.attention.wq.weight"], before.to(stored))
+    assert not torch.equal(model.model.layers[0].attention.wq.weight, before)
 
-    model, *_ = load_run(work / "whole")
-    assert not torch.equal(
-        model.model.layers[0].attention.wq.weight, base.layers[0].attention.wq.weight
-    )
-    export(work / "whole", work / "exported")
+    export(work / "one", work / "exported")
     other, *_ = load_model(work / "exported")
     tokens = torch.tensor([[1, 2, 3, 4]])
     assert_close(other.model(tokens), model.model(tokens))
     assert not any("lora" in name for name in other.state_dict())
-    go(work, "--init_from=whole", "--out=further", "--max_steps=1")
+    go(work, "--init_from=one", "--out=further", "--max_steps=1")
 
 
 def test_parts_and_micro_batches_are_the_same_training(work):
+    """Catches a part that adds up the gradients of frozen weights."""
     how = ["--lora_rank=2", "--max_steps=2", "--lr=0.01"]
     go(work, *how, "--out=one")
     go(work, *how, "--out=other", "--fast", "--micro_batch=2", "--think_at_once=3")
@@ -96,6 +91,7 @@ def test_parts_and_micro_batches_are_the_same_training(work):
 
 
 def test_sharded_it_is_refused(work, capsys):
+    """Catches additions that FSDP would shard without telling anybody."""
     with pytest.raises(SystemExit):
         trainer.settings_from(flags(work, "--lora_rank=2", "--parallel=fsdp"))
     assert "parallel=data" in capsys.readouterr().err

@@ -4,6 +4,7 @@ learns."""
 import pytest
 import torch
 from naive import CLOSE, ids, log_softmax, tiny
+from tiny_runs import same
 from torch.testing import assert_close
 
 from beyond.star import Question, StarConfig, fine_tune, loss_of, right_ones, self_taught, write
@@ -11,25 +12,29 @@ from beyond.star import Question, StarConfig, fine_tune, loss_of, right_ones, se
 END = 0
 
 
+def answer(text):
+    return text[-2] if len(text) > 1 and text[-1] == END else None
+
+
 def config(**more):
-    return StarConfig(
-        read=lambda text: text[-2] if len(text) > 1 and text[-1] == END else None, end=END, **more
-    )
+    return StarConfig(read=answer, end=END, **more)
 
 
 def test_what_is_written_is_what_each_prompt_alone_leads_to():
-    model, found = tiny(seed=2).model, []
+    """Catches prompts of other lengths that share a batch, and text after the end."""
+    model, wanted = tiny(seed=2).model, []
     prompts = [ids(n, seed=n).tolist() for n in (3, 5, 4, 3)]
     for prompt in prompts:
         text = list(prompt)
         while len(text) < len(prompt) + 6 and (len(text) == len(prompt) or text[-1] != END):
             text.append(int(model.logits(model(torch.tensor([text])))[0, -1].argmax()))
-        found.append(text[len(prompt) :])
-    assert write(model, prompts, config(most_tokens=6)) == found
-    assert len({len(text) for text in found}) > 1, "some end early"
+        wanted.append(text[len(prompt) :])
+    assert write(model, prompts, config(most_tokens=6)) == wanted
+    assert len({len(text) for text in wanted}) > 1, "some end early"
 
 
 def test_the_loss_is_the_mean_over_all_tokens_that_follow_a_prompt():
+    """Catches a loss on prompts or padding, and a mean of means."""
     model = tiny(seed=3).model
     examples = [([1, 2, 3], [4, 0]), ([5], [6, 7, 8, 0]), ([2, 2], [0])]
     nlls = []
@@ -42,45 +47,37 @@ def test_the_loss_is_the_mean_over_all_tokens_that_follow_a_prompt():
 
 
 def test_only_what_ends_in_the_true_answer_is_kept_and_the_hint_is_not():
+    """Catches a hint, a wrong answer, or half of a rationale in what is learned."""
     questions = [Question([1, 5], [1, 5, 9], 3, [6]), Question([2, 5], [2, 5, 9], 4)]
     written = [[7, 3, END], [7, 7, END]]
     (kept,) = right_ones(questions, written, config(), hinted=True)
-    assert kept.question.prompt == [1, 5] and kept.written == [6, 7, 3, END] and kept.hinted, (
-        "what the hinted prompt said of it"
-    )
+    assert kept.question.prompt == [1, 5] and kept.hinted
+    assert kept.written == [6, 7, 3, END], "with what the hinted prompt said of it"
     assert right_ones(questions, written, config(), hinted=False)[0].written == [7, 3, END]
     assert len(right_ones(questions, written, config(keep_all=True), False)) == 2
     assert right_ones(questions, [[7, 3], [4]], config(), False) == [], "cut short: no answer"
 
 
 def test_fine_tuning_learns_leaves_the_original_alone_and_repeats_exactly():
+    """Catches a copy that shares weights, and examples that are drawn anew each time."""
     model = tiny(seed=3).model
     before = {name: x.clone() for name, x in model.state_dict().items()}
     examples = [([1], [2, END]), ([3], [4, END])]
-    tuned, again = (
-        fine_tune(model, examples, 60, config(lr=3e-3, batch_size=2), seed=1) for _ in range(2)
-    )
-    assert all(torch.equal(x, before[name]) for name, x in model.state_dict().items())
-    assert all(torch.equal(x, again.state_dict()[name]) for name, x in tuned.state_dict().items())
+    how = config(lr=3e-3, batch_size=2)
+    tuned, again = (fine_tune(model, examples, 60, how, seed=1) for _ in range(2))
+    assert same(model.state_dict(), before) and same(tuned.state_dict(), again.state_dict())
     assert loss_of(tuned, examples) < 0.2 < loss_of(model, examples)
     assert write(tuned, [[1], [3]], config()) == [[2, END], [4, END]]
 
 
 @pytest.mark.parametrize("go_on", [False, True])
 def test_iterations_grow_and_start_from_the_original(go_on, monkeypatch):
-    """The first question is right from the start, the second only with its hint, the third
-    never."""
+    """The first question is right from the start, the second only with its hint, the third never.
+    Catches a model that is tuned from the wrong one, or on hints."""
     model, started = tiny(seed=3).model, []
-    hints = {
-        (1,): [7, 3, END],
-        (2,): [7, 8, END],
-        (2, 9): [7, 4, END],
-        (3,): [7, 8, END],
-        (3, 9): [8, 8, END],
-    }
-    monkeypatch.setattr(
-        "beyond.star.write", lambda model, prompts, _: [hints[tuple(p)] for p in prompts]
-    )
+    texts = {(1,): [7, 3, END], (2,): [7, 8, END], (3,): [7, 8, END]}
+    texts |= {(2, 9): [7, 4, END], (3, 9): [8, 8, END]}
+    monkeypatch.setattr("beyond.star.write", lambda _, prompts, __: [texts[*p] for p in prompts])
 
     def tuned(start, examples, steps, config, seed):
         started.append((start, examples, steps, seed))
@@ -88,17 +85,13 @@ def test_iterations_grow_and_start_from_the_original(go_on, monkeypatch):
 
     monkeypatch.setattr("beyond.star.fine_tune", tuned)
     questions = [Question([1], [1, 9], 3), Question([2], [2, 9], 4), Question([3], [3, 9], 5)]
-    found = list(self_taught(model, questions, config(iterations=3, go_on=go_on)))
-    assert [x[0] for x in found] == ["model 1", "model 2", "model 3"] and [x[2] for x in found] == [
-        40,
-        48,
-        58,
-    ]
-    assert [[k.hinted for k in x[1]] for x in found] == [[False, True]] * 3
+    iterations = self_taught(model, questions, config(iterations=3, go_on=go_on))
+    models, kept, steps = zip(*iterations, strict=True)
+    assert models == ("model 1", "model 2", "model 3") and steps == (40, 48, 58)
+    assert [[k.hinted for k in x] for x in kept] == [[False, True]] * 3
     assert started[1][1] == [([1], [7, 3, END]), ([2], [7, 4, END])], "without the hint"
     assert [x[0] for x in started] == ([model, "model 1", "model 2"] if go_on else [model] * 3)
     plain = list(self_taught(model, questions, config(iterations=1, rationalize=False)))
     assert len(plain[0][1]) == 1
-    assert list(self_taught(model, questions[2:], config(iterations=1))) == [(model, [], 40)], (
-        "nothing to learn from"
-    )
+    nothing_right = list(self_taught(model, questions[2:], config(iterations=1)))
+    assert nothing_right == [(model, [], 40)], "nothing to learn from"

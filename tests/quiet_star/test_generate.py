@@ -1,8 +1,11 @@
 """Speaking with thoughts from a cache, against thinking on the whole text for each token."""
 
+import itertools
+
+import naive
 import pytest
 import torch
-from naive import CLOSE, count_forwards, ids, naive_gate, naive_policy, naive_thought, think, tiny
+from naive import CLOSE, count_forwards, ids, think, tiny
 from torch.testing import assert_close
 
 from model import sample
@@ -22,63 +25,34 @@ def test_generating_from_the_cache_equals_thinking_on_the_whole_text_each_time(
     tokens, calls = ids(2, 4), count_forwards(quiet)
     read, thoughts, gates = generate_with_thoughts(quiet, tokens, new, temperature=0)
     assert len(calls) == (thought_len + 1) * new
-    assert (
-        read.shape == (2, 4 + new)
-        and thoughts.shape == (2, new, thought_len)
-        and gates.shape == (2, new)
-    )
+    assert read.shape == (2, 4 + new) and thoughts.shape == (2, new, thought_len)
+    assert gates.shape == (2, new) and torch.equal(read[:, :4], tokens)
     with torch.no_grad():
-        for b in range(2):
-            text = tokens[b]
-            for k in range(new):
-                thought = text.new_empty(0)
-                for _ in range(thought_len):
-                    new_token = (
-                        quiet.model.output.weight @ naive_policy(quiet, text, thought)
-                    ).argmax()
-                    thought = torch.cat((thought, new_token[None]))
-                h_base = quiet.model(text[None])[0, -1]
-                h_thought = naive_thought(quiet, text, len(text) - 1, thought)[1][0]
-                w = naive_gate(quiet, h_base, h_thought)
-                word = (quiet.model.output.weight @ ((1 - w) * h_base + w * h_thought)).argmax()
-                assert thoughts[b, k].tolist() == thought.tolist()
-                assert_close(gates[b, k], w, **CLOSE)
-                assert read[b, len(text)] == word
-                text = torch.cat((text, word[None]))
+        for b, k in itertools.product(range(2), range(new)):
+            text = read[b, : 4 + k]
+            thought = naive.likeliest_thought(quiet, text, thought_len)
+            h_base = quiet.model(text[None])[0, -1]
+            h_thought = naive.naive_thought(quiet, text, 3 + k, thought)[1][0]
+            w = naive.naive_gate(quiet, h_base, h_thought)
+            word = (quiet.model.output.weight @ ((1 - w) * h_base + w * h_thought)).argmax()
+            assert thoughts[b, k].tolist() == thought.tolist()
+            assert_close(gates[b, k], w, **CLOSE)
+            assert read[b, 4 + k] == word
     assert len(read[:, 4:].unique()) > 2 and (gates.std() > 0.01 or opened < 1)
 
 
 def test_sampling_with_thoughts_is_drawing_from_each_whole_text_anew():
-    """At temperature 1, of three rows."""
+    """At temperature 1, of three rows. Catches rows that share a draw, or draws of the thoughts'
+    generator."""
     quiet, tokens, new = tiny(thought_len=2, seed=11), ids(3, 4), 12
     with torch.no_grad():
         quiet.mixing_head.last.weight *= 0.1
-    read, _, _ = generate_with_thoughts(
-        quiet, tokens, new, generator=torch.Generator().manual_seed(5)
-    )
-    generator, quiet = (
-        torch.Generator().manual_seed(5),
-        quiet.with_settings(thought_temperature=0.0, n_thoughts=1),
-    )
+    one, other = (torch.Generator().manual_seed(5) for _ in range(2))
+    read, _, _ = generate_with_thoughts(quiet, tokens, new, generator=one)
+    quiet = quiet.with_settings(thought_temperature=0.0, n_thoughts=1)
     for at in range(4, 4 + new):
-        here = torch.full((3, 1), at - 1)
-        found = think(quiet, read[:, :at], positions=here)
-        h_mixed, _ = quiet.talk(found.h_base, found.h_thought)
-        drawn = sample(
-            quiet.model.logits(h_mixed[:, 0, 0, 0]), noise=torch.rand(3, generator=generator)
-        )
+        thoughts = think(quiet, read[:, :at], positions=torch.full((3, 1), at - 1))
+        h_mixed, _ = quiet.talk(thoughts.h_base, thoughts.h_thought)
+        noise = torch.rand(3, generator=other)
+        drawn = sample(quiet.model.logits(h_mixed[:, 0, 0, 0]), noise=noise)
         assert drawn.tolist() == read[:, at].tolist()
-
-
-def test_generating_leaves_the_models_settings_alone_and_follows_its_generator():
-    """Catches evaluation that turns training greedy, and a generator that is accepted and not
-    used."""
-    quiet = tiny(thought_len=2, n_thoughts=3, n_true=2)
-
-    def draw(seed):
-        return generate_with_thoughts(
-            quiet, ids(2, 3), 10, generator=torch.Generator().manual_seed(seed)
-        )[0]
-
-    assert torch.equal(draw(0), draw(0)) and not torch.equal(draw(0), draw(1))
-    assert (quiet.config.thought_len, quiet.config.n_thoughts, quiet.config.n_true) == (2, 3, 2)

@@ -8,12 +8,11 @@ from torch.testing import assert_close
 from beyond.kinds import ThinkingConfig
 from quiet_star import ThoughtTokens
 
+BAD = dict(thought_len=-1, n_thoughts=0, n_true=0, reward_on="x", baseline="x")
+BAD |= dict(thought_temperature=-1.0, log_prob_temperature=0.0, embedding_scale=0.0)
 
-@pytest.mark.parametrize(
-    "field, value",
-    [("thought_len", -1), ("n_thoughts", 0), ("n_true", 0), ("reward_on", "x"), ("baseline", "x"),
-     ("thought_temperature", -1.0), ("log_prob_temperature", 0.0), ("embedding_scale", 0.0)],
-)  # fmt: skip
+
+@pytest.mark.parametrize("field, value", BAD.items())
 def test_bad_settings_are_refused_by_name(field, value):
     """Catches a typo in a config that trains for hours as something else."""
     with pytest.raises(ValueError, match=field):
@@ -29,20 +28,13 @@ def test_thoughts_of_a_wrong_shape_are_refused(shape):
         think(quiet, ids(2, 8), ids(*shape))
 
 
-@pytest.mark.parametrize("position", [-1, 8])
-def test_positions_out_of_the_text_are_refused(position):
-    """Catches -1 taken for the last token by indexing."""
-    with pytest.raises(ValueError, match="positions"):
-        think(tiny(), ids(1, 8), positions=torch.tensor([[0, position]]))
-
-
-@pytest.mark.parametrize("length", [2, 3])
-def test_a_text_without_room_for_a_thought_is_refused(length):
-    """Catches a mean over nothing (n_true = 3 wants 4 tokens at least)."""
+@pytest.mark.parametrize("length, positions", [(8, [0, -1]), (8, [0, 8]), (2, None), (3, None)])
+def test_positions_out_of_the_text_are_refused(length, positions):
+    """Catches -1 taken for the last token, and a mean over nothing (n_true = 3 wants 4 tokens)."""
     quiet = tiny(n_true=3)
     think(quiet, ids(1, 4))
     with pytest.raises(ValueError, match="positions"):
-        think(quiet, ids(1, length))
+        think(quiet, ids(1, length), positions=positions and torch.tensor([positions]))
 
 
 def test_start_and_end_move_faster_by_the_scale():
@@ -51,9 +43,8 @@ def test_start_and_end_move_faster_by_the_scale():
     before = tokens()[0].detach().clone()
     (tokens()[0].sum() + tokens()[1].sum()).backward()
     torch.optim.Adam(tokens.parameters(), lr=1e-3).step()
-    assert_close(
-        before - tokens()[0], torch.full((6,), 50 * 1e-3, dtype=torch.float64), rtol=1e-4, atol=0
-    )
+    wanted = torch.full((6,), 50 * 1e-3, dtype=torch.float64)
+    assert_close(before - tokens()[0], wanted, rtol=1e-4, atol=0)
 
 
 def test_with_settings_shares_weights_and_leaves_the_original_alone():
@@ -61,15 +52,10 @@ def test_with_settings_shares_weights_and_leaves_the_original_alone():
     training."""
     quiet = tiny(thought_len=2, n_true=2, n_thoughts=2)
     other = quiet.with_settings(thought_temperature=0.0, n_thoughts=1)
-    assert (quiet.config.thought_temperature, quiet.config.n_thoughts) == (1.0, 2)
-    assert (other.config.thought_temperature, other.config.n_thoughts, other.config.n_true) == (
-        0.0,
-        1,
-        2,
-    )
-    for (name, one), (_, two) in zip(
-        quiet.named_parameters(), other.named_parameters(), strict=True
-    ):
-        assert one is two, name
+    settings = [
+        (x.thought_temperature, x.n_thoughts, x.n_true) for x in (quiet.config, other.config)
+    ]
+    assert settings == [(1.0, 2, 2), (0.0, 1, 2)]
+    assert all(x is y for x, y in zip(quiet.parameters(), other.parameters(), strict=True))
     with pytest.raises(ValueError, match="n_true"):
         quiet.with_settings(n_true=0)
