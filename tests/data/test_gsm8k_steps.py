@@ -16,12 +16,13 @@ from lib.tokenizer import load_tokenizer
 ANSWER = """Natalia sold 48/2 = <<48/2=24>>24 clips in May.
 She got 24*$3 = $<<24*3=72>>72.50 then.
 #### 72"""
+LEFT_OUT = "Natalia sold 24 clips in May.\nShe got $72.50 then.\n#### 72"
 
 
 @pytest.mark.parametrize(
     "answer, wanted, steps",
     [
-        (ANSWER, "Natalia sold 24 clips in May.\nShe got $72.50 then.\n#### 72", ["48/2=24", "24*3=72"]),
+        (ANSWER, LEFT_OUT, ["48/2=24", "24*3=72"]),
         ("It is 80,000*1.5=<<80000*1.5=120000>>120,000.", "It is 120,000.", ["80000*1.5=120000"]),
         ("60 - 48 = <<60-48=12>>12 cl, 2+1=<<2+1=3>>3.", "12 cl, 3.", ["60-48=12", "2+1=3"]),
         ("5 apples + 3 pears = <<5+3=8>>8", "5 apples + 3 pears = 8", [None]),  # it has to stay
