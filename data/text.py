@@ -57,7 +57,7 @@ def prepare_text(documents, out, source, config, **progress):
             raise ValueError(f"{out} holds another dataset: delete it, or choose another --out")
         print(f"{out}: {meta['documents']:,} documents, {sizes_of(meta['tokens'])}")
         if min(meta["tokens"].values()) < FEW:
-            print("that is less than a span: try another --separator or --val_share")
+            print(f"fewer than {FEW} tokens have no span: try another --separator or --val_share")
 
 
 def write_documents(documents, out, tokenizer, plan, bar):
