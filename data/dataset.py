@@ -1,7 +1,7 @@
 """
 The project's one data format. A folder holds
 
-  train.bin, val.bin   token ids, one after the other, as uint16 (uint32 if the vocabulary needs it)
+  train.bin, val.bin   token ids, uint16 (or uint32 if the vocabulary needs it)
   val_answers.bin      which tokens of val.bin are answers, a byte each, where no rule tells
   meta.json            the tokenizer, vocab_size, dtype, the id that ends a document (or null),
                        where answers are, and of each split its number of tokens and its checksum

@@ -57,17 +57,18 @@ def prepare_text(documents, out, source, config, **progress):
             raise ValueError(f"{out} holds another dataset: delete it, or choose another --out")
         print(f"{out}: {meta['documents']:,} documents, {sizes_of(meta['tokens'])}")
         if min(meta["tokens"].values()) < FEW:
-            print("that is less than a span: try another --separator or --val_share")
+            print(f"fewer than {FEW} tokens have no span: try another --separator or --val_share")
 
 
 def write_documents(documents, out, tokenizer, plan, bar):
     """Write both splits, each under a temporary name until all is encoded; then meta.json."""
-    counts, checksums, number = {"train": 0, "val": 0}, {"train": 0, "val": 0}, 0
+    counts, checksums, documents_read = {"train": 0, "val": 0}, {"train": 0, "val": 0}, 0
     end = [] if tokenizer.eos_id is None else [tokenizer.eos_id]
 
     def write(train, val):
-        nonlocal number
-        for number, (text, position) in enumerate(documents, 1):
+        nonlocal documents_read
+        for text, position in documents:
+            documents_read += 1
             ids = np.concatenate([tokenizer.encode_array(text), end]).astype(id_type(tokenizer))
             name = "val" if is_held_out(text, plan["val_share"]) else "train"
             (val if name == "val" else train).write(ids.tobytes())
@@ -77,7 +78,7 @@ def write_documents(documents, out, tokenizer, plan, bar):
             if 0 < plan["max_tokens"] <= sum(counts.values()):
                 break
         if not all(counts.values()):
-            problem = f"{number} documents give {sizes_of(counts)}"
+            problem = f"{documents_read} documents give {sizes_of(counts)}"
             raise ValueError(f"{problem}: try another --separator or --val_share")
 
     with bar:
@@ -85,7 +86,7 @@ def write_documents(documents, out, tokenizer, plan, bar):
         write_whole(
             out / "train.bin", lambda train: write_whole(val_path, lambda val: write(train, val))
         )
-    more = {"document_end": tokenizer.eos_id, "documents": number, "plan": plan}
+    more = {"document_end": tokenizer.eos_id, "documents": documents_read, "plan": plan}
     write_meta(out, counts, checksums, tokenizer, **more)
 
 

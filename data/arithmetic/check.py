@@ -22,12 +22,12 @@ from lib.runs import load_run  # noqa: E402
 from lib.tokenizer import CharTokenizer  # noqa: E402
 
 CONTEXT = 40  # characters that the model reads before a step; a line is shorter
+LEAST = 0.99  # share of each step that must be right
 
 
 @dataclass
 class CheckConfig:
     run: str = "out/arithmetic_base"  # folder of a run on this text
-    least: float = 0.99  # share of each step that must be right
 
 
 @torch.no_grad()
@@ -58,18 +58,15 @@ def steps_right(run):
     return shares
 
 
-def check(run, least=0.99):
-    """Print how often each step is right. Raises ValueError if one is right less often than
-    `least`."""
-    found = steps_right(run)
-    told = "; ".join(
-        f"of {n} digits " + ", ".join(f"{x:.3f}" for x in shares) for n, shares in found.items()
-    )
-    print(f"{run}: share of each step that is right in held-out worked lines: {told}", flush=True)
-    if not found or min(map(min, found.values())) < least:
+def check(run):
+    """Print how often each step is right. Raises ValueError if one is so less often than LEAST."""
+    shares = steps_right(run)
+    words = [f"of {n} digits " + ", ".join(f"{x:.3f}" for x in row) for n, row in shares.items()]
+    print(f"{run}: share of each step that is right in held-out worked lines: {'; '.join(words)}")
+    if not shares or min(map(min, shares.values())) < LEAST:
         advice = "more --max_steps may help, or another --seed in another folder"
-        raise ValueError(f"{run} has not learned its steps ({least} are wanted): {advice}")
+        raise ValueError(f"{run} has not learned its steps ({LEAST} are wanted): {advice}")
 
 
 if __name__ == "__main__":
-    run_script("check.py", __doc__, lambda config: check(config.run, config.least), CheckConfig)
+    run_script("check.py", __doc__, lambda config: check(config.run), CheckConfig)

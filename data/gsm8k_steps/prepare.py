@@ -8,8 +8,8 @@ written out and sometimes left out: what data/arithmetic is, as text that people
 
 The training text has every solution several times (--copies); whether a calculation is written is
 drawn each time. In the held-out text all are left out: val_answers.bin marks the tokens of their
-results, which eval.py counts, and steps.json holds the calculations. Held out are the test set,
-`val`, and some of the training set, `dev`, for choosing settings.
+results, which eval.py counts. Held out are the test set, `val`, and some of the training set,
+`dev`, for choosing settings.
 
     python data/gsm8k_steps/prepare.py
     python data/gsm8k_steps/prepare.py --train=FILE.jsonl --test=FILE.jsonl     takes files of yours
@@ -28,7 +28,6 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from data.dataset import write_dataset  # noqa: E402
 from data.download import json_lines, read_source  # noqa: E402
 from lib.config import run_script  # noqa: E402
-from lib.files import write_json  # noqa: E402
 from lib.tokenizer import load_tokenizer  # noqa: E402
 
 URL = "https://raw.githubusercontent.com/openai/grade-school-math/master/grade_school_math/data/"
@@ -133,14 +132,8 @@ def prepare(config):
         rng.shuffle(train)
         for line in train:
             texts["train"].append(document(line, lambda: rng.random() < config.written, tokenizer))
-    steps = {}
     for name, lines in held_out.items():
         texts[name] = [document(line, lambda: False, tokenizer) for line in lines]
-        calculations = [a for line in lines for _, a, _ in pieces(line["answer"])[0] if a]
-        steps[name] = calculations
-        print(f"{name}: {len(calculations):,} calculations left out")
-    Path(config.out).mkdir(parents=True, exist_ok=True)
-    write_json(Path(config.out) / "steps.json", steps)
     ids = {name: np.concatenate([x for x, _ in documents]) for name, documents in texts.items()}
     marks = {name: np.concatenate([x for _, x in texts[name]]) for name in held_out}
     among = sorted({i for text in "0123456789,." for i in tokenizer.encode(f"1{text}")[1:]})

@@ -23,7 +23,6 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from lib.config import run_script  # noqa: E402
 from lib.files import reading, replace_file  # noqa: E402
-from lib.tokenizer import load_tokenizer  # noqa: E402
 from lib.weights import save_mistral  # noqa: E402
 from model import ModelConfig, Transformer  # noqa: E402
 
@@ -64,8 +63,7 @@ def read_model(value, tensors):
     )
     model = Transformer(config)
     tensors = {official_name(name): tensor for name, tensor in tensors.items()}
-    if model.config.tied_embeddings:
-        tensors["output.weight"] = tensors["tok_embeddings.weight"]
+    tensors.setdefault("output.weight", tensors["tok_embeddings.weight"])  # if they are one
     model.load_state_dict(tensors)
     return model
 
@@ -78,11 +76,8 @@ def tokenizer_json(value):
     special = [{"id": i, "content": word} for i, word in enumerate(words) if kinds[i] == CONTROL]
     no = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False)
     byte_level = {"type": "ByteLevel", "trim_offsets": True, "use_regex": True}
-    steps = [
-        {"type": "Digits", "individual_digits": True},
-        {**byte_level, "add_prefix_space": False},
-    ]
-    vocab = {word: i for i, word in enumerate(words)}
+    digits = {"type": "Digits", "individual_digits": True}
+    steps = [digits, {**byte_level, "add_prefix_space": False}]
     return {
         "version": "1.0",
         "added_tokens": [{**token, **no, "special": True} for token in special],
@@ -90,7 +85,11 @@ def tokenizer_json(value):
         "post_processor": None,
         "decoder": {**byte_level, "add_prefix_space": True},
         "pre_tokenizer": {"type": "Sequence", "pretokenizers": steps},
-        "model": {"type": "BPE", "vocab": vocab, "merges": value("tokenizer.ggml.merges")},
+        "model": {
+            "type": "BPE",
+            "vocab": {word: i for i, word in enumerate(words)},
+            "merges": value("tokenizer.ggml.merges"),
+        },
     }
 
 
@@ -111,7 +110,6 @@ def prepare(config):
     save_mistral(model, config.out)
     content = json.dumps(tokenizer, ensure_ascii=False).encode()
     replace_file(Path(config.out) / "tokenizer.json", content)
-    load_tokenizer(config.out)
     print(f"{config.out}: {sum(p.numel() for p in model.parameters()):,} parameters")
 
 

@@ -1,12 +1,11 @@
 """
 Tiny Shakespeare: 1.1 MB of plays, in the public domain, as collected for char-rnn.
 
-    python data/tinyshakespeare/prepare.py                     downloads it; one token a character
+    python data/tinyshakespeare/prepare.py                     downloads it
     python data/tinyshakespeare/prepare.py --source=input.txt  or takes a copy of yours
-    python data/tinyshakespeare/prepare.py --tokenizer=weights/smollm2 --out=data/shakespeare_bpe
 
-It is one document. Its first 90 % are for training and the last 10 % held out: by characters, train
-1,003,854 tokens, val 111,540, alphabet of 65.
+Each of its 65 characters is a token. The first 90 %, 1,003,854 tokens, are for training, the rest
+is held out. It is one document.
 """
 
 import sys
@@ -18,7 +17,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from data.dataset import write_dataset  # noqa: E402
 from data.download import read_source  # noqa: E402
 from lib.config import run_script  # noqa: E402
-from lib.tokenizer import CharTokenizer, load_tokenizer  # noqa: E402
+from lib.tokenizer import CharTokenizer  # noqa: E402
 
 URL = "https://raw.githubusercontent.com/karpathy/char-rnn/master/data/tinyshakespeare/input.txt"
 SHA256 = "86c4e6aa9db7c042ec79f339dcb96d42b0075e16b8fc2e86bf0ca57e2dc565ed"
@@ -28,14 +27,11 @@ SHA256 = "86c4e6aa9db7c042ec79f339dcb96d42b0075e16b8fc2e86bf0ca57e2dc565ed"
 class ShakespeareConfig:
     out: str = str(Path(__file__).parent)  # folder to write
     source: str = ""  # the text, if you have it; empty: download it
-    tokenizer: str = ""  # a tokenizer file or folder; empty: one token a character
 
 
 def prepare(config):
     text = read_source(config.source, URL, Path(config.out) / "input.txt", SHA256).decode("utf-8")
     tokenizer = CharTokenizer("".join(sorted(set(text))))
-    if config.tokenizer:
-        tokenizer = load_tokenizer(config.tokenizer)
     cut = int(len(text) * 0.9)
     splits = {"train": tokenizer.encode(text[:cut]), "val": tokenizer.encode(text[cut:])}
     write_dataset(config.out, splits, tokenizer)

@@ -79,11 +79,8 @@ def test_the_same_seed_gives_the_same_text(tmp_path, monkeypatch):
     as_typed("data/arithmetic/prepare.py")
     data = open_dataset(tmp_path, "val")
     text = from_json(data.meta["tokenizer"]).decode(data.tokens.tolist())
-    assert (
-        text.count("\n") == 9
-        and text.endswith("\n")
-        and data.tokens[-1] == data.meta["document_end"]
-    )
+    assert text.count("\n") == 9 and text.endswith("\n")
+    assert data.tokens[-1] == data.meta["document_end"]
     first = (tmp_path / "train.bin").read_bytes()
     as_typed("data/arithmetic/prepare.py")
     assert (tmp_path / "train.bin").read_bytes() == first

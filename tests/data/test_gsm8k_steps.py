@@ -16,12 +16,13 @@ from lib.tokenizer import load_tokenizer
 ANSWER = """Natalia sold 48/2 = <<48/2=24>>24 clips in May.
 She got 24*$3 = $<<24*3=72>>72.50 then.
 #### 72"""
+LEFT_OUT = "Natalia sold 24 clips in May.\nShe got $72.50 then.\n#### 72"
 
 
 @pytest.mark.parametrize(
     "answer, wanted, steps",
     [
-        (ANSWER, "Natalia sold 24 clips in May.\nShe got $72.50 then.\n#### 72", ["48/2=24", "24*3=72"]),
+        (ANSWER, LEFT_OUT, ["48/2=24", "24*3=72"]),
         ("It is 80,000*1.5=<<80000*1.5=120000>>120,000.", "It is 120,000.", ["80000*1.5=120000"]),
         ("60 - 48 = <<60-48=12>>12 cl, 2+1=<<2+1=3>>3.", "12 cl, 3.", ["60-48=12", "2+1=3"]),
         ("5 apples + 3 pears = <<5+3=8>>8", "5 apples + 3 pears = 8", [None]),  # it has to stay
@@ -63,7 +64,7 @@ def test_the_splits_with_their_marks_and_copies(tmp_path, monkeypatch):
     flags += ["--any_hash", "--dev_documents=3", "--copies=2"]
     monkeypatch.setattr("sys.argv", ["prepare.py", *flags])
     as_typed("data/gsm8k_steps/prepare.py")
-    steps, questions = json.loads((tmp_path / "data" / "steps.json").read_text()), {}
+    questions = {}
     for split, count in {"train": 26, "val": 4, "dev": 3}.items():
         data = open_dataset(tmp_path / "data", split)
         text = load_tokenizer(tmp_path / "data").decode(data.tokens.tolist())
@@ -74,5 +75,4 @@ def test_the_splits_with_their_marks_and_copies(tmp_path, monkeypatch):
         else:
             marked = np.array([*map(chr, data.tokens)])[data.answers]
             assert "".join(marked) == "2472.50" * count and "<<" not in text
-            assert steps[split] == ["48/2=24", "24*3=72"] * count
     assert not questions["train"] & (questions["dev"] | questions["val"])

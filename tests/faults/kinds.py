@@ -159,7 +159,7 @@ def read_settings(path):
 # (file below my/, or a pattern of its name; read(path), its content in plain values; its form)
 KINDS = [
     ("data/meta.json", train, "json"),
-    ("data/train.bin", train, "sealed"),
+    ("data/train.bin", train, "bytes"),
     ("run/config.json", train, "json"),
     ("run/config.json", load, "json"),
     ("run/log.jsonl", train, "bytes"),
