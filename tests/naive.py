@@ -164,13 +164,9 @@ def uniform(*shape, seed=2):
 
 def gradients(loss, quiet):
     """The gradient of a loss by the parameter's name; 0 where there is none."""
-    weights, more = list(quiet.parameters()), dict(allow_unused=True, retain_graph=True)
-    return {
-        name: torch.zeros_like(weight) if gradient is None else gradient
-        for (name, weight), gradient in zip(
-            quiet.named_parameters(), torch.autograd.grad(loss, weights, **more), strict=True
-        )
-    }
+    names, weights = zip(*quiet.named_parameters(), strict=True)
+    more = dict(retain_graph=True, materialize_grads=True)
+    return dict(zip(names, torch.autograd.grad(loss, weights, **more), strict=True))
 
 
 def assert_same_gradients(quiet, one, other, rtol=1e-9, atol=1e-9):
@@ -230,16 +226,14 @@ def learn(quiet, tokens, thinking, documents=None):
     if config.reward_on == "thought":
         log_p = quiet.log_prob(thinking.h_thought, targets.tokens[:, None].expand(gate.shape))
     temperature = config.log_prob_temperature
+    log_prob = quiet.log_prob(thinking.h_policy, thinking.tokens, temperature)
+    advantage = quiet.credit(log_p.detach(), h_mixed, targets)[1][..., 0]
+    numbers = dict(log_prob=log_prob, advantage=advantage, reward=values["reward"], gate=gate)
+    numbers |= dict(nll_base=-log_p_text, nll_mixed=values["nll_mixed"], gain_error=error)
     return SimpleNamespace(
         loss=loss - error - 0.5 * weighted_mean(mean_weights(valid_base), log_p_text),
         reinforce=(loss - 0.5 * nll_mixed - error) / config.reinforce_weight,
-        reward=values["reward"],
-        advantage=quiet.credit(log_p.detach(), h_mixed, targets)[1][..., 0],
-        log_prob=quiet.log_prob(thinking.h_policy, thinking.tokens, temperature),
-        gate=gate,
-        gain_error=error,
-        nll_base=-log_p_text,
-        nll_mixed=values["nll_mixed"],
+        **numbers,
         valid=targets.valid,
         valid_base=valid_base,
     )

@@ -132,13 +132,14 @@ def test_language_modelling_goes_on_from_a_thinking_run_without_what_it_thought_
 
 
 BAD_FLAGS = ["--foo=1", "--lr=fast", "--thought_len=-1", "--n_thoughts=0", "--objective=sft"]
+SHARDED = "--lora_rank=2 --parallel=fsdp"
 
 
-@pytest.mark.parametrize("flag", [*BAD_FLAGS, "--batch_size=0", "--n_heads=3"])
+@pytest.mark.parametrize("flag", [*BAD_FLAGS, "--batch_size=0", "--n_heads=3", SHARDED])
 def test_bad_flags_are_one_line_on_stderr_and_exit_status_2(flag, capsys):
     """Catches a class of settings whose checks are not asked before anything is made."""
     with pytest.raises(SystemExit) as stop:
-        trainer.settings_from([flag, "--n_kv_heads=2"])
+        trainer.settings_from([*flag.split(), "--n_kv_heads=2"])
     error, name = capsys.readouterr().err, flag[2:].split("=")[0]
     assert stop.value.code == 2 and name in error and error.count("\n") == 1, error
 

@@ -12,16 +12,11 @@ from torch.testing import assert_close
 from beyond.adaptive import GainHead, says_start, think_some, worth_its_price
 from quiet_star import generate_with_thoughts
 
+ANY_LENGTH = [("any_length", 3, price) for price in (0.02, 0.15, -0.3)]
+
 
 @pytest.mark.parametrize("window", [None, 3])
-@pytest.mark.parametrize(
-    "kind, m, price",
-    [
-        ("sampled", 2, 0.03),
-        ("sampled", 0, 0.0),
-        *(("any_length", 3, p) for p in (0.02, 0.15, -0.3)),
-    ],
-)
+@pytest.mark.parametrize("kind, m, price", [("sampled", 2, 0.03), ("sampled", 0, 0.0), *ANY_LENGTH])
 def test_rows_think_where_and_as_long_as_it_pays(kind, m, price, window):
     """Against the whole text read anew for each token of each row alone. Catches a row that sees
     the thought of another, one that stops too late, and a thought that stays in the cache."""
@@ -51,11 +46,6 @@ def test_rows_think_where_and_as_long_as_it_pays(kind, m, price, window):
     assert len(set(lengths)) > 1, "all think alike: the test shows nothing"
 
 
-def test_a_new_gain_head_expects_nothing():
-    """Catches a head that stops or starts thoughts before it has learned anything."""
-    assert GainHead(16)(torch.ones(3, 16)).tolist() == [0, 0, 0]
-
-
 def test_thinking_at_any_price_is_thinking_everywhere_and_at_none_nowhere():
     """Catches a draw that is made twice, and a pass for thoughts that nobody thinks."""
     quiet, tokens = tiny(thought_len=2, seed=11, gain_head=True), ids(2, 4)
@@ -72,7 +62,8 @@ def test_thinking_at_any_price_is_thinking_everywhere_and_at_none_nowhere():
 
 
 def test_without_a_gain_head_a_price_is_refused_and_a_start_can_be_said():
-    """Catches a price that nobody looks at."""
+    """Catches a price that nobody looks at, and a new gain head that expects something."""
+    assert GainHead(16)(torch.ones(3, 16)).tolist() == [0, 0, 0]
     quiet, h = tiny(), torch.randn(5, 16, dtype=torch.float64)
     with pytest.raises(ValueError, match="gain_head"):
         worth_its_price(quiet, 0.1)

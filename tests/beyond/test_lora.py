@@ -4,10 +4,9 @@ other."""
 import pytest
 import torch
 from naive import CLOSE, ids, tiny, uniform
-from tiny_runs import flags, go, same
+from tiny_runs import go, same
 from torch.testing import assert_close
 
-import train as trainer
 from beyond.lora import SCALE, add_lora, linear_maps, merge_lora
 from lib.checkpoint import read_checkpoint
 from lib.export import export
@@ -78,20 +77,3 @@ def test_a_run_goes_on_bit_for_bit_is_loaded_merged_exported_and_gone_on_from(wo
     assert_close(other.model(tokens), model.model(tokens))
     assert not any("lora" in name for name in other.state_dict())
     go(work, "--init_from=one", "--out=further", "--max_steps=1")
-
-
-def test_parts_and_micro_batches_are_the_same_training(work):
-    """Catches a part that adds up the gradients of frozen weights."""
-    how = ["--lora_rank=2", "--max_steps=2", "--lr=0.01"]
-    go(work, *how, "--out=one")
-    go(work, *how, "--out=other", "--fast", "--micro_batch=2", "--think_at_once=3")
-    one, other = (read_checkpoint(work / name)["model"] for name in ("one", "other"))
-    for name in one:
-        assert_close(one[name], other[name], atol=2e-5, rtol=1e-4)
-
-
-def test_sharded_it_is_refused(work, capsys):
-    """Catches additions that FSDP would shard without telling anybody."""
-    with pytest.raises(SystemExit):
-        trainer.settings_from(flags(work, "--lora_rank=2", "--parallel=fsdp"))
-    assert "parallel=data" in capsys.readouterr().err
