@@ -137,18 +137,15 @@ DOCUMENTS = torch.tensor([[0, 0, 0, 0, 1, 1, 1, 1, 1], [0, 0, 0, 2, 2, 2, -1, -1
 POSITIONS = torch.tensor([[0, 2, 3, 6, 7], [1, 3, 5, 6, 7], [7, 4, 5, 8, 6]])
 
 
-def tiny(
-    window=None, vocab=VOCAB, n_layers=2, seed=0, zero_gate=False, fast=False, how=None, **config
-):
-    """A small random QuietSTaR in float64, with n_heads != n_kv_heads and (unless zero_gate) a gate
-    far from 0, in the form of quiet_star.py, or of fast.py."""
+def tiny(window=None, vocab=VOCAB, n_layers=2, seed=0, fast=False, how=None, **config):
+    """A small random QuietSTaR in float64, with n_heads != n_kv_heads and a gate far from 0, in the
+    form of quiet_star.py, or of fast.py."""
     torch.manual_seed(seed)
     shape = dict(dim=16, n_layers=n_layers, head_dim=4, hidden_dim=24, n_heads=4, n_kv_heads=2)
     model = Transformer(ModelConfig(**shape, vocab_size=vocab, sliding_window=window))
     quiet = thinking_model(model, ThinkingConfig(**config), fast, **(how or {})).double()
     for name, weight in quiet.named_parameters():
-        if not (zero_gate and name == "mixing_head.last.weight"):
-            torch.nn.init.normal_(weight, mean=1.0 if "norm" in name else 0.0, std=0.3)
+        torch.nn.init.normal_(weight, mean=1.0 if "norm" in name else 0.0, std=0.3)
     for weight in quiet.thought_tokens.parameters():
         weight.data /= quiet.config.embedding_scale
     return quiet
@@ -202,8 +199,7 @@ def naive_gain_error(quiet, tokens, positions, numbers):
 
 
 def think(quiet, tokens, thoughts=None, positions=None, noise=None):
-    """Thoughts about texts, tokens (B, L), with their positions and the text that they looked
-    at."""
+    """Thoughts about texts, tokens (B, L), with their positions and the text that they saw."""
     text = quiet.read(tokens)
     positions = quiet.choose(positions, text)
     found = quiet.think(text, positions, thoughts, noise)

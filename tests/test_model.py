@@ -130,8 +130,7 @@ def test_cached_equals_uncached(chunks, window):
 
 def test_a_full_cache_says_so():
     """Catches silent overwriting of keys once a cache is full."""
-    model = tiny()
-    cache = KVCache(model.config, 1, 4, dtype=torch.float64)
+    model, cache = tiny(), KVCache(tiny().config, 1, 4, dtype=torch.float64)
     with torch.no_grad():
         model(ids(1, 4), cache=cache)
         with pytest.raises(ValueError, match="4"):

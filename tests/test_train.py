@@ -23,26 +23,18 @@ def weights(*folders):
     return [read_checkpoint(folder)["model"] for folder in folders]
 
 
-@pytest.mark.parametrize("more", [[], ["--think_at_once=5"]])
-def test_thinking_fast_is_the_same_training(work, more):
-    """Catches a fast form that is held to the obvious one in loss, and not in a run."""
-    go(work, "--out=obvious", "--max_steps=3", "--dtype=float32")
-    go(work, "--out=fast", "--max_steps=3", "--fast", *more)
-    obvious, fast = weights(work / "obvious", work / "fast")
-    for name in obvious:
-        assert_close(fast[name], obvious[name], atol=2e-5, rtol=1e-3)
-
-
 @pytest.mark.parametrize("where", ["hard", "random"])
-def test_thinking_at_a_share_of_positions_is_the_same_training_for_every_split(work, where):
-    """Catches positions that depend on the split, and a share that is not obeyed."""
+def test_fast_and_in_any_parts_it_is_the_same_training(work, where):
+    """Catches a fast form that trains otherwise, positions that depend on how a batch is split, and
+    a share of positions that is not obeyed."""
     settings = ["--max_steps=3", "--think_share=0.5", "--reward_on=thought", "--mixing_head_lr=50"]
     at = f"--think_at={where}"
-    go(work, "--out=one", "--fast", at, *settings)
-    go(work, "--out=parts", "--micro_batch=1", "--fast", "--think_at_once=4", at, *settings)
-    agree(work / "one", work / "parts")
+    go(work, "--out=obvious", at, *settings)
+    for name, how in {"fast": [], "parts": ["--micro_batch=1", "--think_at_once=4"]}.items():
+        go(work, f"--out={name}", "--fast", at, *how, *settings)
+        agree(work / "obvious", work / name)
     go(work, "--out=all", "--think_at=all", *settings)
-    one, other = (read_log(work / name)[0] for name in ("one", "all"))
+    one, other = (read_log(work / name)[0] for name in ("obvious", "all"))
     assert one["nll_base"] == other["nll_base"] and one["reward"] != other["reward"]
 
 

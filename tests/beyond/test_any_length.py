@@ -106,8 +106,6 @@ def test_shorter_settings_read_out_at_fewer_lengths():
         quiet.with_settings(n_true=2)
     lengths = torch.tensor([[-1, 0, 1, 0, -1]] * 2)
     h = at_length(short.h_mixed[:, 0], short.h_base[:, 0, :, 0], lengths)
-    for (b, i), length in zip(
-        itertools.product(range(2), range(5)), lengths.flatten(), strict=True
-    ):
+    for b, i in itertools.product(range(2), range(5)):
         base, after = short.h_base[b, 0, i, 0], short.h_mixed[b, 0, i]
-        assert torch.equal(h[b, i], base if length < 0 else after[length])
+        assert torch.equal(h[b, i], base if lengths[b, i] < 0 else after[lengths[b, i]])

@@ -10,8 +10,7 @@ from lib.tokenizer import CharTokenizer
 
 
 def probabilities(quiet, text):
-    """What the model predicts after each token of a text (L,), one forward pass for each: (L,
-    V)."""
+    """What the model predicts after each token of a text: (L, V), one forward pass for each."""
     rows = [quiet.model(text[None, : i + 1])[0, -1] for i in range(len(text))]
     return torch.stack([quiet.model.logits(h).detach().softmax(-1) for h in rows])
 

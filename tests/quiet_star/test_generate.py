@@ -14,9 +14,7 @@ from quiet_star import generate_with_thoughts
 
 @pytest.mark.parametrize("window", [None, 3])
 @pytest.mark.parametrize("thought_len, opened", [(0, 1), (1, 1), (3, 1), (3, 0.05), (1, 0)])
-def test_generating_from_the_cache_equals_thinking_on_the_whole_text_each_time(
-    thought_len, opened, window
-):
+def test_speaking_from_a_cache_equals_thinking_on_the_whole_text(thought_len, opened, window):
     """Catches a cache off by one, thoughts that stay in it, and the gate or token of another step.
     m + 1 forward passes a token."""
     quiet, new = tiny(window, thought_len=thought_len, seed=11), 5

@@ -16,7 +16,8 @@ TWO = dict(thought_len=2, n_thoughts=2, n_true=2)
 def test_a_new_mixing_head_changes_nothing_and_can_learn():
     """Catches a gate that harms the model at step 0, or that is dead (no gradient out of its
     zeros)."""
-    quiet, tokens = tiny(zero_gate=True, **TWO), ids(2, 8)
+    quiet, tokens = tiny(**TWO), ids(2, 8)
+    torch.nn.init.zeros_(quiet.mixing_head.last.weight)
     got = think(quiet, tokens)
     h_mixed, gate = quiet.talk(got.h_base, got.h_thought)
     assert torch.equal(gate, torch.zeros(2, 2, 6, 2, dtype=torch.float64))
