@@ -109,3 +109,33 @@ def test_shorter_settings_read_out_at_fewer_lengths():
     for b, i in itertools.product(range(2), range(5)):
         base, after = short.h_base[b, 0, i, 0], short.h_mixed[b, 0, i]
         assert torch.equal(h[b, i], base if lengths[b, i] < 0 else after[lengths[b, i]])
+
+
+def flat(gradients):
+    return torch.cat([x.flatten() for x in gradients.values()])
+
+
+def test_the_credit_of_prefixes_is_unbiased_and_varies_less():
+    """By all 9 x 9 pairs of thoughts: the average gradient of REINFORCE is that of the expected
+    reward, and its variance is below that with the whole reward as the credit of each token."""
+    quiet = any_length(vocab=3, n_layers=1, n_thoughts=2, clamp_advantage=False)
+    tokens, i = ids(1, 4, vocab=3), 1
+    thoughts = torch.tensor(list(itertools.product(range(3), repeat=2)))
+    found = [naive_lengths(quiet, tokens[0], i, thought) for thought in thoughts]
+    log_p = torch.stack([log_p.sum() for _, _, log_p, _ in found])
+    rewards = torch.stack([(mixed - base).mean() for mixed, _, _, base in found]).detach()
+    exact = flat(naive.gradients((log_p.exp() * rewards).sum(), quiet))
+    p, average, by_prefix, by_thought = log_p.detach().exp(), 0.0, 0.0, 0.0
+    for pair in itertools.product(range(len(thoughts)), repeat=2):
+        pair = list(pair)
+        given = thoughts[pair].view(1, 2, 1, 2)
+        got = learn(quiet, tokens, think(quiet, tokens, given, torch.tensor([[i]])))
+        ours = -flat(naive.gradients(got.reinforce, quiet))
+        advantage = rewards[pair] - rewards[pair].flip(0)
+        plain = flat(naive.gradients((advantage * log_p[pair]).mean(), quiet))
+        average = average + p[pair].prod() * ours
+        by_prefix = by_prefix + p[pair].prod() * (ours**2).sum()
+        by_thought = by_thought + p[pair].prod() * (plain**2).sum()
+    assert exact.abs().max() > 1e-5
+    assert_close(average, exact, rtol=1e-8, atol=1e-11)
+    assert by_prefix < by_thought
