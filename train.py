@@ -128,7 +128,7 @@ def build_model(train, model_config, thinking_config, given, tokenizer, bfloat16
     for name, value in dataclasses.asdict(transformer.config).items():
         if given.get(name, value) != value:
             source = train.init_from or train.data
-            raise ValueError(f"--{name}={given[name]}, but {source} has {value}")
+            raise ValueError(f"{name}={given[name]}, but {source} has {value}")
     if train.lora_rank:
         add_lora(transformer, train.lora_rank, torch.bfloat16 if bfloat16 else None)
     if train.objective == "lm":
@@ -419,7 +419,8 @@ def prepare_what_is_missing(train, processes):
 
 def settings_from(argv=None):
     """Settings from flags and preset: TrainConfig, ModelConfig, ThinkingConfig, what was given."""
-    return from_cli(__doc__, TrainConfig, ModelConfig, ThinkingConfig, argv=argv)
+    classes = TrainConfig, ModelConfig, ThinkingConfig  # the shape of a new model is a preset's
+    return from_cli(__doc__, *classes, preset_only=[ModelConfig], argv=argv)
 
 
 if __name__ == "__main__":

@@ -3,7 +3,8 @@ Settings: every field of a dataclass is a --flag, and the comment behind it is t
 
     train, model, given = from_cli(__doc__, TrainConfig, ModelConfig)
 
---config=FILE.toml names a preset of other defaults; flags overrule it. Mistakes take one line.
+--config=FILE.toml names a preset of other defaults; a later one overrules an earlier one, and flags
+overrule all. Mistakes take one line.
 """
 
 import argparse
@@ -23,30 +24,34 @@ class OneLineParser(argparse.ArgumentParser):
         self.exit(2, f"{self.prog}: error: {' '.join(message.split())[:400]} (see --help)\n")
 
 
-def from_cli(description, *classes, argv=None):
-    """An instance of each dataclass, and {name: value} of what was given by flag or preset."""
+def from_cli(description, *classes, preset_only=(), argv=None):
+    """An instance of each dataclass, and {name: value} of what was given by flag or preset. Classes
+    that are preset_only have no flags."""
     how = argparse.RawDescriptionHelpFormatter
     parser = OneLineParser(description=description, allow_abbrev=False, formatter_class=how)
-    parser.add_argument("--config", metavar="FILE.toml", help="a preset; flags overrule it")
-    for cls in classes:
+    parser.add_argument("--config", metavar="FILE.toml", action="append", default=[],
+                        help="a preset; flags overrule it")  # fmt: skip
+    for cls in [cls for cls in classes if cls not in preset_only]:
         group = parser.add_argument_group(cls.__name__)
         helps = comments(cls)
         for name, field in fields_of(cls).items():
             text = f"{helps.get(name, '')} (default: {field.default})".replace("%", "%%")
             group.add_argument(f"--{name}", default=argparse.SUPPRESS, help=text, **option(field))
     given = vars(parser.parse_args(argv))
-    preset = given.pop("config")
+    presets, flags = given.pop("config"), given
     try:
-        if preset:
+        given = {}
+        for preset in presets:
             with reading(preset, "cannot be read as TOML"), open(preset, "rb") as file:
-                given = tomllib.load(file) | given
+                given |= tomllib.load(file)
+        given |= flags
         for name in sorted(given.keys() - fields_of(*classes).keys()):
             raise ValueError(f"there is no setting {brief(name)!r}")
         parts = []
         for cls in classes:
             parts.append(settings(cls, {x: given[x] for x in fields_of(cls) if x in given}))
     except ValueError as error:
-        parser.error(f"{error} (with --config={preset})" if preset else str(error))
+        parser.error(f"{error} (with --config={', '.join(presets)})" if presets else str(error))
     return *parts, given
 
 

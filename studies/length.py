@@ -17,7 +17,7 @@ from eval import held_out_spans
 from fast import token_log_prob
 from lib.pictures import draw_lines
 from lib.runs import load_run
-from studies.runs import BASE, FROM_BASE, max_steps, prepare, run_studies, train_rows
+from studies.runs import BASE, FROM_BASE, HERE, max_steps, prepare, run_studies, train_rows
 from studies.tables import over_seeds, print_rows
 
 DATA, LONGEST = "data/lengths", 6  # sums of 1 to 6 digits; thoughts of at most as many tokens
@@ -115,7 +115,8 @@ def length(config, out):
     """How long to think: one model that learned all lengths beside six that learned one each."""
     text = ["--chatter=0", "--no-mark", "--explicit=0.5", "--double=0.3", "--min_digits=1"]
     prepare(DATA, out, *text, f"--max_digits={LONGEST}")
-    preset = [*BASE, "--sliding_window=32", f"--data={DATA}", max_steps(config, 3500)]
+    window = f"--config={HERE / 'config' / 'arithmetic_long_base.toml'}"
+    preset = [*BASE, window, f"--data={DATA}", max_steps(config, 3500)]
     folder = out / "lengths"
     train_rows(config, folder, {"base": []}, preset)
     preset = [*FROM_BASE, f"--init_from={folder}/base/{{seed}}", f"--data={DATA}"]

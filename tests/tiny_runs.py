@@ -11,7 +11,7 @@ from lib.checkpoint import read_checkpoint
 from lib.runs import read_log
 
 ROOT = Path(__file__).resolve().parents[1]
-SHAPE = "--dim=16 --n_layers=1 --head_dim=8 --hidden_dim=24 --n_heads=2 --n_kv_heads=1".split()
+SHAPE = [f"--config={ROOT / 'tests' / 'tiny.toml'}"]
 COMMON = "--span=12 --batch_size=4 --eval_texts=2 --device=cpu --start_text=b".split()
 COMMON.append("--base_preset=")
 

@@ -32,9 +32,10 @@ EIGHT = ["--batch_size=8", "--eval_texts=4", "--init_from=base3"]
 @pytest.fixture
 def deep(work):
     """The same with a base model of three layers, and one that shares embeddings and head."""
-    new = [*SHAPE, "--n_layers=3", "--objective=lm", "--init_from=", "--max_steps=3"]
-    go(work, *new, "--out=base3")
-    go(work, *new, "--out=tied", "--tied_embeddings")
+    new = [*SHAPE, "--objective=lm", "--init_from=", "--max_steps=3"]
+    for name, more in {"base3": "", "tied": "tied_embeddings = true\n"}.items():
+        (work / f"{name}.toml").write_text(f"n_layers = 3\n{more}")
+        go(work, *new, f"--config={work / name}.toml", f"--out={name}")
     return work
 
 
