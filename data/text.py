@@ -81,11 +81,11 @@ def write_documents(documents, out, tokenizer, plan, bar):
             problem = f"{documents_read} documents give {sizes_of(counts)}"
             raise ValueError(f"{problem}: try another --separator or --val_share")
 
+    def write_val(train):
+        write_whole(out / "val.bin", lambda val: write(train, val))
+
     with bar:
-        val_path = out / "val.bin"
-        write_whole(
-            out / "train.bin", lambda train: write_whole(val_path, lambda val: write(train, val))
-        )
+        write_whole(out / "train.bin", write_val)
     more = {"document_end": tokenizer.eos_id, "documents": documents_read, "plan": plan}
     write_meta(out, counts, checksums, tokenizer, **more)
 

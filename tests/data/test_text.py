@@ -69,6 +69,7 @@ def test_an_interrupted_preparation_leaves_nothing_and_begins_again(tmp_path, co
         prepare_text(interrupted(), tmp_path / "out", {}, config)
     with pytest.raises(ValueError, match="meta.json"):
         open_dataset(tmp_path / "out", "train")
+    assert not list((tmp_path / "out").glob("*.bin*"))
     prepare_text(numbered(some_documents()), tmp_path / "out", {}, config)
     assert written(tmp_path / "out") == one_by_one(some_documents())
 
@@ -111,9 +112,8 @@ def test_cutting_a_file_bit_by_bit_is_splitting_it(separator, size):
 @pytest.mark.parametrize("name", ["a.txt", "a.jsonl", "a.txt.gz", "a.jsonl.xz", "a.json.bz2"])
 def test_all_kinds_of_files_are_read(tmp_path, name):
     """Catches a kind that is read as another one, a byte order mark, and blank documents."""
-    lines = "".join(
-        json.dumps({"text": x, "more": 1}) + "\n" for x in ("one\n\n\ntwo", " ", "three")
-    )
+    rows = [{"text": text, "more": 1} for text in ("one\n\n\ntwo", " ", "three")]
+    lines = "\n".join(map(json.dumps, rows))
     content = (lines if "json" in name else "one\n\n\n \n\n\nthree\n").encode("utf-8-sig")
     packed = {"gz": gzip.compress, "xz": lzma.compress, "bz2": bz2.compress}
     content = packed.get(name.split(".")[-1], bytes)(content)
