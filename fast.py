@@ -3,14 +3,13 @@ The numbers of quiet_star.py in less time and memory.
 
   FastQuietSTaR(model, config)(tokens, ...)  ==  QuietSTaR(model, config)(tokens, ...)
 
-in loss, metrics and gradients. Five pieces, each with the lines of quiet_star.py that it replaces;
+in loss, metrics and gradients. Four pieces, each with the lines of quiet_star.py that it replaces;
 tests/test_fast.py holds it to those.
 
   1. two-part attention     no scores between different thoughts, which may not see each other
   2. fewer forward passes   all that is known is read in one pass, and start once for all N thoughts
   3. log p by blocks        logits, V numbers a token, are made in blocks and made again, never kept
   4. positions in parts     some positions at a time: forward and backward pass, then the next ones
-  5. recompute              sample without a graph, then read the thoughts again to learn from them
 """
 
 import math
@@ -306,12 +305,11 @@ class FastQuietSTaR(QuietSTaR):
     """A QuietSTaR in less time and memory.
 
     at_once     positions of a text that think together; 0: as many as is good. Fewer: less memory
-    recompute   sample thoughts without a graph, then read them again: less memory, more time
     """
 
-    def __init__(self, model, config, at_once=0, recompute=False):
+    def __init__(self, model, config, at_once=0):
         super().__init__(model, config)
-        self.at_once, self.recompute = at_once, recompute
+        self.at_once = at_once
 
     # 1. two-part attention: other caches
 
@@ -324,12 +322,8 @@ class FastQuietSTaR(QuietSTaR):
         return FastThoughtCache(text.cache.keys_values, positions, mask)
 
     # 2. fewer forward passes, m + 1 a thought: replaces the passes of QuietSTaR.think
-    # 5. recompute: a second call, with the thoughts that were sampled without a graph
 
     def think(self, text, positions, thoughts=None, noise=None):
-        if thoughts is None and self.recompute and torch.is_grad_enabled():
-            with torch.no_grad():
-                thoughts, noise = self.think(text, positions, None, noise).tokens, None
         N, m, a = self.config.n_thoughts, self.config.thought_len, self.config.n_true
         N = N if thoughts is None else thoughts.shape[1]
         (B, S), L = positions.shape, text.hidden.shape[1]

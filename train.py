@@ -104,6 +104,8 @@ class TrainConfig:
         for name in ("span", "batch_size", "max_steps", "eval_texts", "save_every"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, not {getattr(self, name)}")
+        if self.think_at_once and not self.fast:
+            raise ValueError("think_at_once is for the fast form: add --fast")
         if self.lora_rank and self.parallel == "fsdp":
             raise ValueError("lora_rank is for models that fit into each process: parallel=data")
         if not (0 < self.think_share <= 1 and self.grad_clip > 0 and self.beta2 < 1):

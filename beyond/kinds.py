@@ -78,10 +78,8 @@ class WithoutTokens(FastQuietSTaR):
         super().__init__(model, config, **how)
 
     def think(self, text, positions, thoughts=None, noise=None):
-        if thoughts is not None or self.recompute:
-            raise ValueError(
-                "soft and latent thoughts are no tokens: none can be given or recomputed"
-            )
+        if thoughts is not None:
+            raise ValueError("soft and latent thoughts are no tokens: none can be given")
         return super().think(text, positions, None, noise)
 
 

@@ -9,7 +9,6 @@ What does thinking cost? All figures are ratios within one run, so they mean som
   fast over plain        a training step in the form of fast.py over plain language modelling of as
                          many token positions in texts of the same length: 1 is the floor
   obvious over fast      the same step in the form of quiet_star.py
-  recompute over fast    the same step, thoughts sampled first and then read again to learn
   think over generate    a generated token after a thought (thought_len + 1 passes) over one without
 """
 
@@ -80,7 +79,7 @@ def bench(config, shape, thinking_config):
     device = pick_device(config.device)
     torch.manual_seed(1337)
     model, V, S = Transformer(shape).to(device), shape.vocab_size, config.span
-    kinds = {"fast": {}, "recompute": {"recompute": True}, "obvious": {"fast": False}}
+    kinds = {"fast": {}, "obvious": {"fast": False}}
     forms = {name: thinking_model(model, thinking_config, **how) for name, how in kinds.items()}
     for form in forms.values():  # at a gate of 0 there would be no rewards
         torch.nn.init.normal_(form.to(device).mixing_head.last.weight, std=0.02)
@@ -109,12 +108,7 @@ def bench(config, shape, thinking_config):
     with torch.no_grad():
         seconds |= fastest(ways, config.repeats, device)
     print(f"{'':20}{'seconds':>12}{'memory':>12}")
-    for title in (
-        "fast over plain",
-        "obvious over fast",
-        "recompute over fast",
-        "think over generate",
-    ):
+    for title in ("fast over plain", "obvious over fast", "think over generate"):
         a, b = title.split(" over ")
         cells = [found[a] / found[b] for found in (seconds, memory) if a in found]
         print(f"{title:20}" + "".join(f"{x:>12.3g}" for x in cells))

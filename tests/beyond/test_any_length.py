@@ -86,11 +86,10 @@ def test_learning_equals_loops_over_lengths_and_tokens(clamp):
         naive.assert_same_gradients(quiet, ours, wanted)
 
 
-@pytest.mark.parametrize("recompute", [False, True])
-def test_in_parts_it_is_the_same_gradient(recompute):
+def test_in_parts_it_is_the_same_gradient():
     """Catches lengths that are counted by the part."""
     sizes = dict(n_thoughts=2, gain_head=True)
-    in_parts = any_length(how=dict(at_once=3, recompute=recompute), **sizes)
+    in_parts = any_length(how=dict(at_once=3), **sizes)
     assert_the_same_step(any_length(**sizes), in_parts, ids(2, 8), noise=uniform(2, 2, 7, 2))
     assert all(weight.grad is not None for weight in in_parts.parameters())
 
