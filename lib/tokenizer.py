@@ -162,10 +162,11 @@ def load_tokenizer(path):
 def from_json(description, folder=None):
     """The tokenizer whose to_json() is `description`; its file, if it has one, is in `folder`.
     Raises ValueError."""
-    if description.get("kind") == "char":
-        check(description, {"alphabet": str}, "the tokenizer")
-        return CharTokenizer(description["alphabet"])
-    check(description, {"file": str, "sha256": str}, "unknown tokenizer")
+    with reading(folder or "a tokenizer", "names no tokenizer that is known here"):
+        if description.get("kind") == "char":
+            check(description, {"alphabet": str})
+            return CharTokenizer(description["alphabet"])
+        check(description, {"file": str, "sha256": str})
     path = Path(folder) / description["file"]
     tokenizer = load_tokenizer(path)
     if tokenizer.to_json()["sha256"] != description["sha256"]:
