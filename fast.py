@@ -13,23 +13,13 @@ tests/test_fast.py holds it to those.
 """
 
 import math
-from functools import partial
 
 import torch
 import torch.nn.functional as F
 from torch.autograd.function import once_differentiable
 
 from model import attention, sample
-from quiet_star import (
-    QuietSTaR,
-    Targets,
-    Text,
-    Thoughts,
-    mean_weights,
-    take,
-    thought_mask,
-    weighted_mean,
-)
+from quiet_star import QuietSTaR, Targets, Text, Thoughts, take, text_nll
 
 # --------------------------------------------------------------------------------------------------
 # 1. Two-part attention (appendix B of the paper)
@@ -60,12 +50,12 @@ class FastThoughtCache:
     each thought's own.
 
     text        by layer: k and v (B, K, L, hd)
-    mask        function of query and key, as thought_mask
+    may_see     function of query and key, as thought_mask
     depth       function of steps: how far behind start they are. Position ids are i + 1 + depth
     """
 
-    def __init__(self, text, positions, mask, depth=lambda step: step):
-        self.text, self.positions, self.see, self.depth = text, positions, mask, depth
+    def __init__(self, text, positions, may_see, depth):
+        self.text, self.positions, self.may_see, self.depth = text, positions, may_see, depth
         self.own = [None] * len(text)  # by layer: k and v (B, K, N, S, D, hd)
         self.steps = 0  # D
 
@@ -83,7 +73,7 @@ class FastThoughtCache:
         own = [x.expand(B, S, len(steps)) for x in own]
         key = [torch.cat(pair, dim=-1) for pair in zip(of_text, own, strict=True)]
         query = [x.expand(B, S, R) for x in query]
-        self.mask = self.see(query, key)  # (B, S, R, L + D)
+        self.mask = self.may_see(query, key)  # (B, S, R, L + D)
         self.addend = None
         ids = self.positions[:, None, :, None] + 1 + self.depth(new)
         return ids.expand(B, N, S, R).flatten(1)
@@ -104,9 +94,8 @@ class FastThoughtCache:
         sizes = text_scores.shape[-1], own_scores.shape[-1]
         if self.addend is None:  # 0 or -inf, alike for all layers; adding it needs no backward work
             addend = torch.zeros_like(self.mask, dtype=q.dtype).masked_fill_(~self.mask, -torch.inf)
-            self.addend = addend[:, None, None, :, None].split(
-                sizes, dim=-1
-            )  # (B, 1, 1, S, 1, R, .)
+            addend = addend[:, None, None, :, None]  # (B, 1, 1, S, 1, R, L + D)
+            self.addend = addend.split(sizes, dim=-1)
         scores = torch.cat((text_scores + self.addend[0], own_scores + self.addend[1]), dim=-1)
         p_text, p_own = scores.softmax(-1).split(sizes, dim=-1)
         y = torch.einsum("bhnsgrt,bhtd->bhnsgrd", p_text, v_text)
@@ -212,9 +201,8 @@ def text_loss(head, hidden, tokens, documents=None):
     """Plain language modelling: the mean NLL of x_1, x_2, ... of texts, tokens (B, L), whose hidden
     states are (B, L or L - 1, C). documents: as in QuietSTaR.forward."""
     documents = torch.zeros_like(tokens) if documents is None else documents
-    valid = (documents[:, 1:] == documents[:, :-1]) & (documents[:, 1:] >= 0)
     log_p = token_log_prob(head, hidden[:, : tokens.shape[1] - 1], tokens[:, 1:])
-    return -weighted_mean(mean_weights(valid), log_p)
+    return text_nll(log_p, documents)
 
 
 @torch.no_grad()
@@ -317,19 +305,16 @@ class FastQuietSTaR(QuietSTaR):
         cache, embedded = TextCache(), self.model.tok_embeddings(tokens)
         return Text(embedded, self.model(embedded, cache=cache), cache)
 
-    def thought_cache(self, text, positions):
-        mask = partial(thought_mask, sliding_window=self.model.config.sliding_window)
-        return FastThoughtCache(text.cache.keys_values, positions, mask)
+    def depth(self, step):
+        """How far behind start each step stands: as far as it is counted, but see AnyLength."""
+        return step
 
     # 2. fewer forward passes, m + 1 a thought: replaces the passes of QuietSTaR.think
 
     def think(self, text, positions, thoughts=None, noise=None):
-        N, m, a = self.config.n_thoughts, self.config.thought_len, self.config.n_true
-        N = N if thoughts is None else thoughts.shape[1]
-        (B, S), L = positions.shape, text.hidden.shape[1]
-        if thoughts is not None and thoughts.shape != (B, N, S, m):
-            raise ValueError(f"thoughts must be {(B, N, S, m)}, not {tuple(thoughts.shape)}")
-        cache = self.thought_cache(text, positions)
+        B, N, S, m = self.shape_of(positions, thoughts)
+        a, L = self.config.n_true, text.hidden.shape[1]
+        cache = FastThoughtCache(text.cache.keys_values, positions, self.may_see, self.depth)
 
         def read_steps(x):
             """R more vectors for every thought, x (B, N or 1, S, R, C): hidden states likewise."""

@@ -32,7 +32,6 @@ from the paper, and why, stands at the end. Letters in the comments on shapes:
 
 from collections import namedtuple
 from dataclasses import dataclass, fields, replace
-from functools import partial
 from typing import Literal
 
 import torch
@@ -56,8 +55,6 @@ class QuietSTaRConfig:
 
 
 # ---- 1. Parallel thoughts: the mask (section 4.2, figure 3)
-
-
 def thought_mask(query, key, sliding_window=None):
     """Which token may see which, when all positions of a text think at once: bool (..., Q, K).
 
@@ -117,8 +114,6 @@ class ThoughtCache:
 
 
 # ---- 2. The start and end of a thought (section 4.2), and the mixing head (section 4.3)
-
-
 class ThoughtTokens(nn.Module):
     """<|startofthought|> and <|endofthought|>: two learned vectors outside of the vocabulary,
     stored divided by `scale`, so that Adam moves them faster. They begin as an em dash does."""
@@ -152,8 +147,6 @@ class MixingHead(nn.Module):
 
 
 # ---- 3. Reward and baseline (section 4.4)
-
-
 def thought_reward(log_p, log_p_base, valid):
     """How much likelier a thought made its true tokens, in nats: (B, N, S, a) -> (B, N, S).
     log_p_base, valid (B, S, a): a token that is not valid (it is past the text's end) counts 0."""
@@ -182,6 +175,13 @@ def weighted_mean(weights, values):
     """sum(weights (B, ...) * values), where values (B, N, ...) of thoughts are averaged over N."""
     values = values.mean(1) if values.dim() > weights.dim() else values
     return torch.where(weights > 0, values * weights.to(values.dtype), 0).sum()  # 0 * inf is nan
+
+
+def text_nll(log_p, documents):
+    """The mean NLL of x_1, x_2, .. of texts, by their log p (B, L - 1). documents (B, L): no token
+    counts that is predicted from another one, nor padding (-1)."""
+    same_document = (documents[:, 1:] == documents[:, :-1]) & (documents[:, 1:] >= 0)
+    return -weighted_mean(mean_weights(same_document), log_p)
 
 
 def take(x, index):
@@ -226,9 +226,8 @@ class QuietSTaR(nn.Module):
         """
         text = self.read(tokens)
         documents = torch.zeros_like(tokens) if documents is None else documents
-        same_document = (documents[:, 1:] == documents[:, :-1]) & (documents[:, 1:] >= 0)
         log_p_text = self.log_prob(text.hidden[:, :-1], tokens[:, 1:])  # (B, L - 1)
-        nll_base = -weighted_mean(mean_weights(same_document), log_p_text)
+        nll_base = text_nll(log_p_text, documents)
 
         positions = self.choose(positions, text)
         targets = self.targets(tokens, positions, documents, log_p_text.detach())
@@ -250,20 +249,28 @@ class QuietSTaR(nn.Module):
 
     def read(self, tokens):
         """Read texts, tokens (B, L), without thoughts."""
-        mask = partial(thought_mask, sliding_window=self.model.config.sliding_window)
-        cache, embedded = ThoughtCache(mask), self.model.tok_embeddings(tokens)
+        cache, embedded = ThoughtCache(self.may_see), self.model.tok_embeddings(tokens)
         position = torch.arange(tokens.shape[1], device=tokens.device).expand(tokens.shape)
         no_thought = torch.full_like(position, -1)
         ids, mask = cache.expect(position, no_thought, no_thought)
         return Text(embedded, self.model(embedded, ids, mask, cache), cache)
 
+    def may_see(self, query, key):
+        """thought_mask, within the model's sliding window."""
+        return thought_mask(query, key, self.model.config.sliding_window)
+
+    def shape_of(self, positions, thoughts):
+        """(B, N, S, m) of thoughts at positions (B, S). ValueError if those given are not so."""
+        N = self.config.n_thoughts if thoughts is None else thoughts.shape[1]
+        shape = len(positions), N, positions.shape[1], self.config.thought_len
+        if thoughts is not None and thoughts.shape != shape:
+            raise ValueError(f"thoughts must be {shape}, not {tuple(thoughts.shape)}")
+        return shape
+
     def think(self, text, positions, thoughts=None, noise=None):
         """THINK at positions (B, S), all in parallel (section 4.2), and read on: Thoughts."""
-        N, m, a = self.config.n_thoughts, self.config.thought_len, self.config.n_true
-        N = N if thoughts is None else thoughts.shape[1]
-        (B, S), L = positions.shape, text.hidden.shape[1]
-        if thoughts is not None and thoughts.shape != (B, N, S, m):
-            raise ValueError(f"thoughts must be {(B, N, S, m)}, not {tuple(thoughts.shape)}")
+        B, N, S, m = self.shape_of(positions, thoughts)
+        a, L = self.config.n_true, text.hidden.shape[1]
         position = positions[:, None].expand(B, N, S).flatten(1)
         thought = torch.arange(N * S, device=positions.device).expand(B, N * S)
         cache = ThoughtCache(text.cache.mask, text.cache.tokens, text.cache.keys_values)
@@ -393,8 +400,6 @@ class QuietSTaR(nn.Module):
 
 
 # ---- 5. Speaking with thoughts
-
-
 def think_next(quiet, tokens, cache, temperature=0.0, generator=None):
     """Read new tokens (B, R), think, and mix: h_mixed (B, C), thought (B, m), gate (B,). A thought
     at the end of a text sees all that is before it: a KVCache needs no mask for it."""

@@ -24,12 +24,10 @@ the terms with s < k are on average 0 and would only add noise. The baseline is 
 other thoughts.
 """
 
-from functools import partial
-
 import torch
 
 from beyond.adaptive import WithGainHead
-from fast import FastQuietSTaR, FastThoughtCache
+from fast import FastQuietSTaR
 from quiet_star import take, thought_advantage, thought_mask
 
 
@@ -76,11 +74,12 @@ class AnyLength(FastQuietSTaR):
     def lengths(self):
         return self.config.thought_len + 1
 
-    def thought_cache(self, text, positions):
-        m, window = self.config.thought_len, self.model.config.sliding_window
-        mask = partial(prefix_mask, thought_len=m, sliding_window=window)
-        depth_of_step = partial(depth, thought_len=m)
-        return FastThoughtCache(text.cache.keys_values, positions, mask, depth_of_step)
+    def may_see(self, query, key):
+        window = self.model.config.sliding_window
+        return prefix_mask(query, key, self.config.thought_len, window)
+
+    def depth(self, step):
+        return depth(step, self.config.thought_len)
 
     def after_thought(self, end, true):
         """end_0 .. end_m."""
