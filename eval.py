@@ -57,7 +57,7 @@ class Measured:
 
     nll_base: np.ndarray  # nats, without a thought
     right_base: np.ndarray  # bool: is the true token the likeliest that an answer can have?
-    likeliest_base: np.ndarray  # id of the likeliest token
+    likeliest_base: np.ndarray  # id of the likeliest token; -1 where it was not asked for
     nll_mixed: np.ndarray | None = None  # the same after a thought, if the model thinks
     right_mixed: np.ndarray | None = None
     likeliest_mixed: np.ndarray | None = None
@@ -104,10 +104,13 @@ def text_to_measure(config, settings, tokenizer):
 
 
 @torch.no_grad()
-def measure(model, spans, meta, batch_size=16, thoughts=None, gate=None, temperature=0.0):
+def measure(
+    model, spans, meta, batch_size=16, thoughts=None, gate=None, temperature=0.0, likeliest_of=0
+):
     """Predict every token of spans (W, T+1), of a dataset with this meta: Measured. A model that
     thinks reads thoughts (W, T, m) if they are given, else its own (greedy ones at temperature 0).
-    gate: a number that replaces the gate of its mixing head."""
+    gate: a number that replaces the gate of its mixing head. likeliest_of: how many spans, from the
+    first, are asked for their likeliest tokens: that makes all logits once more."""
     thinking, parts = isinstance(model, QuietSTaR), []
     head = model.model.output if thinking else model.output
     among = torch.tensor((meta.get("answers") or {}).get("among") or [0], device=head.weight.device)
@@ -137,7 +140,8 @@ def measure(model, spans, meta, batch_size=16, thoughts=None, gate=None, tempera
             answer = among[(h @ head.weight[among].T).argmax(-1)]
             part[f"nll_{name}"] = -token_log_prob(head, h, tokens[:, 1:])
             part[f"right_{name}"] = answer == tokens[:, 1:]
-            part[f"likeliest_{name}"] = likeliest(head, h)
+            asked = start < likeliest_of
+            part[f"likeliest_{name}"] = likeliest(head, h) if asked else torch.full_like(answer, -1)
         parts.append(part)
     return Measured(**{k: torch.cat([part[k] for part in parts]).cpu().numpy() for k in parts[0]})
 
@@ -189,7 +193,9 @@ def gains(config, load=None):
     out.mkdir(parents=True, exist_ok=True)
     _locked = lock(out, "measuring")  # until this function returns
 
-    trained = measure(model, spans, meta, config.batch_size, temperature=load.thought_temperature)
+    page = spans[: 1 + config.page_tokens // spans.shape[1]]
+    how = {"temperature": load.thought_temperature, "likeliest_of": len(page)}
+    trained = measure(model, spans, meta, config.batch_size, **how)
     base = measure(base_model, spans, meta, config.batch_size) if base_model else None
     rows = {"base": summarize(base.nll_base, base.right_base, answers)} if base else {}
     rows["without_thoughts"] = summarize(trained.nll_base, trained.right_base, answers)
@@ -198,7 +204,6 @@ def gains(config, load=None):
     mean, error = mean_and_error(gain)
 
     title = f"{run}, step {step}: a thought saves {mean:+.4f} ± {error:.4f} nats per token"
-    page = spans[: 1 + config.page_tokens // spans.shape[1]]
     write_page(out / "gains.html", title, page, trained, tokenizer)
     draw_documents(spans, gain, meta.get("document_end"), tokenizer, out / "gains_text.png")
     deciles = draw_difficulty((base or trained).nll_base, gain, out / "gains_by_difficulty.png")

@@ -384,8 +384,10 @@ class QuietSTaR(nn.Module):
             return positions(text.hidden.detach())
         if positions is None:
             S = max(0, L - self.config.n_true)
-            positions = torch.arange(S, device=text.hidden.device).expand(B, S)
-        if positions.numel() == 0 or positions.min() < 0 or positions.max() >= L:
+            positions, wrong = torch.arange(S, device=text.hidden.device).expand(B, S), S == 0
+        else:
+            wrong = not positions.numel() or positions.min() < 0 or positions.max() >= L
+        if wrong:
             raise ValueError(f"positions must be at least one, from 0 to {L - 1}")
         return positions
 

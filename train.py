@@ -268,9 +268,7 @@ def set_up(train, model_config, thinking_config, given, held):
     prepare_what_is_missing(train, processes)
     data, held_out = open_dataset(train.data, "train"), open_dataset(train.data, "val")
     length = train.span + (thinking_config.n_true if train.objective == "quiet_star" else 1)
-    eval_texts = (
-        train.eval_texts if train.parallel == "fsdp" else 0
-    )  # there all make the same calls
+    eval_texts = train.eval_texts if train.parallel == "fsdp" else 0  # all make the same calls
     sizes = train.batch_size, train.micro_batch, eval_texts, processes.world
     check_sizes((data, held_out), length, train.separate_documents, *sizes)
 

@@ -91,15 +91,6 @@ def draw_curves(log, path):
             ax.set_xlabel("step")
 
 
-def draw_scores(rows, title, path):
-    """Scores {row: {metric: (mean, standard error)}} in per cent, with 95 % intervals."""
-    bars = {}
-    for name, scores in rows.items():
-        for metric, (mean, error) in scores.items():
-            bars[f"{name}: {metric}"] = {"score": {"mean": 100 * mean, "spread": 196 * error}}
-    draw_bars(bars, "score", "per cent", path, title)
-
-
 def draw_bars(rows, column, label, path, title):
     """A column of rows {name: {column: mean and spread}} as bars, the spread as a line."""
     means, spreads = zip(*mean_and_spread(row[column] for row in rows.values()), strict=True)

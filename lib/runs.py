@@ -148,8 +148,8 @@ def load_model(folder, device="cpu", dtype=torch.float32):
     if config:
         with reading(path, "does not fit the weights beside it"):
             quiet = thinking_model(model, settings(ThinkingConfig, config)).to(dtype)
-        weights |= {f"model.{name}": x for name, x in model.state_dict().items()}
-        load_weights(quiet, weights, folder)
+        parts = {name: part for name, part in quiet.named_children() if part is not model}
+        load_weights(torch.nn.ModuleDict(parts), weights, folder)  # the rest is loaded already
         model = quiet
     return model.to(device).eval(), tokenizer, None, 0
 
