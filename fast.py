@@ -24,7 +24,7 @@ from quiet_star import QuietSTaR, Targets, Text, Thoughts, take, text_nll
 # --------------------------------------------------------------------------------------------------
 # 1. Two-part attention (appendix B of the paper)
 #
-#    replaces ThoughtCache.attend:    return attention(q, k, v, mask)
+#    replaces ThoughtCache, and QuietSTaR.read, which makes one
 #
 # The mask is one causal block and then diagonals, so most of its scores need not be made. Against
 # the text all thoughts share one product; each thought makes one with its own D keys. One softmax
@@ -103,6 +103,9 @@ class FastThoughtCache:
         return y.movedim(4, 2).flatten(3, 5).flatten(1, 2)
 
 
+# --------------------------------------------------------------------------------------------------
+# 2. Fewer forward passes: FastQuietSTaR.think, below
+#
 # --------------------------------------------------------------------------------------------------
 # 3. log p by blocks
 #
@@ -228,7 +231,7 @@ def some_rows(head, hidden):
 # --------------------------------------------------------------------------------------------------
 # 4. Positions in parts
 #
-#    replaces, in QuietSTaR.forward:    loss, metrics = self.think_talk_learn(text, positions, ...)
+#    wraps QuietSTaR.think_talk_learn: the same, for some positions at a time
 #
 # Thoughts of different positions have nothing to do with one another. What they share is the text.
 

@@ -14,17 +14,17 @@ more likely are reinforced. Algorithm 1 of the paper, and the function that does
   TALK     w         <- mixing head(h_base, h_thought)                    QuietSTaR.talk
            p_mixed   <- softmax(output((1-w) h_base + w h_thought))
   LEARN    reward    =  sum_j log p_mixed(x_{i+j}) - log p_base(x_{i+j})  thought_reward
-           advantage =  reward - mean of the position's other rewards     thought_advantage
-           loss      =  1/2 NLL_base + 1/2 NLL_mixed                      QuietSTaR.learn
-                        - reinforce_weight * advantage * log p(t_1 .. t_m)
+           advantage =  max(0, reward - mean of the position's others)    thought_advantage
+           loss      =  1/2 NLL_base                                      QuietSTaR.forward
+                        + 1/2 NLL_mixed - reinforce_weight * advantage * log p(t_1 .. t_m)   learn
 
 A thought of position i has read x_0 .. x_i and is about to predict x_{i+1}. It is the sequence
 
   start, t_1 .. t_m, end, x_{i+1} .. x_{i+a-1}      steps s = 0 .. m + a, position ids i + 1 + s
 
 Reading `end` predicts x_{i+1}, reading the true x_{i+1} predicts x_{i+2} (teacher forcing), and so
-on. The same in loops: tests/naive.py. The same in less time and memory: fast.py. How this differs
-from the paper, and why, stands at the end. Letters in the comments on shapes:
+on. The same in loops: tests/naive.py. The same in less time and memory: fast.py, which trains with
+--fast. The end says how this differs from the paper. Letters in the comments on shapes:
 
   B  texts    L  tokens of a text    S  positions that think    N  thoughts of a position
   m  sampled tokens of a thought     a  true tokens after it    C  width    V  vocabulary
@@ -59,8 +59,8 @@ def thought_mask(query, key, sliding_window=None):
     """Which token may see which, when all positions of a text think at once: bool (..., Q, K).
 
     query and key are triples (position, thought, step) of integers, each (..., Q) or (..., K). A
-    token of a thought is step s of thought n of position i. A token of the text has its position,
-    and -1 for thought and step. So the position id of any token is i + 1 + s.
+    token of a thought is step s of thought n of position i; n differs within a text. A token of the
+    text has its position, and n = s = -1. The position id of any token is i + 1 + s.
 
     Three text tokens a b c, each with a thought of two steps (a' a", ...), laid out step by step:
 
@@ -116,7 +116,7 @@ class ThoughtCache:
 # ---- 2. The start and end of a thought (section 4.2), and the mixing head (section 4.3)
 class ThoughtTokens(nn.Module):
     """<|startofthought|> and <|endofthought|>: two learned vectors outside of the vocabulary,
-    stored divided by `scale`, so that Adam moves them faster. They begin as an em dash does."""
+    stored divided by `scale`, so that Adam moves them faster. train.py begins with an em dash."""
 
     def __init__(self, dim, scale):
         super().__init__()
@@ -166,7 +166,7 @@ def thought_advantage(reward, clamp, baseline="others"):
 
 def mean_weights(valid):
     """The weight of each entry of valid (B, ...), bool, in a mean over the valid entries of a text,
-    and then over texts. Together they are 1."""
+    and then over texts. Together they are 1, if every text has a valid entry."""
     count = valid.flatten(1).sum(1).clamp(min=1).view(-1, *[1] * (valid.dim() - 1))
     return valid / (count.double() * len(valid))
 
@@ -341,8 +341,8 @@ class QuietSTaR(nn.Module):
             log_p = self.log_prob(thoughts.h_thought, true) if on_thought else log_p_mixed
             reward, advantage = self.credit(log_p, h_mixed, targets)
 
-        # REINFORCE: the value of this term means nothing. Without the clamp its gradient is, in
-        # expectation, minus the gradient of the expected reward.
+        # REINFORCE: the value of this term means nothing. Its gradient is, in expectation (without
+        # the clamp, at equal temperatures), minus that of the expected reward by way of sampling.
         temperature = self.config.log_prob_temperature
         log_prob = self.log_prob(thoughts.h_policy, thoughts.tokens, temperature)  # (B, N, S, m)
         reinforce = -weighted_mean(targets.position_weights, (advantage * log_prob).sum(-1))
