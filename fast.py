@@ -3,13 +3,14 @@ The numbers of quiet_star.py in less time and memory.
 
   FastQuietSTaR(model, config)(tokens, ...)  ==  QuietSTaR(model, config)(tokens, ...)
 
-in loss, metrics and gradients. Four pieces, each with the lines of quiet_star.py that it replaces;
-tests/test_fast.py holds it to those.
+in loss, metrics and gradients. Five pieces, each with what it replaces in quiet_star.py;
+tests/test_fast.py holds it to that.
 
   1. two-part attention     no scores between different thoughts, which may not see each other
   2. fewer forward passes   all that is known is read in one pass, and start once for all N thoughts
   3. log p by blocks        logits, V numbers a token, are made in blocks and made again, never kept
   4. positions in parts     some positions at a time: forward and backward pass, then the next ones
+  5. speaking from a cache  a text that is continued is read once
 """
 
 import math
@@ -18,8 +19,8 @@ import torch
 import torch.nn.functional as F
 from torch.autograd.function import once_differentiable
 
-from model import attention, sample
-from quiet_star import QuietSTaR, Targets, Text, Thoughts, take, text_nll
+from model import KVCache, attention, sample
+from quiet_star import QuietSTaR, Targets, Text, Thinking, mean_weights, weighted_mean
 
 # --------------------------------------------------------------------------------------------------
 # 1. Two-part attention (appendix B of the paper)
@@ -205,7 +206,8 @@ def text_loss(head, hidden, tokens, documents=None):
     states are (B, L or L - 1, C). documents: as in QuietSTaR.forward."""
     documents = torch.zeros_like(tokens) if documents is None else documents
     log_p = token_log_prob(head, hidden[:, : tokens.shape[1] - 1], tokens[:, 1:])
-    return text_nll(log_p, documents)
+    counts = (documents[:, 1:] == documents[:, :-1]) & (documents[:, 1:] >= 0)
+    return -weighted_mean(mean_weights(counts), log_p)
 
 
 @torch.no_grad()
@@ -290,6 +292,33 @@ def good_part(config, dim, positions):
 
 
 # --------------------------------------------------------------------------------------------------
+# 5. Speaking from a cache
+#
+#    replaces, in QuietSTaR.speak:    predicted = quiet.predict(tokens, last, noise=noise)
+#
+# A thought at the end of a text sees all that is before it. So for model.KVCache it is more text,
+# and needs no mask.
+
+
+def think_next(quiet, tokens, cache, temperature=0.0, generator=None):
+    """Read new tokens (B, R), think, and mix: h_mixed (B, C), thought (B, m), gate (B,). It takes
+    m + 1 forward passes."""
+    model, m = quiet.model, quiet.config.thought_len
+    start, end = (vector.expand(len(tokens), 1, -1) for vector in quiet.thought_tokens())
+    x = model.tok_embeddings(tokens)
+    hidden = model(torch.cat((x, start) if m else (x, start, end), dim=1), cache=cache)
+    h_base, h = hidden[:, x.shape[1] - 1], hidden[:, -1]
+    thought = tokens.new_empty(len(tokens), m)
+    for s in range(m):
+        thought[:, s] = sample(model.logits(h), temperature, generator=generator)
+        x = quiet.next_input(h[:, None], model.tok_embeddings(thought[:, s : s + 1]))
+        x = torch.cat((x, end), dim=1) if s == m - 1 else x  # t_m and end share a pass
+        h = model(x, cache=cache)[:, -1]
+    h_mixed, gate = quiet.talk(h_base, h)
+    return h_mixed, thought, gate
+
+
+# --------------------------------------------------------------------------------------------------
 
 
 class FastQuietSTaR(QuietSTaR):
@@ -326,9 +355,10 @@ class FastQuietSTaR(QuietSTaR):
             return self.model(x.flatten(1, 3), ids, cache=cache).unflatten(1, shape)
 
         start, end = (vector.expand(B, 1, S, 1, -1) for vector in self.thought_tokens())
-        ahead = positions[:, :, None] + torch.arange(a, device=positions.device)
-        inside = ahead.clamp(max=L - 1)
-        true = take(text.embedded, inside[:, :, 1:])[:, None]  # (B, 1, S, a - 1, C)
+        row = torch.arange(B, device=positions.device)[:, None, None]
+        after = positions[:, :, None] + torch.arange(a, device=positions.device)
+        after = after.clamp(max=L - 1)
+        true = text.embedded[row, after[:, :, 1:]][:, None]  # (B, 1, S, a - 1, C)
         known = self.after_thought(end, true)
         if thoughts is None:  # one step at a time; then t_m and all that is known in one pass
             x, tokens, h_policy = start, [], []
@@ -347,7 +377,7 @@ class FastQuietSTaR(QuietSTaR):
             h = read_steps(join(start, self.model.tok_embeddings(tokens), known))
             h_policy = h[:, :, :, :m]
         h_thought = h[:, :, :, -known.shape[3] :].expand(B, N, S, -1, -1)
-        return Thoughts(tokens, h_policy, take(text.hidden, inside)[:, None], h_thought)
+        return Thinking(tokens, h_policy, text.hidden[row, after][:, None], h_thought)
 
     def after_thought(self, end, true):
         """What is read after t_m: end (B, 1, S, 1, C), and the true tokens but the last."""
@@ -356,6 +386,7 @@ class FastQuietSTaR(QuietSTaR):
     # 3. log p by blocks
 
     def log_prob(self, hidden, tokens, temperature=1.0):
+        tokens = tokens.expand(hidden.shape[:-1])
         return token_log_prob(self.model.output, hidden, tokens, temperature)
 
     # 4. positions in parts
@@ -390,6 +421,26 @@ class FastQuietSTaR(QuietSTaR):
             return sum(part_loss(part, *inputs) for part in parts), metrics
         learned = [p for p in self.parameters() if p.requires_grad]
         return LossInParts.apply(part_loss, parts, *inputs, *learned), metrics
+
+    # 5. speaking from a cache
+
+    @torch.no_grad()
+    def speak(
+        self, tokens, max_new_tokens, temperature=1.0, thought_temperature=0.0, generator=None,
+        think=think_next,
+    ):  # fmt: skip
+        """As QuietSTaR.speak. think: think_next, or a function that thinks where it pays
+        (beyond/adaptive.py)."""
+        T = tokens.shape[1]
+        room = T + max_new_tokens + self.config.thought_len + 2
+        dtype = self.model.tok_embeddings.weight.dtype
+        cache = KVCache(self.model.config, len(tokens), room, tokens.device, dtype)
+        for length in range(T, T + max_new_tokens):
+            h, thought, gate = think(self, tokens, cache, thought_temperature, generator)
+            cache.forget_after(length)  # the thought is over: what stays is the text
+            token = sample(self.model.logits(h), temperature, generator=generator)
+            yield token, thought, gate
+            tokens = token[:, None]
 
 
 def join(*parts):

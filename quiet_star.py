@@ -7,13 +7,12 @@ more likely are reinforced. Algorithm 1 of the paper, and the function that does
 
   for every text x_0 .. x_{L-1} of the batch
            h_base    <- hidden states of the text                         QuietSTaR.read
-    for every position i that thinks, all in parallel                     thought_mask
-      for each of n_thoughts thoughts
+    for every position i that thinks, each n_thoughts times, all at once  thought_mask
   THINK    t_1 .. t_m ~ model( . | x_0 .. x_i, start)                     QuietSTaR.think
            h_thought <- model reads t_1 .. t_m, end, x_{i+1} .. x_{i+a-1}
   TALK     w         <- mixing head(h_base, h_thought)                    QuietSTaR.talk
            p_mixed   <- softmax(output((1-w) h_base + w h_thought))
-  LEARN    reward    =  sum_j log p_mixed(x_{i+j}) - log p_base(x_{i+j})  thought_reward
+  LEARN    reward    =  sum_j log p_mixed(x_{i+j}) - log p_base(x_{i+j})  QuietSTaR.credit
            advantage =  max(0, reward - mean of the position's others)    thought_advantage
            loss      =  1/2 NLL_base                                      QuietSTaR.forward
                         + 1/2 NLL_mixed - reinforce_weight * advantage * log p(t_1 .. t_m)   learn
@@ -23,8 +22,8 @@ A thought of position i has read x_0 .. x_i and is about to predict x_{i+1}. It 
   start, t_1 .. t_m, end, x_{i+1} .. x_{i+a-1}      steps s = 0 .. m + a, position ids i + 1 + s
 
 Reading `end` predicts x_{i+1}, reading the true x_{i+1} predicts x_{i+2} (teacher forcing), and so
-on. The same in loops: tests/naive.py. The same in less time and memory: fast.py, which trains with
---fast. The end says how this differs from the paper. Letters in the comments on shapes:
+on. The same in loops: tests/naive.py. The same in less time and memory: fast.py. How this differs
+from the paper, and why, stands at the end. Letters in the comments on shapes:
 
   B  texts    L  tokens of a text    S  positions that think    N  thoughts of a position
   m  sampled tokens of a thought     a  true tokens after it    C  width    V  vocabulary
@@ -37,16 +36,16 @@ from typing import Literal
 import torch
 import torch.nn as nn
 
-from model import KVCache, attention, sample
+from model import attention, sample
 
 
 @dataclass
 class QuietSTaRConfig:
-    thought_len: int = 4  # sampled tokens of a thought, without start and end (m); 0: a pause
+    thought_len: int = 4  # sampled tokens of a thought (m); 0: only start and end, a pause
     n_thoughts: int = 4  # thoughts sampled at each position (N)
     n_true: int = 1  # true tokens that a thought is scored on (a); more for real text
     reinforce_weight: float = 1.0  # weight of the REINFORCE term in the loss; 0: no REINFORCE
-    reward_on: Literal["mixed", "thought"] = "mixed"  # what is rewarded; thought: as if w were 1
+    reward_on: Literal["mixed", "thought"] = "mixed"  # thought: reward as if the gate w were 1
     baseline: Literal["others", "all", "none"] = "others"  # whose mean reward is subtracted
     clamp_advantage: bool = True  # drop negative advantages, as the paper: steadier, but biased
     thought_temperature: float = 1.0  # thoughts are sampled at this temperature; 0: greedily
@@ -91,18 +90,21 @@ class ThoughtCache:
     """Keys and values of a text and its thoughts. Unlike model.KVCache it keeps the autograd graph:
     the forward passes that sample a thought are those that learn from it."""
 
-    def __init__(self, mask, tokens=None, keys_values=()):
-        self.mask = mask  # function of query and key, as thought_mask
-        self.tokens = tokens  # (position, thought, step) of all tokens so far, each (B, tokens)
+    def __init__(self, may_see, tokens=None, keys_values=()):
+        self.may_see = may_see  # function of query and key, as thought_mask
+        self.tokens = tokens  # (position, thought, step) of all tokens so far, (3, B, tokens)
         self.keys_values = dict(keys_values)  # by layer: k and v (B, key heads, tokens, head_dim)
 
-    def expect(self, *new):
-        """Announce the tokens of the next forward pass: (position, thought, step), each (B, new).
+    def copy(self):
+        """Another cache that begins with the same tokens. What one adds, the other has not."""
+        return ThoughtCache(self.may_see, self.tokens, self.keys_values)
+
+    def expect(self, position, thought, step):
+        """Announce the tokens of the next forward pass: position and thought (B, new), one step.
         Returns their position ids (B, new) and their mask (B, 1, new, all tokens so far)."""
-        pairs = zip(self.tokens or new, new, strict=True)
-        self.tokens = [torch.cat(pair, 1) for pair in pairs] if self.tokens else new
-        position, _, step = new
-        return position + 1 + step, self.mask(new, self.tokens)[:, None]
+        new = torch.stack((position, thought, torch.full_like(position, step)))
+        self.tokens = new if self.tokens is None else torch.cat((self.tokens, new), dim=2)
+        return position + 1 + step, self.may_see(new, self.tokens)[:, None]
 
     def attend(self, layer, q, k, v, mask):
         """Add keys and values of the new tokens; then their queries look at all they may see."""
@@ -133,41 +135,30 @@ class MixingHead(nn.Module):
 
     def __init__(self, dim):
         super().__init__()
-        # `base` and `thought` together are one Linear(2C, C) of [h_base ; h_thought]. They are two,
-        # so that the product with h_base, which N thoughts share, is made once.
-        self.base = nn.Linear(dim, dim)
-        self.thought = nn.Linear(dim, dim, bias=False)
+        self.first = nn.Linear(2 * dim, dim)
         self.inner = nn.Linear(dim, dim)
         self.last = nn.Linear(dim, 1, bias=False)
         nn.init.zeros_(self.last.weight)  # before training w = 0: the model is the base model
 
     def forward(self, h_base, h_thought):
-        first = (self.base(h_base) + self.thought(h_thought)).relu()
-        return self.last(self.inner(first).relu())
+        both = torch.cat((h_base.expand_as(h_thought), h_thought), dim=-1)
+        return self.last(self.inner(self.first(both).relu()).relu())
 
 
-# ---- 3. Reward and baseline (section 4.4)
-def thought_reward(log_p, log_p_base, valid):
-    """How much likelier a thought made its true tokens, in nats: (B, N, S, a) -> (B, N, S).
-    log_p_base, valid (B, S, a): a token that is not valid (it is past the text's end) counts 0."""
-    return ((log_p - log_p_base[:, None]) * valid[:, None]).sum(-1)
-
-
+# ---- 3. Advantages (section 4.4), and means
 def thought_advantage(reward, clamp, baseline="others"):
-    """reward - baseline, (B, N, ...): the baseline is the mean reward of the position's others.
-
-    Without the thought itself it leaves the gradient unbiased; the mean of "all" N scales it by
-    (N - 1) / N. A single thought has no others: its baseline is 0, as with "none"."""
+    """reward - baseline, (B, N, ...): the baseline is the mean reward of the position's others. A
+    single thought has none: its baseline is 0, as with "none"."""
     of_others = (reward.sum(1, keepdim=True) - reward) / max(1, reward.shape[1] - 1)
     baselines = {"others": of_others, "all": reward.mean(1, keepdim=True), "none": 0.0}
     advantage = reward - baselines[baseline]
-    return advantage.clamp(min=0) if clamp else advantage  # clamped, the gradient is biased
+    return advantage.clamp(min=0) if clamp else advantage
 
 
 def mean_weights(valid):
     """The weight of each entry of valid (B, ...), bool, in a mean over the valid entries of a text,
     and then over texts. Together they are 1, if every text has a valid entry."""
-    count = valid.flatten(1).sum(1).clamp(min=1).view(-1, *[1] * (valid.dim() - 1))
+    count = valid.sum(tuple(range(1, valid.dim())), keepdim=True).clamp(min=1)
     return valid / (count.double() * len(valid))
 
 
@@ -177,29 +168,15 @@ def weighted_mean(weights, values):
     return torch.where(weights > 0, values * weights.to(values.dtype), 0).sum()  # 0 * inf is nan
 
 
-def text_nll(log_p, documents):
-    """The mean NLL of x_1, x_2, .. of texts, by their log p (B, L - 1). documents (B, L): no token
-    counts that is predicted from another one, nor padding (-1)."""
-    same_document = (documents[:, 1:] == documents[:, :-1]) & (documents[:, 1:] >= 0)
-    return -weighted_mean(mean_weights(same_document), log_p)
-
-
-def take(x, index):
-    """Entries of x (B, L, ...) at index (B, ...)."""
-    rows = torch.arange(len(x), device=x.device).view(-1, *[1] * (index.dim() - 1))
-    return x[rows, index]
-
-
 # ---- 4. Think, talk, learn (Algorithm 1)
-
 # A text that was read without thoughts: embedded and hidden (B, L, C), and its cache.
 Text = namedtuple("Text", "embedded hidden cache")
-# tokens (B, N, S, m) t_1 .. t_m, and hidden states: h_policy (B, N, S, m, C) predict t_1 .. t_m;
-# h_base (B, 1, S, a, C) and h_thought (B, N, S, a, C) predict true tokens without and after them.
-Thoughts = namedtuple("Thoughts", "tokens h_policy h_base h_thought")
 # The true tokens x_{i+1} .. x_{i+a} of each position, (B, S, a). valid: is there such a token, in
 # the same document? token_weights (B, S, a), position_weights (B, S): see mean_weights.
 Targets = namedtuple("Targets", "tokens valid log_p_base token_weights position_weights")
+# thoughts (B, N, S, m) t_1 .. t_m, and hidden states: h_policy (B, N, S, m, C) predict t_1 .. t_m;
+# h_base (B, 1, S, a, C) and h_thought (B, N, S, a, C) predict true tokens without and after them.
+Thinking = namedtuple("Thinking", "thoughts h_policy h_base h_thought")
 Prediction = namedtuple("Prediction", "h_base h_mixed gate thoughts")
 
 
@@ -227,7 +204,8 @@ class QuietSTaR(nn.Module):
         text = self.read(tokens)
         documents = torch.zeros_like(tokens) if documents is None else documents
         log_p_text = self.log_prob(text.hidden[:, :-1], tokens[:, 1:])  # (B, L - 1)
-        nll_base = text_nll(log_p_text, documents)
+        counts = (documents[:, 1:] == documents[:, :-1]) & (documents[:, 1:] >= 0)
+        nll_base = -weighted_mean(mean_weights(counts), log_p_text)
 
         positions = self.choose(positions, text)
         targets = self.targets(tokens, positions, documents, log_p_text.detach())
@@ -237,22 +215,16 @@ class QuietSTaR(nn.Module):
 
     def think_talk_learn(self, text, positions, thoughts, noise, targets):
         """The body of Algorithm 1: the loss of thoughts at positions (B, S), and metrics."""
-        thoughts = self.think(text, positions, thoughts, noise)
-        h_mixed, gate = self.talk(thoughts.h_base, thoughts.h_thought)
-        loss, values = self.learn(thoughts, h_mixed, gate, targets)
-        metrics = {}
-        for name, value in values.items():
-            of_tokens = value.dim() == 4  # (B, N, S, a), else (B, N, S)
-            weights = targets.token_weights if of_tokens else targets.position_weights
-            metrics[name] = weighted_mean(weights, value).detach()
-        return loss, metrics
+        thinking = self.think(text, positions, thoughts, noise)
+        h_mixed, gate = self.talk(thinking.h_base, thinking.h_thought)
+        log_p_mixed = self.log_prob(h_mixed, targets.tokens[:, None])  # (B, N, S, a)
+        return self.learn(thinking, h_mixed, gate, log_p_mixed, targets)
 
     def read(self, tokens):
         """Read texts, tokens (B, L), without thoughts."""
         cache, embedded = ThoughtCache(self.may_see), self.model.tok_embeddings(tokens)
         position = torch.arange(tokens.shape[1], device=tokens.device).expand(tokens.shape)
-        no_thought = torch.full_like(position, -1)
-        ids, mask = cache.expect(position, no_thought, no_thought)
+        ids, mask = cache.expect(position, torch.full_like(position, -1), -1)
         return Text(embedded, self.model(embedded, ids, mask, cache), cache)
 
     def may_see(self, query, key):
@@ -268,44 +240,38 @@ class QuietSTaR(nn.Module):
         return shape
 
     def think(self, text, positions, thoughts=None, noise=None):
-        """THINK at positions (B, S), all in parallel (section 4.2), and read on: Thoughts."""
-        B, N, S, m = self.shape_of(positions, thoughts)
+        """THINK at positions (B, S), all in parallel (section 4.2), and read on: Thinking."""
+        B, N, S, m = shape = self.shape_of(positions, thoughts)
         a, L = self.config.n_true, text.hidden.shape[1]
+        row = torch.arange(B, device=positions.device)[:, None, None]
+        after = positions[:, :, None] + torch.arange(a, device=positions.device)  # i .. i+a-1
+        after = after.clamp(max=L - 1)  # past the text's end any token will do: it is not valid
+        true = text.embedded[row, after][:, None].expand(B, N, S, a, -1)
+        start, end = (vector.expand(B, N, S, -1) for vector in self.thought_tokens())
+        tokens = positions.new_empty(shape) if thoughts is None else thoughts
+
+        # Each forward pass reads one more vector of every thought, x (B, N, S, C).
+        cache = text.cache.copy()
         position = positions[:, None].expand(B, N, S).flatten(1)
         thought = torch.arange(N * S, device=positions.device).expand(B, N * S)
-        cache = ThoughtCache(text.cache.mask, text.cache.tokens, text.cache.keys_values)
-
-        def read_step(x, step):
-            """Every thought reads one more vector, x (B, N, S, C): hidden states likewise."""
-            ids, mask = cache.expect(position, thought, torch.full_like(position, step))
-            return self.model(x.flatten(1, 2), ids, mask, cache).unflatten(1, (N, S))
-
-        # sample t_1 .. t_m, one token of every thought at a time
-        start, end = (vector.expand(B, N, S, -1) for vector in self.thought_tokens())
-        x, tokens, h_policy = start, [], []
-        for s in range(m):
-            h = read_step(x, s)
-            if thoughts is None:
-                u = None if noise is None else noise[..., s]
-                token = sample(self.model.logits(h.detach()), self.config.thought_temperature, u)
-            else:
-                token = thoughts[..., s]
-            x = self.next_input(h, self.model.tok_embeddings(token))
-            tokens.append(token)
-            h_policy.append(h)
-        read_step(x, m)  # t_m was sampled, but not read yet (start, if m = 0)
-
-        # read end and then the true tokens but the last: each predicts the true token after it
-        ahead = positions[:, :, None] + torch.arange(a, device=positions.device)
-        inside = ahead.clamp(max=L - 1)  # past the text's end any token will do: it is not valid
-        h_thought = [read_step(end, m + 1)]
-        for j in range(1, a):
-            true = take(text.embedded, inside[:, :, j])
-            h_thought.append(read_step(true[:, None].expand(B, N, S, -1), m + 1 + j))
-        tokens = torch.stack(tokens, 3) if m else positions.new_empty(B, N, S, 0)
-        h_policy = torch.stack(h_policy, 3) if m else x.new_empty(B, N, S, 0, x.shape[-1])
-        h_base = take(text.hidden, inside)[:, None]
-        return Thoughts(tokens, h_policy, h_base, torch.stack(h_thought, 3))
+        x, hidden = start, []
+        for s in range(m + a + 1):
+            ids, mask = cache.expect(position, thought, s)
+            h = self.model(x.flatten(1, 2), ids, mask, cache).unflatten(1, (N, S))
+            hidden.append(h)
+            if s < m:  # h predicts t_{s+1}, which is sampled and read next
+                if thoughts is None:
+                    u = None if noise is None else noise[..., s]
+                    logits = self.model.logits(h.detach())
+                    tokens[..., s] = sample(logits, self.config.thought_temperature, u)
+                x = self.next_input(h, self.model.tok_embeddings(tokens[..., s].clone()))
+            elif s == m:  # the thought is over
+                x = end
+            elif s < m + a:  # a true token is next, whatever h predicts (teacher forcing)
+                x = true[:, :, :, s - m]
+        hidden = torch.stack(hidden, dim=3)  # (B, N, S, m + a + 1, C)
+        h_base = text.hidden[row, after][:, None]
+        return Thinking(tokens, hidden[:, :, :, :m], h_base, hidden[:, :, :, m + 1 :])
 
     def next_input(self, h, embedded):
         """What a thought reads after h: the embedding of the token that it sampled there."""
@@ -321,74 +287,71 @@ class QuietSTaR(nn.Module):
 
     def targets(self, tokens, positions, documents, log_p_text):
         """The true tokens after positions (B, S), and which of them count: Targets."""
-        steps = torch.arange(1, self.config.n_true + 1, device=tokens.device)
-        ahead = positions[:, :, None] + steps  # (B, S, a)
-        inside = ahead.clamp(max=tokens.shape[1] - 1)
-        here, there = take(documents, positions)[:, :, None], take(documents, inside)
-        valid = (ahead == inside) & (here == there) & (there >= 0)
+        row = torch.arange(len(tokens), device=tokens.device)[:, None, None]
+        here = positions[:, :, None]
+        ahead = here + torch.arange(1, self.config.n_true + 1, device=tokens.device)  # (B, S, a)
+        there = ahead.clamp(max=tokens.shape[1] - 1)
+        document = documents[row, there]
+        valid = (ahead == there) & (document == documents[row, here]) & (document >= 0)
         weights = mean_weights(valid), mean_weights(valid.any(-1))
-        return Targets(take(tokens, inside), valid, take(log_p_text, inside - 1), *weights)
+        return Targets(tokens[row, there], valid, log_p_text[row, there - 1], *weights)
 
-    def learn(self, thoughts, h_mixed, gate, targets):
-        """LEARN to predict after a thought, and to think (section 4.4): the loss, and what is worth
-        logging of true tokens (B, N, S, a) and of thoughts (B, N, S)."""
-        true = targets.tokens[:, None].expand(gate.shape)
-        log_p_mixed = self.log_prob(h_mixed, true)
+    def learn(self, thinking, h_mixed, gate, log_p_mixed, targets):
+        """LEARN to predict after a thought, and to think (section 4.4): the loss, and metrics."""
         nll_mixed = -weighted_mean(targets.token_weights, log_p_mixed)
 
         with torch.no_grad():  # a reward is a fact, not something to differentiate
-            on_thought = self.config.reward_on == "thought"
-            log_p = self.log_prob(thoughts.h_thought, true) if on_thought else log_p_mixed
+            log_p = log_p_mixed
+            if self.config.reward_on == "thought":
+                log_p = self.log_prob(thinking.h_thought, targets.tokens[:, None])
             reward, advantage = self.credit(log_p, h_mixed, targets)
 
         # REINFORCE: the value of this term means nothing. Its gradient is, in expectation (without
         # the clamp, at equal temperatures), minus that of the expected reward by way of sampling.
         temperature = self.config.log_prob_temperature
-        log_prob = self.log_prob(thoughts.h_policy, thoughts.tokens, temperature)  # (B, N, S, m)
+        log_prob = self.log_prob(thinking.h_policy, thinking.thoughts, temperature)  # (B, N, S, m)
         reinforce = -weighted_mean(targets.position_weights, (advantage * log_prob).sum(-1))
         loss = 0.5 * nll_mixed + self.config.reinforce_weight * reinforce
 
-        nll_thought = -log_prob.sum(-1) / max(1, log_prob.shape[-1])
-        values = {"nll_mixed": -log_p_mixed, "gate": gate, "reward": reward}
-        return loss, {
-            **values,
+        of_thoughts = {
+            "reward": reward,
             "advantage_abs": advantage.abs().mean(-1),
-            "thought_nll": nll_thought,
+            "thought_nll": -log_prob.sum(-1) / max(1, log_prob.shape[-1]),
         }
+        metrics = {k: weighted_mean(targets.position_weights, x) for k, x in of_thoughts.items()}
+        metrics |= {"gate": weighted_mean(targets.token_weights, gate), "nll_mixed": nll_mixed}
+        return loss, {name: value.detach() for name, value in metrics.items()}
 
     def credit(self, log_p, h_mixed, targets):
-        """The reward of each thought (B, N, S), by log p of the true tokens (B, N, S, a), and its
-        advantage (B, N, S, 1): one weight for the log p of all its tokens."""
-        reward = thought_reward(log_p, targets.log_p_base, targets.valid)
-        config = self.config
-        return reward, thought_advantage(reward, config.clamp_advantage, config.baseline)[..., None]
+        """The reward of each thought (B, N, S): how much likelier it made its true tokens, in nats.
+        And its advantage (B, N, S, 1), one weight for the log p of all its tokens."""
+        clamp, baseline = self.config.clamp_advantage, self.config.baseline
+        reward = ((log_p - targets.log_p_base[:, None]) * targets.valid[:, None]).sum(-1)
+        return reward, thought_advantage(reward, clamp, baseline)[..., None]
 
     def log_prob(self, hidden, tokens, temperature=1.0):
         """log p of tokens (...), each predicted by a hidden state (..., C)."""
         log_p = (self.model.logits(hidden) / temperature).log_softmax(-1)
-        return log_p.gather(-1, tokens[..., None])[..., 0]
+        return log_p.gather(-1, tokens.expand(log_p.shape[:-1])[..., None])[..., 0]
 
     @torch.no_grad()
     def predict(self, tokens, positions=None, thoughts=None, noise=None):
         """Think, and predict the true tokens: h_base (B, 1, S, a, C), h_mixed (B, N, S, a, C),
         gate (B, N, S, a), thoughts (B, N, S, m). The arguments are those of `forward`."""
         text = self.read(tokens)
-        thoughts = self.think(text, self.choose(positions, text), thoughts, noise)
-        mixed = self.talk(thoughts.h_base, thoughts.h_thought)
-        return Prediction(thoughts.h_base, *mixed, thoughts.tokens)
+        thinking = self.think(text, self.choose(positions, text), thoughts, noise)
+        h_mixed, gate = self.talk(thinking.h_base, thinking.h_thought)
+        return Prediction(thinking.h_base, h_mixed, gate, thinking.thoughts)
 
     def choose(self, positions, text):
         """The positions (B, S) that `forward` was told."""
         B, L, _ = text.hidden.shape
         if callable(positions):
             return positions(text.hidden.detach())
-        if positions is None:
-            S = max(0, L - self.config.n_true)
-            positions, wrong = torch.arange(S, device=text.hidden.device).expand(B, S), S == 0
-        else:
-            wrong = not positions.numel() or positions.min() < 0 or positions.max() >= L
-        if wrong:
-            raise ValueError(f"positions must be at least one, from 0 to {L - 1}")
+        if positions is None and L > self.config.n_true:
+            return torch.arange(L - self.config.n_true, device=text.hidden.device).expand(B, -1)
+        if positions is None or not 0 <= positions.min() <= positions.max() < L:
+            raise ValueError(f"the text has {L} tokens: there are none behind these positions")
         return positions
 
     def with_settings(self, **changes):
@@ -400,61 +363,38 @@ class QuietSTaR(nn.Module):
         other.__dict__ = {**self.__dict__, "config": replace(self.config, **changes)}
         return other
 
-
-# ---- 5. Speaking with thoughts
-def think_next(quiet, tokens, cache, temperature=0.0, generator=None):
-    """Read new tokens (B, R), think, and mix: h_mixed (B, C), thought (B, m), gate (B,). A thought
-    at the end of a text sees all that is before it: a KVCache needs no mask for it."""
-    model, m = quiet.model, quiet.config.thought_len
-    start, end = (vector.expand(len(tokens), 1, -1) for vector in quiet.thought_tokens())
-    x = model.tok_embeddings(tokens)
-    hidden = model(torch.cat((x, start) if m else (x, start, end), dim=1), cache=cache)
-    h_base, h = hidden[:, x.shape[1] - 1], hidden[:, -1]
-    thought = tokens.new_empty(len(tokens), m)
-    for s in range(m):
-        thought[:, s] = sample(model.logits(h), temperature, generator=generator)
-        x = quiet.next_input(h[:, None], model.tok_embeddings(thought[:, s : s + 1]))
-        x = torch.cat((x, end), dim=1) if s == m - 1 else x  # t_m and end share a pass
-        h = model(x, cache=cache)[:, -1]
-    h_mixed, gate = quiet.talk(h_base, h)
-    return h_mixed, thought, gate
-
-
-@torch.no_grad()
-def speak(
-    quiet, tokens, max_new_tokens, temperature=1.0, thought_temperature=0.0, generator=None,
-    think=think_next,
-):  # fmt: skip
-    """Continue texts, tokens (B, T), thinking before each new token. For each it yields the token
-    (B,), its thought (B, m) and its gate (B,). Thoughts are greedy, as in the paper."""
-    model, T = quiet.model, tokens.shape[1]
-    room = T + max_new_tokens + quiet.config.thought_len + 2
-    dtype = model.tok_embeddings.weight.dtype
-    cache = KVCache(model.config, len(tokens), room, tokens.device, dtype)
-    for length in range(T, T + max_new_tokens):
-        h, thought, gate = think(quiet, tokens, cache, thought_temperature, generator)
-        cache.forget_after(length)  # the thought is over: what stays is the text
-        token = sample(model.logits(h), temperature, generator=generator)
-        yield token, thought, gate
-        tokens = token[:, None]
+    @torch.no_grad()
+    def speak(
+        self, tokens, max_new_tokens, temperature=1.0, thought_temperature=0.0, generator=None
+    ):
+        """Continue texts, tokens (B, T), thinking before each new token. For each it yields the
+        token (B,), its thought (B, m) and its gate (B,). Thoughts are greedy, as in the paper."""
+        quiet = self.with_settings(n_thoughts=1, n_true=1, thought_temperature=thought_temperature)
+        B, device = len(tokens), tokens.device
+        for _ in range(max_new_tokens):  # each reads all of the text anew; fast.py has a cache
+            last = tokens.new_full((B, 1), tokens.shape[1] - 1)
+            noise = torch.rand(B, 1, 1, self.config.thought_len, generator=generator, device=device)
+            predicted = quiet.predict(tokens, last, noise=noise)
+            logits = self.model.logits(predicted.h_mixed[:, 0, 0, -1])
+            token = sample(logits, temperature, generator=generator)
+            yield token, predicted.thoughts[:, 0, 0], predicted.gate[:, 0, 0, -1]
+            tokens = torch.cat((tokens, token[:, None]), dim=1)
 
 
 def generate_with_thoughts(quiet, tokens, *args, **kwargs):
-    """All of `speak`: tokens (B, T + new), thoughts (B, new, m), gates (B, new)."""
-    new, thoughts, gates = zip(*speak(quiet, tokens, *args, **kwargs), strict=True)
+    """All that `speak` yields: tokens (B, T + new), thoughts (B, new, m), gates (B, new)."""
+    new, thoughts, gates = zip(*quiet.speak(tokens, *args, **kwargs), strict=True)
     tokens = torch.cat((tokens, torch.stack(new, 1)), dim=1)
     return tokens, torch.stack(thoughts, 1), torch.stack(gates, 1)
 
 
 # ---- How this differs from the paper and from the authors' release, and why
-#
 # 1. The gate w multiplies the prediction after the thought, as in the release; in the paper, the
 #    other one. It has no sigmoid and starts at 0: no thought has a reward until w moves.
-# 2. The baseline is the mean reward of the other N - 1 thoughts. Paper and release take the mean of
-#    all N. Like both, we drop negative advantages by default; that does bias the gradient.
-# 3. log p(thought) is taken at the temperature of sampling, 1. The release takes it at 3.
+# 2. The baseline is the mean reward of the other N - 1 thoughts. Paper and release take that of all
+#    N. Negative advantages are dropped, as in both, which does bias the gradient.
+# 3. log p(thought) is the sum over its m tokens, at the temperature of sampling. The release takes
+#    their mean, at 3. With its baseline, our reinforce_weight 1 is its beta = m N / (N - 1), which
+#    is 18 for m = 9 and N = 2. Its beta is 1e6: almost all of the gradient is REINFORCE's.
 # 4. Thoughts are greedy in evaluation, as in the paper. The release samples even there.
-# 5. Weights are float32. The release's are bfloat16, which rounds most updates away.
-# 6. We sum log p over the m tokens of a thought; the release averages. With its baseline, our
-#    reinforce_weight 1 is its beta = m N / (N - 1), which is 18 for m = 9 and N = 2. Its beta is
-#    1e6: almost all of the gradient is REINFORCE's. Adam and clipping keep the step small.
+# 5. Weights are float32; in the release, bfloat16. train.py thinks at a quarter of the positions.

@@ -5,7 +5,7 @@ thought will bring.
   WithGainHead      a QuietSTaR that learns, beside the rest, what a thought would bring
   worth_its_price   how long a thought pays here, at a price in nats a token
   says_start        a full thought where the model itself would be likely to begin one
-  think_some        the `think` of quiet_star.speak that thinks so long
+  think_some        the `think` of FastQuietSTaR.speak that thinks so long
 """
 
 import math
@@ -14,9 +14,9 @@ from functools import partial
 import torch
 import torch.nn as nn
 
-from fast import FastQuietSTaR, token_log_prob
+from fast import FastQuietSTaR, think_next, token_log_prob
 from model import sample
-from quiet_star import think_next, weighted_mean
+from quiet_star import weighted_mean
 
 
 class GainHead(nn.Module):
@@ -49,17 +49,17 @@ class WithGainHead(FastQuietSTaR):
 
     lengths = 1  # lengths that a thought is read out at: see AnyLength
 
-    def learn(self, thoughts, h_mixed, gate, targets):
-        """The loss of the gain head comes on top: its mean squared error."""
-        loss, values = super().learn(thoughts, h_mixed, gate, targets)
-        log_p = -values["nll_mixed"].detach()  # (B, N, S, a), or (B, N, S, lengths)
-        gain = ((log_p - targets.log_p_base[:, None]) * targets.valid[:, None]).mean(1)
+    def learn(self, thinking, h_mixed, gate, log_p_mixed, targets):
+        """The loss of the gain head comes on top: its mean squared error. log_p_mixed is
+        (B, N, S, a), or (B, N, S, lengths)."""
+        loss, metrics = super().learn(thinking, h_mixed, gate, log_p_mixed, targets)
+        gain = (log_p_mixed.detach() - targets.log_p_base[:, None]) * targets.valid[:, None]
+        gain = gain.mean(1)
         if self.gain_head.last.out_features == 1:
             gain = gain.sum(-1, keepdim=True)  # (B, S, lengths)
-        expected = self.gain_head(thoughts.h_base[:, 0, :, 0]).view(gain.shape)
-        error = ((expected - gain) ** 2).mean(-1)  # (B, S)
-        loss = loss + weighted_mean(targets.position_weights, error)
-        return loss, {**values, "gain_error": error}
+        expected = self.gain_head(thinking.h_base[:, 0, :, 0]).view(gain.shape)
+        error = weighted_mean(targets.position_weights, ((expected - gain) ** 2).mean(-1))
+        return loss + error, {**metrics, "gain_error": error.detach()}
 
 
 def worth_its_price(quiet, price):
@@ -107,7 +107,7 @@ def think_some(how_long):
 
 
 def think_next_some(quiet, tokens, cache, temperature=0.0, generator=None, *, how_long):
-    """As quiet_star.think_next. Rows read on together until the longest thought is over."""
+    """As fast.think_next. Rows read on together until the longest thought is over."""
     model, m = quiet.model, quiet.config.thought_len
     start, end = (vector.expand(len(tokens), 1, -1) for vector in quiet.thought_tokens())
     h_base = model(tokens, cache=cache)[:, -1]

@@ -28,7 +28,7 @@ import torch
 
 from beyond.adaptive import WithGainHead
 from fast import FastQuietSTaR
-from quiet_star import take, thought_advantage, thought_mask
+from quiet_star import thought_advantage, thought_mask
 
 
 def prefix_mask(query, key, thought_len, sliding_window=None):
@@ -114,5 +114,6 @@ def at_length(hidden, h_base, lengths):
     """What is predicted where thoughts have lengths (..., -1: none): of hidden states after each
     prefix (..., m + 1, C), or after full thoughts (..., 1, C), and of h_base (..., C): (..., C)."""
     at = lengths.clamp(0, hidden.shape[-2] - 1)
-    chosen = take(hidden.flatten(0, -3), at.flatten()).view(h_base.shape)
+    rows = hidden.flatten(0, -3)
+    chosen = rows[torch.arange(len(rows)), at.flatten()].view(h_base.shape)
     return torch.where(lengths[..., None] >= 0, chosen, h_base)

@@ -31,7 +31,7 @@ from lib.parallel import pick_device
 from lib.pictures import mean_and_error
 from lib.runs import LoadConfig, last_run, load_to_think
 from lib.tokenizer import before_end
-from quiet_star import QuietSTaR, speak
+from quiet_star import QuietSTaR
 
 DIGITS, LETTERS = "0123456789", "A B C D E"
 SCORES = ("soft", "greedy", "vote")
@@ -97,7 +97,7 @@ class Respondent:
         each text is ended by the model or by is_over(text)."""
         how = self.encode(prompts), max_new_tokens, temperature
         if self.quiet:
-            stream = speak(self.quiet, *how, self.quiet.config.thought_temperature)
+            stream = self.quiet.speak(*how, self.quiet.config.thought_temperature)
         else:
             stream = self.model.stream(*how)
         columns, texts = [], []

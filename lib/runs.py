@@ -46,7 +46,7 @@ from lib.weights import load_mistral
 from model import ModelConfig, Transformer
 from quiet_star import QuietSTaR
 
-FORMAT = 2  # of config.json; runs of commit 9226c12 and before have no number
+FORMAT = 3  # of config.json; runs of commit 5897d14 have 2, those before 9226c12 none
 TRAIN = {"objective": str, "data": str, "init_from": str, "span": int, "seed": int}
 SECTIONS = {"train": TRAIN, "model": dict, "quiet_star": dict, "tokenizer": dict, "data": dict}
 WEIGHTS = ("params.json", "*.safetensors", "pytorch_model*.bin")  # a run has none of these
@@ -62,7 +62,7 @@ def read_config(folder):
     if not path.exists():
         raise ValueError(f"{folder} holds neither a run (config.json) nor weights ({WEIGHTS})")
     if read_json(path).get("format") != FORMAT:
-        raise ValueError(f"{path} is no run of this version; commit 9226c12 reads older runs")
+        raise ValueError(f"{path} is no run of this version; commit 5897d14 reads those before it")
     return read_json(path, SECTIONS)
 
 

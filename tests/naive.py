@@ -13,7 +13,7 @@ from torch.testing import assert_close
 
 from beyond.kinds import ThinkingConfig, thinking_model
 from model import ModelConfig, Transformer
-from quiet_star import mean_weights, weighted_mean
+from quiet_star import QuietSTaR, mean_weights, weighted_mean
 
 
 def log_softmax(logits):
@@ -57,8 +57,7 @@ def naive_thought(quiet, text, i, thought):
 def naive_gate(quiet, h_base, h_thought):
     """The gate w, by the mixing head: a three-layer perceptron on [h_base ; h_thought]."""
     head = quiet.mixing_head
-    first = torch.cat((head.base.weight, head.thought.weight), dim=1)
-    x = first @ torch.cat((h_base, h_thought)) + head.base.bias
+    x = head.first.weight @ torch.cat((h_base, h_thought)) + head.first.bias
     x = head.inner.weight @ x.relu() + head.inner.bias
     return head.last.weight[0] @ x.relu()
 
@@ -202,8 +201,10 @@ def think(quiet, tokens, thoughts=None, positions=None, noise=None):
     """Thoughts about texts, tokens (B, L), with their positions and the text that they saw."""
     text = quiet.read(tokens)
     positions = quiet.choose(positions, text)
-    found = quiet.think(text, positions, thoughts, noise)
-    return SimpleNamespace(**found._asdict(), positions=positions, text=text, thoughts=found)
+    thinking = quiet.think(text, positions, thoughts, noise)
+    hidden = {name: x for name, x in thinking._asdict().items() if name != "thoughts"}
+    about = dict(positions=positions, text=text, tokens=thinking.thoughts, thinking=thinking)
+    return SimpleNamespace(**hidden, **about)
 
 
 def learn(quiet, tokens, thinking, documents=None):
@@ -215,17 +216,19 @@ def learn(quiet, tokens, thinking, documents=None):
     valid_base = (documents[:, 1:] == documents[:, :-1]) & (documents[:, 1:] >= 0)
     targets = quiet.targets(tokens, thinking.positions, documents, log_p_text.detach())
     h_mixed, gate = quiet.talk(thinking.h_base, thinking.h_thought)
-    loss, values = quiet.learn(thinking.thoughts, h_mixed, gate, targets)
-    nll_mixed = weighted_mean(targets.token_weights, values["nll_mixed"])
-    error = weighted_mean(targets.position_weights, values.get("gain_error", 0 * gate.sum((1, 3))))
-    log_p = -values["nll_mixed"]
+    log_p = log_p_mixed = quiet.log_prob(h_mixed, targets.tokens[:, None])
+    arguments = thinking.thinking, h_mixed, gate, log_p_mixed, targets
+    loss, error = quiet.learn(*arguments)[0], torch.zeros((), dtype=torch.float64)
+    if config.gain_head:
+        error = loss - QuietSTaR.learn(quiet, *arguments)[0]
     if config.reward_on == "thought":
-        log_p = quiet.log_prob(thinking.h_thought, targets.tokens[:, None].expand(gate.shape))
+        log_p = quiet.log_prob(thinking.h_thought, targets.tokens[:, None])
     temperature = config.log_prob_temperature
     log_prob = quiet.log_prob(thinking.h_policy, thinking.tokens, temperature)
-    advantage = quiet.credit(log_p.detach(), h_mixed, targets)[1][..., 0]
-    numbers = dict(log_prob=log_prob, advantage=advantage, reward=values["reward"], gate=gate)
-    numbers |= dict(nll_base=-log_p_text, nll_mixed=values["nll_mixed"], gain_error=error)
+    reward, advantage = quiet.credit(log_p.detach(), h_mixed, targets)
+    numbers = dict(log_prob=log_prob, advantage=advantage[..., 0], reward=reward, gate=gate)
+    numbers |= dict(nll_base=-log_p_text, nll_mixed=-log_p_mixed, gain_error=error)
+    nll_mixed = weighted_mean(targets.token_weights, -log_p_mixed)
     return SimpleNamespace(
         loss=loss - error - 0.5 * weighted_mean(mean_weights(valid_base), log_p_text),
         reinforce=(loss - 0.5 * nll_mixed - error) / config.reinforce_weight,

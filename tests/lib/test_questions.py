@@ -10,12 +10,13 @@ import torch
 from byte_tokenizer import write_byte_tokenizer
 from naive import tiny
 
+from fast import think_next
 from lib import questions
 from lib.questions import QuestionsConfig, Respondent, ask_all, load_questions
 from lib.tokenizer import CharTokenizer, load_tokenizer
 from lib.weights import save_mistral
 from model import KVCache
-from quiet_star import generate_with_thoughts, think_next
+from quiet_star import generate_with_thoughts
 
 SUMS = [(1, 1), (5, 5), (2, 30), (999, 7), (4, 100000), (3, 0)]
 GSM8K = [{"question": f"What is {a} plus {10 * b}?", "answer": f"{a + 10 * b:,}"} for a, b in SUMS]

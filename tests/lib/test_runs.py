@@ -84,8 +84,8 @@ def test_a_run_of_an_older_version_is_one_line_that_names_the_commit_that_reads_
     config = json.loads((work / "q" / "config.json").read_text())
     del config["format"]
     (work / "q" / "config.json").write_text(json.dumps(config))
-    assert "9226c12" in refusal(work, "--out=q", "--max_steps=2")
-    with pytest.raises(ValueError, match="q/config.json.*9226c12") as error:
+    assert "5897d14" in refusal(work, "--out=q", "--max_steps=2")
+    with pytest.raises(ValueError, match="q/config.json.*5897d14") as error:
         load_model(work / "q")
     assert "\n" not in str(error.value)
 

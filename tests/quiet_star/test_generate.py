@@ -1,4 +1,4 @@
-"""Speaking with thoughts from a cache, against thinking on the whole text for each token."""
+"""Speaking with thoughts, from a cache or not, against thinking in loops for each token."""
 
 import itertools
 
@@ -12,17 +12,18 @@ from model import sample
 from quiet_star import generate_with_thoughts
 
 
+@pytest.mark.parametrize("fast", [False, True])
 @pytest.mark.parametrize("window", [None, 3])
 @pytest.mark.parametrize("thought_len, opened", [(0, 1), (1, 1), (3, 1), (3, 0.05), (1, 0)])
-def test_speaking_from_a_cache_equals_thinking_on_the_whole_text(thought_len, opened, window):
+def test_speaking_equals_thinking_in_loops(thought_len, opened, window, fast):
     """Catches a cache off by one, thoughts that stay in it, and the gate or token of another step.
-    m + 1 forward passes a token."""
-    quiet, new = tiny(window, thought_len=thought_len, seed=11), 5
+    From a cache a token takes m + 1 forward passes, else m + 3."""
+    quiet, new = tiny(window, thought_len=thought_len, seed=11, fast=fast), 5
     with torch.no_grad():
         quiet.mixing_head.last.weight *= opened
     tokens, calls = ids(2, 4), count_forwards(quiet)
     read, thoughts, gates = generate_with_thoughts(quiet, tokens, new, temperature=0)
-    assert len(calls) == (thought_len + 1) * new
+    assert len(calls) == (thought_len + 1 + 2 * (not fast)) * new
     assert read.shape == (2, 4 + new) and thoughts.shape == (2, new, thought_len)
     assert gates.shape == (2, new) and torch.equal(read[:, :4], tokens)
     with torch.no_grad():
@@ -42,7 +43,7 @@ def test_speaking_from_a_cache_equals_thinking_on_the_whole_text(thought_len, op
 def test_sampling_with_thoughts_is_drawing_from_each_whole_text_anew():
     """At temperature 1, of three rows. Catches rows that share a draw, or draws of the thoughts'
     generator."""
-    quiet, tokens, new = tiny(thought_len=2, seed=11), ids(3, 4), 12
+    quiet, tokens, new = tiny(thought_len=2, seed=11, fast=True), ids(3, 4), 12
     with torch.no_grad():
         quiet.mixing_head.last.weight *= 0.1
     one, other = (torch.Generator().manual_seed(5) for _ in range(2))
