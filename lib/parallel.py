@@ -128,28 +128,6 @@ def full(tensor):
     return tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
 
 
-def to_full(state, processes):
-    """Dicts and lists of tensors, in one piece on the first process's CPU if they are spread over
-    all. All must ask."""
-    if isinstance(state, dict):
-        return {key: to_full(x, processes) for key, x in state.items()}
-    if processes.parallel == "fsdp" and isinstance(state, torch.Tensor):
-        state = full(state)
-        return state.cpu() if processes.first else None
-    return state
-
-
-def slice_like(tensor, other):
-    """This process's slice of a tensor that all have in one piece, if `other` is spread over all;
-    else the tensor."""
-    if not hasattr(other, "full_tensor"):
-        return tensor
-    from torch.distributed.tensor import distribute_tensor
-
-    tensor = tensor.to(other.device)
-    return distribute_tensor(tensor, other.device_mesh, other.placements, src_data_rank=None)
-
-
 def peak_memory(device):
     """The most bytes that this process ever had in use, on a "cuda" device or in main memory."""
     if device == "cuda":

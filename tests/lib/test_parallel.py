@@ -57,7 +57,7 @@ def launch(folder, processes, *runs):
 
 
 WAYS = {
-    "data": ["--parallel=data"],
+    "texts": ["--parallel=data"],
     "fsdp": ["--parallel=fsdp", "--micro_batch=1"],
     "fast_fsdp": ["--parallel=fsdp", "--fast"],
     "fast_parts": ["--parallel=fsdp", "--fast", "--think_at_once=2", "--micro_batch=1"],
