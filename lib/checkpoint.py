@@ -5,11 +5,9 @@ A checkpoint is a new file. The one before it is deleted only after the next one
 read in its place if that one turns out to be damaged.
 """
 
-import os
 import pickle
 import sys
 import zipfile
-from functools import lru_cache
 from pathlib import Path
 
 import torch
@@ -23,22 +21,15 @@ WEIGHTS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)  # their
 def load_tensors(path):
     """What torch.save wrote, on the CPU; a tensor is read when it is used. Raises ValueError."""
     with reading(path, "cannot be read"):
-        refuse_damaged(path, os.stat(path).st_mtime_ns, os.path.getsize(path))
+        with zipfile.ZipFile(path) as parts:
+            if any(part.compress_type != zipfile.ZIP_STORED for part in parts.infolist()):
+                raise ValueError("it was compressed: unzip it, and zip it without compression")
+            if damaged := parts.testzip():  # torch.load does not notice a changed byte
+                raise ValueError(f"wrong checksum of {damaged}")
         try:
             return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
         except pickle.UnpicklingError:
             raise ValueError("it holds more than tensors and numbers") from None
-
-
-@lru_cache
-def refuse_damaged(path, changed, size):
-    """Raise an error if a checksum is wrong: torch.load does not notice a changed byte. A file that
-    did not change since (its time and size) is read once."""
-    with zipfile.ZipFile(path) as parts:
-        if any(part.compress_type != zipfile.ZIP_STORED for part in parts.infolist()):
-            raise ValueError("it was compressed: unzip it, and zip it without compression")
-        if damaged := parts.testzip():
-            raise ValueError(f"wrong checksum of {damaged}")
 
 
 def checked_weight(tensor, name, path):
@@ -64,7 +55,7 @@ def save_checkpoint(folder, state):
     """Write state, a dict as in SHAPE. It and the one before are kept. Raises OSError, and
     ValueError if a tensor is not finite."""
     path = Path(folder) / f"checkpoint_{state['step']:08}.pt"
-    check_state(state, path)
+    check_state(state, f"step {state['step']}")
     write_whole(path, lambda file: torch.save(state, file))
     for old in checkpoints(folder)[2:]:
         old.unlink()

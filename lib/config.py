@@ -57,7 +57,7 @@ def from_cli(description, *classes, preset_only=(), argv=None):
                 given |= tomllib.load(file)
         given |= flags
         for name in sorted(given.keys() - fields_of(*classes).keys()):
-            raise ValueError(f"there is no setting {one_line(name, 80)!r}")
+            raise ValueError(f"there is no setting {one_line(repr(name), 80)}")
         parts = []
         for cls in classes:
             parts.append(settings(cls, {x: given[x] for x in fields_of(cls) if x in given}))
@@ -91,7 +91,7 @@ def settings(cls, given):
     negative, infinite or huge: all of them count or weigh something."""
     for name, value in given.items():
         if name not in fields_of(cls):
-            raise ValueError(f"there is no setting {one_line(name, 80)!r}")
+            raise ValueError(f"there is no setting {one_line(repr(name), 80)}")
         check(value, fields_of(cls)[name].type, name)
         most = 3.4e38 if isinstance(value, float) else 2**53
         if isinstance(value, int | float) and not 0 <= value <= most:

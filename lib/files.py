@@ -127,11 +127,9 @@ def check(value, wanted, name="it"):
         check(value, list, name)
         for x in value:
             check(x, wanted[0], f"an element of {name}")
-    else:
-        choices = typing.get_args(wanted) or (wanted,)
-        if not any(matches(value, choice) for choice in choices):
-            names = " or ".join(getattr(choice, "__name__", str(choice)) for choice in choices)
-            raise ValueError(f"{name} must be {names}, not {one_line(repr(value), 80)}")
+    elif not any(matches(value, choice) for choice in typing.get_args(wanted) or [wanted]):
+        kind = wanted.__name__ if isinstance(wanted, type) else wanted
+        raise ValueError(f"{name} must be {kind}, not {one_line(repr(value), 80)}")
 
 
 def matches(value, choice):

@@ -56,7 +56,8 @@ def read_config(folder):
     run, or anything else as well."""
     path, kind = Path(folder) / "config.json", folder_kind(folder)
     if kind != {"run"}:
-        raise ValueError(f"{folder} must hold a run alone; it holds {', '.join(kind) or 'none'}")
+        holds = " and ".join(sorted(kind)) or "neither run nor weights"
+        raise ValueError(f"{folder} must hold a run and nothing else, but it holds {holds}")
     if not path.exists():
         raise ValueError(f"{path} is gone, and with it the settings of the checkpoints beside it")
     if read_json(path).get("format") != FORMAT:
@@ -73,10 +74,9 @@ def log_line(metrics):
 def read_log(folder):
     """The lines of log.jsonl, a list of dicts, up to the first that is cut short."""
     path, lines = Path(folder) / "log.jsonl", []
-    if path.exists():
-        with reading(path), suppress(ValueError):
-            for line in path.read_bytes().splitlines():
-                lines.append(parse_json(line, {"step": int, "seconds": float, str: float | None}))
+    with reading(path), suppress(FileNotFoundError, ValueError):
+        for line in path.read_bytes().splitlines():
+            lines.append(parse_json(line, {"step": int, "seconds": float, str: float | None}))
     return lines
 
 
@@ -119,7 +119,7 @@ def load_model(folder, device="cpu", dtype=torch.float32):
     if not folder.is_dir():
         hub = f" (from the Hub: hf download {folder} --local-dir=weights/{folder.name})"
         raise ValueError(f"there is no folder {folder}{hub if len(folder.parts) == 2 else ''}")
-    if not folder_kind(folder) or "run" in folder_kind(folder):
+    if "weights" not in folder_kind(folder) or "run" in folder_kind(folder):
         model, *rest = load_run(folder)
         return model.to(device, dtype), *rest
     tokenizer, published = load_tokenizer(folder), is_published(folder)
