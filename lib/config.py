@@ -20,7 +20,7 @@ from pathlib import Path
 
 from lib.files import check, one_line, reading
 
-PATHS = {"out", "data", "init_from", "run", "base", "text", "source", "tokenizer"}  # settings
+PATHS = ("out", "data", "init_from", "run", "base", "text", "source", "tokenizer")  # settings
 
 
 class OneLineParser(argparse.ArgumentParser):
@@ -30,8 +30,7 @@ class OneLineParser(argparse.ArgumentParser):
 
 def plain_path(text):
     """A path in its normal form: `base/`, `./base` and the whole path are `base`, if it is here."""
-    path = Path(os.path.expanduser(text))
-    here = Path.cwd()
+    path, here = Path(os.path.expanduser(text)), Path.cwd()
     return str(path.relative_to(here) if path.is_relative_to(here) else path)
 
 
@@ -48,26 +47,26 @@ def from_cli(description, *classes, preset_only=(), argv=None):
         for name, field in fields_of(cls).items():
             text = f"{helps.get(name, '')} (default: {field.default})".replace("%", "%%")
             group.add_argument(f"--{name}", default=argparse.SUPPRESS, help=text, **option(field))
-    given = vars(parser.parse_args(argv))
-    presets, flags = given.pop("config"), given
+    given, flags = {}, vars(parser.parse_args(argv))
+    presets = flags.pop("config")
     try:
-        given = {}
         for preset in presets:
             with reading(preset, "cannot be read as TOML"), open(preset, "rb") as file:
                 given |= tomllib.load(file)
         given |= flags
-        for name in sorted(given.keys() - fields_of(*classes).keys()):
-            raise ValueError(f"there is no setting {one_line(repr(name), 80)}")
-        parts = []
+        unknown, parts = dict(given), []
         for cls in classes:
-            parts.append(settings(cls, {x: given[x] for x in fields_of(cls) if x in given}))
+            known = {name: unknown.pop(name) for name in fields_of(cls) if name in unknown}
+            parts.append(settings(cls, known))
+        if unknown:
+            settings(cls, unknown)  # refuses the first of them
     except ValueError as error:
         parser.error(f"{error} (with --config={', '.join(presets)})" if presets else str(error))
     return *parts, given
 
 
-def fields_of(*classes):
-    return {field.name: field for cls in classes for field in dataclasses.fields(cls)}
+def fields_of(cls):
+    return {field.name: field for field in dataclasses.fields(cls)}
 
 
 def comments(cls):
@@ -88,7 +87,7 @@ def option(field):
 
 def settings(cls, given):
     """cls(**given), a dataclass. ValueError for a wrong name or type, and for numbers that are
-    negative, infinite or huge: all of them count or weigh something."""
+    negative, infinite or huge: all of them count or weigh something. PATHS get their one form."""
     for name, value in given.items():
         if name not in fields_of(cls):
             raise ValueError(f"there is no setting {one_line(repr(name), 80)}")

@@ -38,21 +38,18 @@ def test_the_two_newest_are_kept_and_other_files_are_left_alone(tmp_path):
     assert torch.equal(read_checkpoint(tmp_path)["model"]["weight"], torch.full((4000,), 11.0))
 
 
-@pytest.mark.parametrize("part, value", [("model", "inf"), ("exp_avg", "nan")])
+@pytest.mark.parametrize("part, value", [("weight", "inf"), ("exp_avg", "nan")])
 def test_numbers_that_are_not_finite_are_neither_saved_nor_read(tmp_path, part, value):
     """Catches a run that goes on from moments (AdamW's) which make its next step nonsense."""
-    for step in (3, 4):
-        save_checkpoint(tmp_path, state(step))
-    bad = state(5)
-    bad["optimizer"] = {"state": {"weight": {"exp_avg": torch.zeros(3)}}}
-    tensors = bad["model"] | bad["optimizer"]["state"]["weight"]
-    tensors["weight" if part == "model" else part][1] = float(value)
+    save_checkpoint(tmp_path, state(4))
+    tensors = {"weight": torch.zeros(3), "exp_avg": torch.zeros(3)}
+    tensors[part][1] = float(value)
+    moments = {"state": {"weight": {"exp_avg": tensors["exp_avg"]}}}
+    bad = {**state(5), "model": {"weight": tensors["weight"]}, "optimizer": moments}
     with pytest.raises(ValueError, match="step 5"):
         save_checkpoint(tmp_path, bad)
-    assert read_checkpoint(tmp_path)["step"] == 4
     torch.save(bad, tmp_path / "checkpoint_00000005.pt")
-    found = read_checkpoint(tmp_path)
-    assert found["step"] == 4 and found["path"].name == "checkpoint_00000004.pt"
+    assert read_checkpoint(tmp_path)["path"].name == "checkpoint_00000004.pt"
 
 
 @pytest.mark.parametrize("damage", [cut, flip, lambda content: b""], ids=["cut", "flip", "empty"])

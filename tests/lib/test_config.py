@@ -22,12 +22,6 @@ class Cake:
 
 
 @dataclass
-class Shelf:
-    out: str = ""  # where it goes
-    label: str = ""  # no path
-
-
-@dataclass
 class Stove:
     name: str = (
         "a name so long that the formatter gives it a line of its own"  # of the oven, on its door
@@ -64,16 +58,6 @@ def test_help_is_the_comment_behind_each_field(capsys):
     assert "--layers INT how many, all of them flat (default: 2) --sugar FLOAT share of" in shown
     assert "50% at most" in shown and "--kind {plum,nut} nut: for" in shown and "--no-" in shown
     assert "--name STR of the oven, on its door" in shown
-
-
-def test_a_path_has_one_form(tmp_path, monkeypatch):
-    """Catches a ~ that stays one, and two names of the same folder."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("HOME", str(tmp_path / "me"))
-    forms = {"a/": "a", "./a//b/": "a/b", "~/a": "me/a", str(tmp_path / "a"): "a", "": ""}
-    forms |= {"~nobody-of-this-name/a": "~nobody-of-this-name/a", "/a/": "/a"}
-    for text, form in forms.items():
-        assert settings(Shelf, {"out": text, "label": text}) == Shelf(form, text)
 
 
 ESCAPE = '"\\u001b[31m" = 1'

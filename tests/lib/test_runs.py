@@ -87,7 +87,7 @@ def test_a_folder_has_one_name_however_it_is_written(work, monkeypatch):
     """Catches a folder called ~, and another run for another way to write the same path."""
     monkeypatch.chdir(work)
     monkeypatch.setenv("HOME", str(work))
-    for n, base in enumerate(["base", "base/", "./base", "~/base", str(work / "base")], 1):
+    for n, base in enumerate(["base", "base/", ".//base", "~/base", str(work / "base")], 1):
         line = [*flags(work, "--out=q", f"--max_steps={n}"), "--out=~/q", f"--init_from={base}"]
         trainer.run(*trainer.settings_from([*line, "--data=~/data/"]))
     config = read_config("q")["train"]
@@ -108,10 +108,9 @@ def test_a_folder_of_something_else_is_no_place_for_a_run(work):
         before = sorted((work / name).iterdir())
         assert str(work / name) in refusal(work, f"--out={name}", "--max_steps=2")
         assert sorted((work / name).iterdir()) == before
-    for name in ("lost", "both"):
-        for load in (load_model, load_run):
+        if name in ("lost", "both"):
             with pytest.raises(ValueError, match=str(work / name)):
-                load(work / name)
+                load_model(work / name)
 
 
 def test_a_thinking_run_is_begun_from_one_of_another_kind(work):
@@ -155,15 +154,10 @@ def test_a_run_of_an_older_version_is_one_line_that_names_the_commit_that_reads_
     assert "\n" not in str(error.value)
 
 
-@pytest.mark.parametrize(
-    "section, name, value",
-    [
-        ("model", "dim", 8),
-        ("model", "dim", "16"),
-        ("quiet_star", "no_such", 1),
-        ("train", "seed", "x"),
-    ],
-)
+MISFITS = [("model", "dim", 8), ("model", "dim", "16"), ("train", "seed", "x")]
+
+
+@pytest.mark.parametrize("section, name, value", [*MISFITS, ("quiet_star", "no_such", 1)])
 def test_a_config_that_does_not_fit_is_one_line_that_names_it(work, section, name, value):
     """Catches a traceback for a config.json that was edited, or is of another model."""
     go(work, "--out=q", "--max_steps=1")
