@@ -200,7 +200,8 @@ def loss_of(train, job, model, tokens, documents, **how):
 
 
 def one_step(train, job, step):
-    """The gradients of this process's texts in a step, and metrics: the means over these texts."""
+    """Add the gradients of this process's texts in a step to .grad. Returns metrics: the means over
+    these texts."""
     processes, model = job.processes, job.model
     texts = train.batch_size // processes.world
     micro_batch = train.micro_batch or texts
@@ -218,8 +219,8 @@ def one_step(train, job, step):
         )
         if train.objective == "quiet_star":
             uniform = chance[part].to(processes.device)
-            where = train.think_at, train.think_share, tokens, uniform, job.start_id
-            how["positions"] = think_where(model, *where)
+            places = train.think_at, train.think_share, tokens, uniform, job.start_id
+            how["positions"] = think_where(model, *places)
             how["noise"] = noise[part].to(processes.device)
         loss, new = loss_of(train, job, model, tokens, documents, **how)
         share = micro_batch / texts
@@ -236,7 +237,8 @@ def look_is_due(train, step):
 
 @torch.no_grad()
 def evaluate(train, job):
-    """Metrics on the same held-out spans each time, each process its share; thoughts are greedy."""
+    """Metrics on the same held-out spans each time, each process its share. All positions think
+    (in training it may be some), and thoughts are greedy."""
     processes, model, names = job.processes, job.model, ["nll_base"]
     offsets = batch_offsets(job.held_out, job.length, train.eval_texts, 0, 0)
     offsets = offsets[processes.rank :: processes.world]
@@ -264,17 +266,16 @@ def evaluate(train, job):
 def run(train, model_config, thinking_config, given):
     """Train as told, from wherever the run in train.out stands. Returns when max_steps are done."""
     with one_line_errors("train.py"), ExitStack() as held:
-        job, *where = set_up(train, model_config, thinking_config, given, held)
+        job, *progress = set_up(train, model_config, thinking_config, given, held)
         try:
-            train_until_done(train, job, *where, held)
+            train_until_done(train, job, *progress, held)
         except (ValueError, OSError) as error:
             raise ValueError(f"{reason(error)}; {what_is_kept(train.out)}") from None
 
 
 def set_up(train, model_config, thinking_config, given, held):
-    """All that a run works with, the step it stands at, its seconds so far, and the metrics of this
-    step if they are not in the log yet. It finds what the user may have got wrong, before any work:
-    ValueError, OSError. held: the claim on the folder."""
+    """All that a run works with, and its progress (see open_run). It finds what the user may have
+    got wrong, before any work: ValueError, OSError. held: the claim on the folder."""
     processes = start_processes(train.device, train.parallel)
     if folder_kind(train.out):
         read_config(train.out)  # refuses what is no run
@@ -309,9 +310,9 @@ def set_up(train, model_config, thinking_config, given, held):
     if processes.first:
         Path(train.out).mkdir(parents=True, exist_ok=True)
         held.enter_context(lock(train.out, "training"))
-    where = open_run(train.out, settings, model, optimizer, tokenizer, processes)
-    if processes.first and where[0] < train.max_steps:
-        steps = f"steps {where[0]} to {train.max_steps}"
+    progress = open_run(train.out, settings, model, optimizer, tokenizer, processes)
+    if processes.first and progress[0] < train.max_steps:
+        steps = f"steps {progress[0]} to {train.max_steps}"
         steps += f" on {processes.world} x {processes.device.type}"
         tqdm.write(f"{train.out}: {train.objective}, {size:,} parameters, {steps}")
     autocast = nullcontext
@@ -321,12 +322,13 @@ def set_up(train, model_config, thinking_config, given, held):
     if train.think_at in ("aloud", "start"):
         start_id = start_token(tokenizer, train.start_text)
     job = Job(processes, data, held_out, length, model, optimizer, start_id, autocast)
-    return job, *where
+    return job, *progress
 
 
 def train_until_done(train, job, step, seconds, unlogged, held):
-    """The loop over steps. A step is saved before held-out text is looked at, and logged last, so
-    a run that dies there goes on with the look. unlogged: the metrics of `step`, if it died so."""
+    """The loop over steps. A step is saved before held-out text is looked at, and logged last: a
+    run that dies in between goes on with the look. unlogged: metrics of a step that was saved, but
+    not logged."""
     processes, model, optimizer = job.processes, job.model, job.optimizer
     out = Path(train.out)
     if step >= train.max_steps and not unlogged:
@@ -335,8 +337,8 @@ def train_until_done(train, job, step, seconds, unlogged, held):
     log = None
     if processes.first:
         log = held.enter_context(open(out / "log.jsonl", "ab", buffering=0))
-    quiet = not processes.first or None
-    bar = tqdm(total=train.max_steps, initial=step, disable=quiet, dynamic_ncols=True)
+    hidden = not processes.first or None  # None: where nobody looks at a terminal
+    bar = tqdm(total=train.max_steps, initial=step, disable=hidden, dynamic_ncols=True)
     if unlogged:
         look_and_log(train, job, unlogged, log, bar)
     stopping = False
@@ -351,7 +353,7 @@ def train_until_done(train, job, step, seconds, unlogged, held):
 
         # 2. this process's texts, in micro-batches whose mean gradient is that of all of them
         metrics = one_step(train, job, step)
-        release(model, processes)  # gradients and weights are of this process's slice from here on
+        release(model, processes)
 
         # 3. average over processes, and take the step
         average_gradients(model, processes)
@@ -360,7 +362,7 @@ def train_until_done(train, job, step, seconds, unlogged, held):
         metrics["grad_norm"] = clip_gradients(train, model)
         if not math.isfinite(metrics["loss"] + metrics["grad_norm"]):
             what = f"loss {metrics['loss']}, norm of the gradient {metrics['grad_norm']}"
-            raise ValueError(f"step {step}: {what}: try a lower --lr, and another --out")
+            raise ValueError(f"step {step + 1}: {what}: try a lower --lr, and another --out")
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
         step += 1
