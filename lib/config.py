@@ -20,7 +20,8 @@ from pathlib import Path
 
 from lib.files import check, one_line, reading
 
-PATHS = ("out", "data", "init_from", "run", "base", "text", "source", "tokenizer")  # settings
+# settings that are paths
+PATHS = ("out", "data", "init_from", "run", "base", "text", "source", "tokenizer")
 
 
 class OneLineParser(argparse.ArgumentParser):
