@@ -9,6 +9,8 @@ a vocabulary of 32,002. Its start and end of thought and its mixing head are amo
   n_ahead                                 tokens of a thought, start, end, and the first true token
 """
 
+import sys
+
 from lib.checkpoint import checked_weight
 from lib.files import read_json, reading
 from lib.weights import stored_tensors
@@ -42,7 +44,12 @@ def read_published(folder, dtype):
             "thought_tokens.start": theirs["start_embedding"][0],
             "thought_tokens.end": theirs["end_embedding"][0],
         }
-    config = read_json(folder / "config.json")
-    n_true = config.get("n_ahead_talk", 4)
-    settings = {"n_true": n_true, "thought_len": config.get("max_thoughts", 13) - n_true - 4}
+    config = {"n_ahead_talk": 4, "max_thoughts": 13, **read_json(folder / "config.json")}
+    with reading(folder / "config.json", "does not say how long thoughts are"):
+        n_true, most = config["n_ahead_talk"], config["max_thoughts"]
+        settings = {"n_true": n_true, "thought_len": most - n_true - 4}
+    print(
+        f"{folder}: thoughts of {settings['thought_len']} tokens, as max_thoughts={most} says",
+        file=sys.stderr,
+    )
     return weights, {**settings, "embedding_scale": 100.0, "log_prob_temperature": 3.0}

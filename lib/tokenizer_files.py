@@ -6,14 +6,16 @@ that it gives the ids of the library they were made for. What is not implemented
 import base64
 import unicodedata
 
-from lib.files import check
+from lib.files import check, read_json
 
 GPT2 = r"'(?:[sdmt]|ll|ve|re)| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
 # Digits are cut out one by one before GPT-2's pattern is applied, so that it finds the end of a
 # text in front of each.
 GPT2_DIGITS = r"'(?:[sdmt]|ll|ve|re)|\p{N}| ?\p{L}+| ?[^\s\p{L}\p{N}]+|\s+(?=\p{N})|\s+(?!\S)|\s+"
-BEGIN = ("<s>", "<|begin_of_text|>", "<|endoftext|>")
-END = ("</s>", "<|end_of_text|>", "<|endoftext|>")
+KNOWN = {  # names of the tokens that begin and end a text, where nothing else says them
+    "bos_token": ("<s>", "<|begin_of_text|>", "<|endoftext|>"),
+    "eos_token": ("</s>", "<|end_of_text|>", "<|endoftext|>"),
+}
 
 
 def read_tekken(file):
@@ -36,24 +38,24 @@ def read_tekken(file):
     }
 
 
-def read_byte_bpe(file):
-    """The content of a tokenizer.json of Hugging Face (GPT-2, SmolLM2, Llama 3, Qwen2) -> arguments
-    of a BPETokenizer, a dict. Raises ValueError."""
+def read_byte_bpe(file, folder):
+    """The content of a tokenizer.json of Hugging Face (GPT-2, SmolLM2, Llama 3, Qwen2) in a folder
+    -> arguments of a BPETokenizer, a dict. Raises ValueError."""
     check(file, {"model": {"vocab": {str: int}, "merges": list}})
     vocab, added, normalizer = file["model"]["vocab"], file["added_tokens"], file["normalizer"]
     check(added, [{"content": str, "id": int}])
     if normalizer not in (None, {"type": "NFC"}):
         raise ValueError(f"the normalizer {normalizer} is not implemented")
+    names = vocab | {token["content"]: token["id"] for token in added}
     special = {token["content"]: token["id"] for token in added if token.get("special", True)}
-    text = {token["content"]: token["id"] for token in added if not token.get("special", True)}
+    begin_end = begin_and_end(folder, names, special)
+    special |= {name: names[name] for name in begin_end.values() if name is not None}
+    text = {token["content"]: token["id"] for token in added if token["content"] not in special}
     byte_of = {char: bytes([b]) for b, char in byte_characters().items()}
     words = {word: i for word, i in vocab.items() if word not in special | text}
     pieces = {i: b"".join(byte_of[char] for char in word) for word, i in words.items()}
     pieces |= {i: word.encode("utf-8") for word, i in text.items()}
-    names = vocab | special | text
-    size = 1 + max(names.values())
-    # A byte without an id is one that no text has; tiktoken wants a rank of it all the same.
-    ranks = {byte: words.get(char, size + byte[0]) for char, byte in byte_of.items()}
+    ranks = {byte: words[char] for char, byte in byte_of.items() if char in words}
     merges = [
         pair.split(" ") if isinstance(pair, str) else pair for pair in file["model"]["merges"]
     ]
@@ -64,13 +66,37 @@ def read_byte_bpe(file):
         "ranks": ranks | {pieces[i]: i for i in merged},
         "pattern": split_pattern(file["pre_tokenizer"]),
         "pieces": pieces,
-        "vocab_size": size,
-        "bos_id": next((names[name] for name in BEGIN if name in names), None),
-        "eos_id": next((names[name] for name in END if name in names), None),
+        "lacks": b"".join(byte for byte in byte_of.values() if byte not in ranks),
+        "vocab_size": 1 + max(names.values()),
+        "bos_id": names.get(begin_end["bos_token"]),
+        "eos_id": names.get(begin_end["eos_token"]),
         "special": special.values(),
+        "names": begin_end,
         "added": text,
         "normalize": (lambda text: unicodedata.normalize("NFC", text)) if normalizer else str,
     }
+
+
+def begin_and_end(folder, names, special):
+    """{"bos_token": the name of the token that begins a text, or None, "eos_token": ends it}:
+    tokenizer_config.json in the folder says the names, or else config.json the ids of special
+    tokens; where neither does, names that are known are looked for. Raises ValueError. names,
+    special: {name: id}."""
+    named, numbered = (
+        read_json(folder / file) if (folder / file).exists() else {}
+        for file in ("tokenizer_config.json", "config.json")
+    )
+    name_of, found = {i: name for name, i in special.items()}, {}
+    for kind, known in KNOWN.items():
+        name, i = named.get(kind), numbered.get(f"{kind}_id")
+        name = name["content"] if isinstance(name, dict) else name
+        i = i[0] if isinstance(i, list) else i  # several may end a text
+        if name is not None and name not in names:
+            raise ValueError(f"tokenizer_config.json names a {kind} {name!r}, which is no token")
+        if kind not in named:
+            name = name_of.get(i) or next((name for name in known if name in names), None)
+        found[kind] = name
+    return found
 
 
 def split_pattern(section):
