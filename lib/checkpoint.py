@@ -5,10 +5,8 @@ A checkpoint is a new file. The one before it is deleted only after the next one
 read in its place if that one turns out to be damaged.
 """
 
-import pickle
 import sys
 import zipfile
-from contextlib import suppress
 from pathlib import Path
 
 import torch
@@ -23,9 +21,7 @@ def load_tensors(path):
             raise ValueError("it was compressed: unzip it, and zip it without compression")
         if damaged := parts.testzip():  # torch.load does not notice a changed byte
             raise ValueError(f"wrong checksum of {damaged}")
-        with suppress(pickle.UnpicklingError):  # it advises to run what is in there
-            return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-    raise ValueError(f"{path} holds more than tensors and plain numbers: it is not loaded")
+        return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
 
 
 def checked_weight(tensor, name, path):
@@ -33,7 +29,7 @@ def checked_weight(tensor, name, path):
     with reading(path, f"cannot be used: {name}"):
         if tensor.dtype not in (torch.float16, torch.bfloat16, torch.float32, torch.float64):
             raise ValueError(f"is of {tensor.dtype}, which is no weight")
-        if not torch.stack(torch.aminmax(tensor)).isfinite().all():
+        if not torch.isfinite(tensor).all():
             raise ValueError("holds a number that is not finite")
     return tensor
 

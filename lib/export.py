@@ -21,10 +21,6 @@ class ExportConfig:
     run: str = ""  # folder of the run whose model is to be exported
     out: str = ""  # folder to write
 
-    def __post_init__(self):
-        if not self.run or not self.out:
-            raise ValueError("--run and --out are both needed")
-
 
 def export(run, out):
     """Write a run's model and tokenizer into a folder of their own, and with a QuietSTaR

@@ -78,24 +78,20 @@ def read_byte_bpe(file, folder):
 
 
 def begin_and_end(folder, names, special):
-    """{"bos_token": the name of the token that begins a text, or None, "eos_token": ends it}:
-    tokenizer_config.json in the folder says the names, or else config.json the ids of special
-    tokens; where neither does, names that are known are looked for. Raises ValueError. names,
-    special: {name: id}."""
+    """{"bos_token": the name of the token that begins a text, or None, "eos_token": that ends it}.
+    tokenizer_config.json says the names, or else config.json the ids, if these are special; where
+    neither does, names that are known are looked for. names, special: {name: id}."""
     named, numbered = (
         read_json(folder / file) if (folder / file).exists() else {}
         for file in ("tokenizer_config.json", "config.json")
     )
     name_of, found = {i: name for name, i in special.items()}, {}
     for kind, known in KNOWN.items():
-        name, i = named.get(kind), numbered.get(f"{kind}_id")
-        name = name["content"] if isinstance(name, dict) else name
-        i = i[0] if isinstance(i, list) else i  # several may end a text
-        if name is not None and name not in names:
-            raise ValueError(f"tokenizer_config.json names a {kind} {name!r}, which is no token")
-        if kind not in named:
-            name = name_of.get(i) or next((name for name in known if name in names), None)
-        found[kind] = name
+        i = numbered.get(f"{kind}_id")
+        name = name_of.get(i[0] if isinstance(i, list) else i)  # several may end a text
+        name = name or next((name for name in known if name in names), None)
+        name = named.get(kind, name)
+        found[kind] = name["content"] if isinstance(name, dict) else name
     return found
 
 

@@ -3,7 +3,6 @@ Weights in Mistral's official layout, and in Hugging Face's of a Mistral, Llama 
 """
 
 import dataclasses
-from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -72,30 +71,30 @@ def load_mistral(folder, dtype=None, rows=None, skip=()):
             if name in weights:
                 raise ValueError("another file holds it, too")
             weights[name] = tensor.to(dtype)
-    if config.tied_embeddings and "tok_embeddings.weight" in weights:
+    with reading(folder, "does not fit its own configuration"):
+        return transformer_of(weights, config)
+
+
+def transformer_of(weights, config):
+    """The Transformer that these tensors, {name: tensor}, are the weights of: not their copies."""
+    if config.tied_embeddings:
         weights["output.weight"] = weights["tok_embeddings.weight"]
-    with reading(folder, "does not fit its own configuration"), without_memory():
+    with torch.device("meta"), SkipInit():  # without memory
         model = Transformer(config)
-        model.load_state_dict(weights, assign=True)
+    model.load_state_dict(weights, assign=True)
     model.tie()
     return model
 
 
 class SkipInit(TorchFunctionMode):
-    """In here, torch.nn.init leaves tensors as they are."""
+    """In here, torch.nn.init leaves tensors as they are. Of "meta" tensors, which have no numbers,
+    some of it would import a compiler, for a second or more."""
 
     def __torch_function__(self, function, types, args=(), kwargs=None):
+        kwargs = kwargs or {}
         if getattr(function, "__module__", None) == "torch.nn.init":
-            return kwargs["tensor"] if "tensor" in kwargs else args[0]
-        return function(*args, **(kwargs or {}))
-
-
-@contextmanager
-def without_memory():
-    """In here, a module is made of "meta" tensors, which take no memory, to be given others. They
-    are not initialized: that would import a compiler, for a second or more."""
-    with torch.device("meta"), SkipInit():
-        yield
+            return kwargs.get("tensor", *args[:1])
+        return function(*args, **kwargs)
 
 
 def stored_tensors(folder):

@@ -23,8 +23,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from lib.config import run_script  # noqa: E402
 from lib.files import reading, replace_file  # noqa: E402
-from lib.weights import save_mistral  # noqa: E402
-from model import ModelConfig, Transformer  # noqa: E402
+from lib.weights import claim_folder, save_mistral, transformer_of  # noqa: E402
+from model import ModelConfig  # noqa: E402
 
 # GGUF's names of tensors, and Mistral's: blk.3.attn_q.weight is layers.3.attention.wq.weight. In
 # both, the halves of q and k that rotate together stand side by side.
@@ -61,11 +61,8 @@ def read_model(value, tensors):
         rope_theta=value("llama.rope.freq_base"),
         tied_embeddings="output.weight" not in tensors,
     )
-    model = Transformer(config)
-    tensors = {official_name(name): tensor for name, tensor in tensors.items()}
-    tensors.setdefault("output.weight", tensors["tok_embeddings.weight"])  # if they are one
-    model.load_state_dict(tensors)
-    return model
+    weights = {official_name(name): tensor for name, tensor in tensors.items()}
+    return transformer_of(weights, config)
 
 
 def tokenizer_json(value):
@@ -107,6 +104,7 @@ def prepare(config):
         weights = {x.name: torch.tensor(dequantize(x.data, x.tensor_type)) for x in reader.tensors}
         model = read_model(lambda key: reader.fields[key].contents(), weights)
         tokenizer = tokenizer_json(lambda key: reader.fields[key].contents())
+    claim_folder(config.out, {"source": path.name})
     save_mistral(model, config.out)
     content = json.dumps(tokenizer, ensure_ascii=False).encode()
     replace_file(Path(config.out) / "tokenizer.json", content)
