@@ -189,6 +189,15 @@ class Job:
     autocast: object
 
 
+def loss_of(train, job, model, tokens, documents, **how):
+    """The loss of texts, and metrics. how: see QuietSTaR.forward."""
+    with job.autocast():
+        if train.objective == "quiet_star":
+            return model(tokens, documents=documents, **how)
+        loss = text_loss(model.output, model(tokens[:, :-1]), tokens, documents)
+        return loss, {"loss": loss.detach(), "nll_base": loss.detach()}
+
+
 def one_step(train, job, step):
     """The gradients of this process's texts in a step, and metrics: the means over these texts."""
     processes, model = job.processes, job.model
@@ -200,27 +209,28 @@ def one_step(train, job, step):
         S = train.span if train.think_at == "all" else how_many(train.think_share, train.span)
         noise = thought_noise(train.batch_size, S, model.config, train.seed, step)
         chance = position_chance(train.batch_size, train.span, train.seed, step)
-    metrics = {}
+    metrics, how = {}, {}
     for start in range(first, first + texts, micro_batch):
         part = slice(start, start + micro_batch)
         tokens, documents = read_batch(
             job.data, offsets[part], job.length, train.separate_documents, processes.device
         )
-        with job.autocast():
-            if train.objective == "lm":
-                loss = text_loss(model.output, model(tokens[:, :-1]), tokens, documents)
-                new = {"loss": loss.detach(), "nll_base": loss.detach()}
-            else:
-                uniform = chance[part].to(processes.device)
-                where = train.think_at, train.think_share, tokens, uniform, job.start_id
-                positions = think_where(model, *where)
-                u = noise[part].to(processes.device)
-                loss, new = model(tokens, positions=positions, documents=documents, noise=u)
+        if train.objective == "quiet_star":
+            uniform = chance[part].to(processes.device)
+            where = train.think_at, train.think_share, tokens, uniform, job.start_id
+            how["positions"] = think_where(model, *where)
+            how["noise"] = noise[part].to(processes.device)
+        loss, new = loss_of(train, job, model, tokens, documents, **how)
         share = micro_batch / texts
         (share * loss).backward()
         for name, value in new.items():
             metrics[name] = metrics.get(name, 0.0) + share * value
     return metrics
+
+
+def look_is_due(train, step):
+    """Is held-out text looked at after this step?"""
+    return step == train.max_steps or bool(train.eval_every and step % train.eval_every == 0)
 
 
 @torch.no_grad()
@@ -239,14 +249,10 @@ def evaluate(train, job):
         tokens, documents = read_batch(
             job.held_out, part, job.length, train.separate_documents, processes.device
         )
-        with job.autocast():
-            if train.objective == "lm":
-                loss = text_loss(model.output, model(tokens[:, :-1]), tokens, documents)
-                metrics = {"nll_base": loss}
-            else:
-                _, metrics = model(tokens, documents=documents)
+        _, metrics = loss_of(train, job, model, tokens, documents)
         for name in names:
             sums[name] += float(metrics[name]) * len(part) * processes.world / train.eval_texts
+    release(job.model, processes)
     return average_metrics({f"val_{name}": value for name, value in sums.items()}, processes)
 
 
@@ -257,13 +263,17 @@ def evaluate(train, job):
 def run(train, model_config, thinking_config, given):
     """Train as told, from wherever the run in train.out stands. Returns when max_steps are done."""
     with one_line_errors("train.py"), ExitStack() as held:
-        job, step, seconds = set_up(train, model_config, thinking_config, given, held)
-        train_until_done(train, job, step, seconds, held)
+        job, *where = set_up(train, model_config, thinking_config, given, held)
+        try:
+            train_until_done(train, job, *where, held)
+        except (ValueError, OSError) as error:
+            raise ValueError(f"{reason(error)}; {what_is_kept(train.out)}") from None
 
 
 def set_up(train, model_config, thinking_config, given, held):
-    """All that a run works with, the step it stands at, and its seconds so far. It finds what the
-    user may have got wrong, before any work: ValueError, OSError. held: the claim on the folder."""
+    """All that a run works with, the step it stands at, its seconds so far, and the metrics of this
+    step if they are not in the log yet. It finds what the user may have got wrong, before any work:
+    ValueError, OSError. held: the claim on the folder."""
     processes = start_processes(train.device, train.parallel)
     prepare_what_is_missing(train, processes)
     data, held_out = open_dataset(train.data, "train"), open_dataset(train.data, "val")
@@ -296,9 +306,10 @@ def set_up(train, model_config, thinking_config, given, held):
     if processes.first:
         Path(train.out).mkdir(parents=True, exist_ok=True)
         held.enter_context(lock(train.out, "training"))
-    step, seconds = open_run(train.out, settings, model, optimizer, tokenizer, processes)
-    if processes.first and step < train.max_steps:
-        steps = f"steps {step} to {train.max_steps} on {processes.world} x {processes.device.type}"
+    where = open_run(train.out, settings, model, optimizer, tokenizer, processes)
+    if processes.first and where[0] < train.max_steps:
+        steps = f"steps {where[0]} to {train.max_steps}"
+        steps += f" on {processes.world} x {processes.device.type}"
         tqdm.write(f"{train.out}: {train.objective}, {size:,} parameters, {steps}")
     autocast = nullcontext
     if bfloat16:
@@ -307,28 +318,27 @@ def set_up(train, model_config, thinking_config, given, held):
     if train.think_at in ("aloud", "start"):
         start_id = start_token(tokenizer, train.start_text)
     job = Job(processes, data, held_out, length, model, optimizer, start_id, autocast)
-    return job, step, seconds
+    return job, *where
 
 
-def train_until_done(train, job, step, seconds, held):
-    """The loop."""
+def train_until_done(train, job, step, seconds, unlogged, held):
+    """The loop over steps. A step is saved before held-out text is looked at, and logged last, so
+    a run that dies there goes on with the look. unlogged: the metrics of `step`, if it died so."""
     processes, model, optimizer = job.processes, job.model, job.optimizer
-    out, say = Path(train.out), tqdm.write if processes.first else lambda text: None
-    if step >= train.max_steps:
-        return say(f"{out}: all {train.max_steps} steps are done already")
+    out = Path(train.out)
+    if step >= train.max_steps and not unlogged:
+        return say(job, f"{out}: all {train.max_steps} steps are done already")
     stop = held.enter_context(stop_on_signals())
     log = None
     if processes.first:
         log = held.enter_context(open(out / "log.jsonl", "ab", buffering=0))
     quiet = not processes.first or None
     bar = tqdm(total=train.max_steps, initial=step, disable=quiet, dynamic_ncols=True)
-    # The gain head is clipped apart: however wrong it is, the model takes the same steps.
-    named = list(model.named_parameters())
-    of_model = [p for name, p in named if not name.startswith("gain_head.")]
-    of_gain_head = [p for name, p in named if name.startswith("gain_head.")]
-    advice = f"try a lower --lr and another --out, from scratch or with --init_from={out}"
+    if unlogged:
+        look_and_log(train, job, unlogged, log, bar)
+    stopping = False
 
-    while step < train.max_steps:
+    while step < train.max_steps and not stopping:
         start_time = time.perf_counter()
 
         # 1. schedule
@@ -338,62 +348,65 @@ def train_until_done(train, job, step, seconds, held):
 
         # 2. this process's texts, in micro-batches whose mean gradient is that of all of them
         metrics = one_step(train, job, step)
-        release(model, processes)
+        release(model, processes)  # gradients and weights are of this process's slice from here on
 
-        # 3. average over processes; refuse to step on nonsense
+        # 3. average over processes, and take the step
         average_gradients(model, processes)
         metrics = average_metrics({**metrics, "stop": float(stop["asked"])}, processes)
         stopping = metrics.pop("stop") > 0
-        norm = float(full(clip_grad_norm_(of_model, train.grad_clip)))
-        norm_of_gain_head = float(full(clip_grad_norm_(of_gain_head, math.inf)))
-        for name, value in (("loss", metrics["loss"]), ("gradient", norm + norm_of_gain_head)):
-            if not math.isfinite(value):
-                raise ValueError(
-                    f"the {name} is {value} at step {step}; {what_is_kept(out)}; {advice}"
-                )
+        metrics["grad_norm"] = clip_gradients(train, model)
+        if not math.isfinite(metrics["loss"] + metrics["grad_norm"]):
+            what = f"loss {metrics['loss']}, norm of the gradient {metrics['grad_norm']}"
+            raise ValueError(f"step {step}: {what}: try a lower --lr, and another --out")
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
         step += 1
-
-        # 4. look at held-out text
-        if step == train.max_steps or (train.eval_every and step % train.eval_every == 0):
-            metrics |= evaluate(train, job)
-            release(model, processes)
-
-        # 5. log and save
         took = time.perf_counter() - start_time
         seconds += took
-        metrics |= {"grad_norm": norm, "lr": lr, "seconds": seconds}
+        metrics |= {"step": step, "lr": lr, "seconds": seconds}
         metrics["tokens_per_second"] = train.batch_size * train.span / took
         metrics["peak_memory_gb"] = peak_memory(processes.device.type) / 1e9
-        try:
-            if processes.first:
-                log.write(log_line({"step": step, **metrics}))
-            if stopping or step == train.max_steps or step % train.save_every == 0:
-                save_run(out, model, optimizer, step, seconds, processes)
-        except (ValueError, OSError) as error:
-            then = advice if isinstance(error, ValueError) else "make room and run it again"
-            problem = f"cannot save step {step} in {out}: {reason(error)}"
-            raise ValueError(f"{problem}; {what_is_kept(out)}; {then}") from None
 
-        # 6. show (last: a terminal that is gone can end it here)
-        if processes.first:
-            shown = {k: f"{metrics[k]:.3f}" for k in ("loss", "gate", "reward") if k in metrics}
-            bar.set_postfix({**shown, "tok/s": f"{metrics['tokens_per_second']:.0f}"})
-            bar.update()
-            if "val_nll_base" in metrics:
-                values = [f"{k} {v:.4f}" for k, v in metrics.items() if k.startswith("val_")]
-                values = "  ".join([f"loss {metrics['loss']:.4f}", *values])
-                say(f"step {step}: {values}  ({seconds:.0f} s)")
-        if stopping and step < train.max_steps:
-            bar.close()
-            say(f"stopped after step {step}; saved in {out}: run the same command again to go on")
-            barrier(processes)
-            sys.exit(130)
+        # 4. save, look at held-out text, and log
+        if stopping or step % train.save_every == 0 or look_is_due(train, step):
+            save_run(out, model, optimizer, metrics, processes)
+        look_and_log(train, job, metrics, log, bar)
 
     bar.close()
     barrier(processes)
-    say(f"{out}: done, {train.max_steps} steps in {seconds:.0f} s of training")
+    if step < train.max_steps:
+        say(job, f"stopped after step {step}, saved in {out}: the same command goes on from there")
+        sys.exit(130)
+    say(job, f"{out}: done, {train.max_steps} steps in {seconds:.0f} s of training")
+
+
+def say(job, text):
+    """Print a line, once for all processes."""
+    if job.processes.first:
+        tqdm.write(text)
+
+
+def clip_gradients(train, model):
+    """Clip the gradients to a norm of grad_clip, and return what it was. The gain head is left out:
+    however wrong it is, the model takes the same steps."""
+    named = model.named_parameters()
+    of_model = [p for name, p in named if not name.startswith("gain_head.")]
+    return float(full(clip_grad_norm_(of_model, train.grad_clip)))
+
+
+def look_and_log(train, job, metrics, log, bar):
+    """Look at held-out text if it is due after this step, and log and show the step."""
+    if look_is_due(train, metrics["step"]):
+        metrics |= evaluate(train, job)
+    if not job.processes.first:
+        return
+    log.write(log_line(metrics))
+    shown = {k: f"{metrics[k]:.3f}" for k in ("loss", "gate", "reward") if k in metrics}
+    bar.set_postfix({**shown, "tok/s": f"{metrics['tokens_per_second']:.0f}"})
+    bar.update(metrics["step"] - bar.n)
+    if "val_nll_base" in metrics:
+        values = [f"{k} {v:.4f}" for k, v in metrics.items() if k.startswith("val_") or k == "loss"]
+        say(job, f"step {metrics['step']}: {'  '.join(values)}  ({metrics['seconds']:.0f} s)")
 
 
 def prepare_what_is_missing(train, processes):

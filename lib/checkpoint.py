@@ -48,14 +48,15 @@ def checkpoints(folder):
 
 
 def read_checkpoint(folder):
-    """The newest state that is not damaged: {"step", "seconds", "model", "optimizer"}. Says so if
+    """The newest state that is not damaged: {"step", "metrics", "model", "optimizer"}. Says so if
     it is not the newest. Raises ValueError if there is none."""
     problems = []
     for path in checkpoints(folder):
         try:
             state = load_tensors(path)
             with reading(path, "is no checkpoint of train.py"):
-                check(state, {"step": int, "seconds": float, "model": {str: torch.Tensor}})
+                shape = {"step": int, "metrics": {str: float}, "model": {str: torch.Tensor}}
+                check(state, shape)
         except ValueError as error:
             problems.append(str(error))
             continue

@@ -10,6 +10,22 @@ import typing
 from contextlib import contextmanager
 from pathlib import Path
 
+KINDS = {  # what a folder holds, by the files that only it has
+    "run": ("checkpoint_*.pt", "log.jsonl"),
+    "weights": ("params.json", "consolidated*", "*.safetensors", "pytorch_model*.bin"),
+    "dataset": ("meta.json",),
+}
+
+
+def folder_kind(folder):
+    """The set of what a folder holds: "run", "weights", "dataset"; empty if it holds none of
+    them. A config.json alone is a run that was only just begun; weights may have one, too."""
+    folder = Path(folder)
+    kinds = {kind for kind, names in KINDS.items() if any(any(folder.glob(x)) for x in names)}
+    if "weights" not in kinds and (folder / "config.json").exists():
+        kinds.add("run")
+    return kinds
+
 
 def write_whole(path, write):
     """Let write(file) fill a temporary file, flush it to disk, and rename it to `path`: whatever

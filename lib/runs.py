@@ -201,9 +201,10 @@ def last_run():
 
 
 def open_run(out, wanted, model, optimizer, tokenizer, processes):
-    """Go on with the run in `out`, or begin it: (steps done, seconds they took). wanted: its
-    settings, {section: {name: value}}. Raises ValueError, OSError."""
-    out, step, seconds = Path(out), 0, 0.0
+    """Go on with the run in `out`, or begin it: (steps done, seconds they took, metrics of the last
+    one if the log lacks them). wanted: its settings, {section: {name: value}}. Raises ValueError,
+    OSError."""
+    out, step, seconds, unlogged = Path(out), 0, 0.0, None
     if (out / "config.json").exists():
         old = read_config(out)
         for section in SECTIONS:
@@ -213,13 +214,15 @@ def open_run(out, wanted, model, optimizer, tokenizer, processes):
         load_weights(model, state["model"], out)
         with reading(out, "does not fit this optimizer"):
             load_optimizer(optimizer, state["optimizer"])
-        step, seconds = state["step"], state["seconds"]
+        step, seconds = state["step"], state["metrics"]["seconds"]
+        if all(line["step"] != step for line in read_log(out)):
+            unlogged = state["metrics"]
     if processes.first:
         tokenizer.save(out)
         write_json(out / "config.json", {"format": FORMAT, **wanted})
         lines = [json.dumps(line) + "\n" for line in read_log(out) if line["step"] <= step]
         replace_file(out / "log.jsonl", "".join(lines).encode())
-    return step, seconds
+    return step, seconds, unlogged
 
 
 def load_optimizer(optimizer, state):
@@ -230,13 +233,15 @@ def load_optimizer(optimizer, state):
     optimizer.load_state_dict(state)
 
 
-def save_run(out, model, optimizer, step, seconds, processes):
-    """Write a checkpoint of the run. Raises OSError, and ValueError if a weight is not finite."""
+def save_run(out, model, optimizer, metrics, processes):
+    """Write a checkpoint of the run after the step that has these metrics. Raises OSError, and
+    ValueError if a weight is not finite."""
+    step = metrics["step"]
     state = to_full({"model": model.state_dict(), "optimizer": optimizer.state_dict()}, processes)
     if processes.first:
         if not all(x.isfinite().all() for x in state["model"].values()):
             raise ValueError(f"the weights are not finite after step {step}")
-        save_checkpoint(out, {"step": step, "seconds": seconds, **state})
+        save_checkpoint(out, {"step": step, "metrics": metrics, **state})
 
 
 @contextmanager

@@ -184,8 +184,27 @@ def test_a_loss_that_is_not_a_number_stops_the_run_and_names_the_last_good_check
     """Catches a checkpoint of a model that is lost."""
     how = "--lr=1e30", "--warmup_steps=0", "--save_every=1", "--max_steps=9"
     message = refusal(work, "--out=q", *how)
-    assert "nan at step 1" in message and str(checkpoints(work / "q")[0]) in message
+    assert "step 1" in message and "nan" in message and str(checkpoints(work / "q")[0]) in message
     assert read_checkpoint(work / "q")["step"] == 1
+
+
+def test_a_look_at_held_out_text_that_dies_costs_no_step(work, monkeypatch):
+    """Catches a look before the save: all steps since the last save are lost, at each try again."""
+    how = "--max_steps=4", "--save_every=100", "--eval_every=100"
+    go(work, "--out=well", *how)
+
+    def dies(*_):
+        raise OSError("no memory map")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(trainer, "evaluate", dies)
+        assert "no memory map" in refusal(work, "--out=died", *how)
+    assert read_checkpoint(work / "died")["step"] == 4
+    monkeypatch.setattr(trainer, "one_step", dies)  # no step is taken again
+    go(work, "--out=died", *how)
+    last = [read_log(work / name)[-1] for name in ("well", "died")]
+    for name in ("step", "loss", "grad_norm", "val_nll_base", "val_nll_mixed"):
+        assert last[0][name] == last[1][name], name
 
 
 def test_help_lists_every_setting_with_its_comment(capsys):

@@ -9,7 +9,11 @@ from lib.checkpoint import checkpoints, load_tensors, read_checkpoint, save_chec
 
 
 def state(step):
-    return {"step": step, "seconds": 1.5, "model": {"weight": torch.full((4000,), float(step))}}
+    return {
+        "step": step,
+        "metrics": {"seconds": 1.5},
+        "model": {"weight": torch.full((4000,), float(step))},
+    }
 
 
 def cut(content):
