@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 
 from lib.config import run_script
-from lib.files import lock, write_json, write_whole
+from lib.files import write_json, write_whole
 from lib.runs import load_run
 from lib.weights import claim_folder, save_mistral
 from quiet_star import QuietSTaR
@@ -28,13 +28,11 @@ def export(run, out):
     without it, the folder holds no model. Raises ValueError and OSError."""
     model, tokenizer, _, step = load_run(run)
     out = Path(out)
-    out.mkdir(parents=True, exist_ok=True)
-    with lock(out):
-        claim_folder(out, {"run": str(run), "step": step})
+    with claim_folder(out, {"run": str(run), "step": step}):
         tokenizer.save(out)
         if isinstance(model, QuietSTaR):
-            weights = model.state_dict()
-            weights = {name: x for name, x in weights.items() if not name.startswith("model.")}
+            parts = model.state_dict().items()
+            weights = {name: x for name, x in parts if not name.startswith("model.")}
             write_whole(out / "quiet_star.pt", lambda file: torch.save(weights, file))
             write_json(out / "quiet_star.json", vars(model.config))
             model = model.model

@@ -42,7 +42,8 @@ def read_published(folder, dtype):
         }
     path = folder / "config.json"
     config = {"n_ahead_talk": 4, "max_thoughts": 13} | read_json(path)
-    check(config, {"n_ahead_talk": int, "max_thoughts": int}, path)
+    with reading(path, "cannot be used"):
+        check(config, {"n_ahead_talk": int, "max_thoughts": int})
     n_true, most = config["n_ahead_talk"], config["max_thoughts"]
     length = most - n_true - 4
     print(f"{path}: max_thoughts={most}: thoughts of {length} tokens", file=sys.stderr)

@@ -5,8 +5,8 @@ Text to token ids and back.
   BPETokenizer             tekken.json of Mistral, tokenizer.json of Hugging Face; with tiktoken
   SentencePieceTokenizer   tokenizer.model of Mistral and Llama; needs the package sentencepiece
 
-from_json makes a tokenizer again from what its to_json() and save(folder) left. Two tokenizers are
-the same if their to_json() are equal. Text that looks like a special token is encoded as text.
+Two tokenizers are the same if their to_json() are equal. Text that looks like a special token is
+encoded as text.
 """
 
 import codecs
@@ -36,15 +36,14 @@ class Tokenizer:
     pieces          {id: bytes}; ids below vocab_size that are not in it have no text
     bos_id, eos_id  ids that begin and end a text, or None
     ends            ids of all special tokens: no text has one, and a model that says one has ended
-    names           {"bos_token": name or None, "eos_token": ...} if the file does not say them
+    names           {"bos_token": name or None, "eos_token": ...}, if the file does not say them
     """
 
-    def __init__(
-        self, file, content, pieces, vocab_size, bos_id=None, eos_id=None, special=(), names=None
-    ):
+    names = None
+
+    def __init__(self, file, content, pieces, vocab_size, bos_id=None, eos_id=None, special=()):
         self.file, self.content, self.pieces, self.vocab_size = file, content, pieces, vocab_size
         self.bos_id, self.eos_id, self.ends = bos_id, eos_id, {*special, eos_id} - {None}
-        self.names = names
 
     def encode(self, text, bos=False):
         """The ids of a text, a list; bos: after the id that begins a text, if there is one. Raises
@@ -110,16 +109,23 @@ class BPETokenizer(Tokenizer):
     normalize  applied to a text first
     """
 
-    def __init__(self, file, content, ranks, pattern, lacks=b"", added=(), normalize=str, **common):
+    def __init__(
+        self,
+        file,
+        content,
+        ranks,
+        pattern,
+        lacks=b"",
+        added=(),
+        normalize=str,
+        names=None,
+        **common,
+    ):
         if b"" in ranks or any(bytes([b]) not in ranks for b in range(256) if b not in lacks):
             raise ValueError("its vocabulary lacks a byte, or has a token of no bytes")
         super().__init__(file, content, **common)
-        self.pattern, self.lacks, self.added, self.normalize = (
-            pattern,
-            lacks,
-            dict(added),
-            normalize,
-        )
+        self.pattern, self.lacks, self.added = pattern, lacks, dict(added)
+        self.normalize, self.names = normalize, names
         self.encoding = tiktoken.Encoding(
             file, pat_str=pattern, mergeable_ranks=ranks, special_tokens=self.added
         )
@@ -197,9 +203,8 @@ def from_json(description, folder=None):
         if description.get("kind") == "char":
             check(description, {"alphabet": str})
             return CharTokenizer(description["alphabet"])
-        check(description, {"file": str, "sha256": str})
-    path = Path(folder) / description["file"]
+        path = Path(folder) / description["file"]
     tokenizer = load_tokenizer(path)
-    if tokenizer.to_json() != {**tokenizer.to_json(), **description}:
+    if not description.items() <= tokenizer.to_json().items():
         raise ValueError(f"{path} is another tokenizer than the one that was used before")
     return tokenizer

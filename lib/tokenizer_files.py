@@ -41,25 +41,25 @@ def read_tekken(file):
 def read_byte_bpe(file, folder):
     """The content of a tokenizer.json of Hugging Face (GPT-2, SmolLM2, Llama 3, Qwen2) in a folder
     -> arguments of a BPETokenizer, a dict. Raises ValueError."""
-    check(file, {"model": {"vocab": {str: int}, "merges": list}})
-    vocab, added, normalizer = file["model"]["vocab"], file["added_tokens"], file["normalizer"]
-    check(added, [{"content": str, "id": int}])
+    added = [{"content": str, "id": int}]
+    check(file, {"model": {"vocab": {str: int}, "merges": list}, "added_tokens": added})
+    vocab, normalizer = file["model"]["vocab"], file["normalizer"]
     if normalizer not in (None, {"type": "NFC"}):
         raise ValueError(f"the normalizer {normalizer} is not implemented")
-    names = vocab | {token["content"]: token["id"] for token in added}
-    special = {token["content"]: token["id"] for token in added if token.get("special", True)}
+    added = {token["content"]: token for token in file["added_tokens"]}
+    names = vocab | {name: token["id"] for name, token in added.items()}
+    special = {name: names[name] for name in added if added[name].get("special", True)}
     begin_end = begin_and_end(folder, names, special)
     special |= {name: names[name] for name in begin_end.values() if name is not None}
-    text = {token["content"]: token["id"] for token in added if token["content"] not in special}
+    text = {name: names[name] for name in added if name not in special}
     byte_of = {char: bytes([b]) for b, char in byte_characters().items()}
     words = {word: i for word, i in vocab.items() if word not in special | text}
     pieces = {i: b"".join(byte_of[char] for char in word) for word, i in words.items()}
     pieces |= {i: word.encode("utf-8") for word, i in text.items()}
     ranks = {byte: words[char] for char, byte in byte_of.items() if char in words}
-    merges = [
-        pair.split(" ") if isinstance(pair, str) else pair for pair in file["model"]["merges"]
-    ]
-    merged = list(dict.fromkeys(words[left + right] for left, right in merges))
+    # A merge is ["a", "b"], or "a b" in older files: no word has a space, whose character is Ġ.
+    merges = ["".join(pair).replace(" ", "") for pair in file["model"]["merges"]]
+    merged = list(dict.fromkeys(words[word] for word in merges))
     if merged != sorted(merged):
         raise ValueError("merges in another order than that of their ids are not implemented")
     return {

@@ -10,7 +10,7 @@ from torch.overrides import TorchFunctionMode
 
 from lib.checkpoint import checked_weight, load_tensors
 from lib.config import settings
-from lib.files import check, read_json, reading, refuse_another, write_json, write_whole
+from lib.files import check, lock, read_json, reading, refuse_another, write_json, write_whole
 from model import ModelConfig, Transformer
 
 HUGGING_FACE_NAMES = {  # parts of a tensor's name there: the same in the official layout
@@ -40,10 +40,9 @@ NOT_SHAPE = {"max_seq_len", "max_position_embeddings", "max_batch_size", "model_
 
 
 def load_mistral(folder, dtype=None, rows=None, skip=()):
-    """The Transformer of a folder of weights, on the CPU. Weights stay in their files, mapped into
-    memory, which all processes share, until they are changed in place: only wq and wk of Hugging
-    Face's layout are copied, and what `dtype` converts. Raises ValueError, which names the file and
-    the tensor, if they do not fit.
+    """The Transformer of a folder of weights, on the CPU. They stay in their files, mapped into
+    memory that processes share, until they are changed: only what `dtype` converts is copied, and
+    Hugging Face's wq and wk. Raises ValueError, which names file and tensor, if they do not fit.
 
     dtype    of the weights; None: as they are stored
     rows     how many tokens of the vocabulary to load, from the first; None: all. Rows that the
@@ -52,10 +51,7 @@ def load_mistral(folder, dtype=None, rows=None, skip=()):
     """
     folder = Path(folder)
     official = any(folder.glob("consolidated*"))
-    if official:
-        config = official_config(folder / "params.json")
-    else:
-        config = hugging_face_config(folder / "config.json")
+    config = (official_config if official else hugging_face_config)(folder)
     if rows is not None:
         config = dataclasses.replace(config, vocab_size=min(rows, config.vocab_size))
     weights = {}
@@ -87,14 +83,12 @@ def transformer_of(weights, config):
 
 
 class SkipInit(TorchFunctionMode):
-    """In here, torch.nn.init leaves tensors as they are. Of "meta" tensors, which have no numbers,
-    some of it would import a compiler, for a second or more."""
+    """In here, torch.nn.init does nothing: on "meta" tensors, which have no numbers, it imports a
+    compiler, for a second or more."""
 
     def __torch_function__(self, function, types, args=(), kwargs=None):
-        kwargs = kwargs or {}
-        if getattr(function, "__module__", None) == "torch.nn.init":
-            return kwargs.get("tensor", *args[:1])
-        return function(*args, **kwargs)
+        if getattr(function, "__module__", None) != "torch.nn.init":
+            return function(*args, **(kwargs or {}))
 
 
 def stored_tensors(folder):
@@ -140,15 +134,17 @@ def as_official(name, tensor, config):
     return name, tensor
 
 
-def official_config(path):
+def official_config(folder):
     """ModelConfig of a params.json. Raises ValueError if it asks for what is not implemented."""
+    path = folder / "params.json"
     params = {name: x for name, x in read_json(path).items() if x and name not in NOT_SHAPE}
     with reading(path, "asks for what is not implemented"):
         return settings(ModelConfig, params)
 
 
-def hugging_face_config(path):
+def hugging_face_config(folder):
     """ModelConfig of a config.json. Raises ValueError if it asks for what is not implemented."""
+    path = folder / "config.json"
     c = read_json(path)
     with reading(path, "asks for what is not implemented, or lacks a key"):
         c |= c.get("rope_parameters") or c.get("rope_scaling") or {}
@@ -185,16 +181,17 @@ def hugging_face_config(path):
 
 
 def claim_folder(folder, asked):
-    """Make a folder for weights that are made from what `asked` names, {name: value}. Raises
-    ValueError if it holds anything else."""
+    """Make and lock a folder for weights made from what `asked` names, {name: value}: a file, which
+    holds the lock until it is closed. Raises ValueError if the folder holds anything else."""
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    about = folder / "export.json"
+    claim, about = lock(folder), folder / "export.json"
     refuse_another(about, asked)
     names = {path.name for path in folder.iterdir()} - {"lock", "export.json.tmp"}
     if names and about.name not in names:
         raise ValueError(f"{folder} holds other files ({min(names)}): choose another --out")
     write_json(about, {"asked": asked})
+    return claim
 
 
 def save_mistral(model, folder):

@@ -1,15 +1,19 @@
 """Weights of published models give the logits of transformers, or are refused with their names."""
 
 import json
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from tiny_runs import ROOT
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from lib import weights
 from lib.weights import load_mistral, save_mistral
-from model import KVCache
+from model import KVCache, ModelConfig, Transformer
 
 SHAPE = dict(vocab_size=97, hidden_size=24, intermediate_size=40, num_hidden_layers=3)
 SHAPE |= dict(num_attention_heads=4, num_key_value_heads=2, initializer_range=0.3)
@@ -19,6 +23,7 @@ LLAMA3 |= {"high_freq_factor": 4.0, "original_max_position_embeddings": 32}
 KINDS = {
     "mistral": dict(sliding_window=7, head_dim=8),
     "mistral without a window": dict(sliding_window=None),
+    "mistral with a window on no layer": dict(sliding_window=7, layer_types=["full_attention"] * 3),
     "llama": dict(tie_word_embeddings=True),
     "llama 3.1": dict(rope_parameters=LLAMA3, head_dim=16),
     "qwen2": dict(tie_word_embeddings=True),
@@ -126,16 +131,82 @@ def test_tensors_that_do_not_fit_are_named(tmp_path, monkeypatch, change, name):
         ({"use_sliding_window": True}, "use_sliding_window"),
         ({"vocab_size": "97"}, "vocab_size"),
         ({"num_attention_heads": 3}, "config.json"),
+        ({"rms_norm_eps": None}, "rms_norm_eps"),
+        ({"hidden_size": None}, "hidden_size"),
+        ({"layer_types": ["sliding_attention", "full_attention"]}, "layer_types"),
+        ({"model_type": "llama", "layer_types": ["sliding_attention"] * 3}, "layer_types"),
+        ({"layer_types": ["chunked_attention"] * 3}, "layer_types"),
     ],
 )
 def test_another_kind_of_model_is_refused_by_name(tmp_path, change, name):
-    """Catches a model that computes something else than its config.json says."""
+    """Catches a model that computes something else than its config.json says; None: no such key."""
     reference(tmp_path)
     path = tmp_path / "config.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | change))
+    config = json.loads(path.read_text()) | change
+    path.write_text(json.dumps({key: x for key, x in config.items() if x is not None}))
     with pytest.raises(ValueError, match=name) as error:
         load_mistral(tmp_path)
     assert str(path) in str(error.value) and "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("file", ["params.json", "config.json"])
+@pytest.mark.parametrize("name", ["head_dim", "heads"])
+def test_a_huge_size_is_one_line(tmp_path, file, name):
+    """Catches the traceback of torch's allocator."""
+    reference(tmp_path)
+    if file == "params.json":
+        save_mistral(load_mistral(tmp_path), tmp_path)
+    path = tmp_path / file
+    config = json.loads(path.read_text())
+    path.write_text(
+        json.dumps({key: 2**31 if key.endswith(name) else config[key] for key in config})
+    )
+    with pytest.raises(ValueError, match=str(tmp_path)) as error:
+        load_mistral(tmp_path)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("kind", ["to_sparse", "to_sparse_csr", "char", "tolist"])
+def test_a_tensor_of_another_kind_in_a_second_file_is_one_line(tmp_path, kind):
+    """Catches the traceback of an operation that only ordinary tensors have."""
+    reference(tmp_path)
+    save_mistral(load_mistral(tmp_path), tmp_path)
+    weights = torch.load(tmp_path / "consolidated.00.pth")
+    moved = weights.pop("layers.1.attention.wq.weight")
+    torch.save(weights, tmp_path / "consolidated.00.pth")
+    torch.save(
+        {"layers.1.attention.wq.weight": getattr(moved, kind)()}, tmp_path / "consolidated.01.pth"
+    )
+    with pytest.raises(ValueError, match="consolidated.01.pth.*layers.1.attention.wq") as error:
+        load_mistral(tmp_path)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("suffix", ["pth", "safetensors"])
+def test_weights_are_mapped_and_their_files_never_written(tmp_path, suffix):
+    """Catches a copy of the weights in each process, and training that reaches the file."""
+    reference(tmp_path)
+    save_mistral(load_mistral(tmp_path), tmp_path)
+    path = tmp_path / "consolidated.00.pth"
+    if suffix == "safetensors":
+        save_file(torch.load(path), tmp_path / "consolidated.safetensors")
+        path.unlink()
+        path = tmp_path / "consolidated.safetensors"
+    content, model = path.read_bytes(), load_mistral(tmp_path)
+    if (maps := Path("/proc/self/maps")).exists():
+        assert str(path) in maps.read_text()
+    with torch.no_grad():
+        for weight in model.parameters():
+            weight.add_(1)
+    assert path.read_bytes() == content
+
+
+def test_loading_imports_no_compiler(tmp_path):
+    """Catches a model that is initialized before it is loaded, which takes seconds."""
+    save_mistral(Transformer(ModelConfig(vocab_size=9)), tmp_path)
+    code = "import sys; from lib.weights import load_mistral; load_mistral(sys.argv[1]); "
+    code += "assert 'torch._dynamo' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code, tmp_path], check=True, cwd=ROOT)
 
 
 @pytest.mark.parametrize("suffix", ["pth", "safetensors"])
