@@ -66,16 +66,14 @@ class FastThoughtCache:
         B, L = len(self.positions), self.text[0][0].shape[2]
         steps = torch.arange(self.steps + R, device=self.positions.device)
         new, self.steps, self.shape = steps[self.steps :], self.steps + R, (N, S, R)
-        text = torch.arange(L, device=steps.device).expand(B, S, L)
-        position = self.positions[:, :, None]
-        query = position, torch.zeros_like(position), new
-        own = position.expand(B, S, len(steps)), torch.zeros_like(steps), steps
-        of_text = text, torch.full_like(text, -1), torch.full_like(text, -1)
-        own = [x.expand(B, S, len(steps)) for x in own]
-        key = [torch.cat(pair, dim=-1) for pair in zip(of_text, own, strict=True)]
-        query = [x.expand(B, S, R) for x in query]
-        self.mask = self.may_see(query, key)  # (B, S, R, L + D)
-        self.addend = None
+        text = torch.arange(L, device=steps.device)
+        no_step = torch.full_like(text, -1)
+        position = self.positions[:, :, None]  # (B, S, 1)
+        places = text.expand(B, S, L), position.expand(B, S, len(steps))
+        thought, step = torch.cat((no_step, torch.zeros_like(steps))), torch.cat((no_step, steps))
+        key = torch.cat(places, dim=-1), thought, step  # (B, S, L + D), and twice (L + D)
+        self.mask = self.may_see((position, torch.zeros_like(position), new), key)
+        self.addend = None  # made of the mask (B, S, R, L + D) when it is first wanted
         ids = self.positions[:, None, :, None] + 1 + self.depth(new)
         return ids.expand(B, N, S, R).flatten(1)
 
@@ -106,7 +104,6 @@ class FastThoughtCache:
 
 # --------------------------------------------------------------------------------------------------
 # 2. Fewer forward passes: FastQuietSTaR.think, below
-#
 # --------------------------------------------------------------------------------------------------
 # 3. log p by blocks
 #
@@ -128,8 +125,8 @@ class TokenLogProb(torch.autograd.Function):
 
     Logits are made in blocks, some rows by some of the vocabulary, and made again in the backward
     pass. All that a block needs to know of the rest of its rows is their logsumexp. So the table
-    and its gradient, the largest things here, go through memory once for many rows. The backward
-    pass leaves out rows whose gradient is 0: with clamp_advantage, thoughts below their baseline.
+    and its gradient, the largest things here, go through memory once for many rows. On a CPU the
+    backward pass leaves out rows whose gradient is 0: thoughts below their baseline, if clamped.
     """
 
     @staticmethod
@@ -161,7 +158,9 @@ class TokenLogProb(torch.autograd.Function):
         hidden, weight, tokens, total = ctx.saved_tensors
         of_hidden, of_weight = ctx.needs_input_grad[:2]
         wide = torch.promote_types(weight.dtype, torch.float32)  # no sums of blocks in bfloat16
-        some = gradient.nonzero()[:, 0]
+        some = torch.arange(len(gradient), device=gradient.device)
+        if gradient.device.type == "cpu":  # a GPU would have to stop, only to know how many
+            some = gradient.nonzero()[:, 0]
         h, t, total = hidden[some].to(ctx.dtype), tokens[some], total[some]
         slope = gradient[some].to(wide) / ctx.temperature
         w_cast = weight.to(ctx.dtype)
@@ -199,6 +198,9 @@ def tempered(logits, temperature):
     """logits / temperature, in float32 at least."""
     logits = logits if logits.dtype == torch.float64 else logits.float()
     return logits if temperature == 1 else logits / temperature
+
+
+# ---- What else is asked of logits, here and there
 
 
 def text_loss(head, hidden, tokens, documents=None):
@@ -266,9 +268,9 @@ class LossInParts(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx, slope):
-        sums = ctx.sums[::-1]
+        sums = iter(ctx.sums)
         del ctx.sums
-        gradients = [sums.pop() if wanted else None for wanted in ctx.needs_input_grad[2:]]
+        gradients = [next(sums) if wanted else None for wanted in ctx.needs_input_grad[2:]]
         return None, None, *(None if x is None else x.mul_(slope) for x in gradients)
 
 
@@ -429,8 +431,7 @@ class FastQuietSTaR(QuietSTaR):
         self, tokens, max_new_tokens, temperature=1.0, thought_temperature=0.0, generator=None,
         think=think_next,
     ):  # fmt: skip
-        """As QuietSTaR.speak. think: think_next, or a function that thinks where it pays
-        (beyond/adaptive.py)."""
+        """As QuietSTaR.speak. think: think_next, or one that thinks where it pays (adaptive.py)."""
         T = tokens.shape[1]
         room = T + max_new_tokens + self.config.thought_len + 2
         dtype = self.model.tok_embeddings.weight.dtype

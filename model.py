@@ -307,7 +307,7 @@ def sample(logits, temperature=1.0, noise=None, generator=None):
     stretch of the cumulative distribution they hit. Whoever fixes the noise fixes the draw, on any
     device.
     """
-    if temperature == 0:
+    if temperature < 1e-30:  # 0, or so little that logits / temperature would overflow
         return logits.argmax(-1)
     if noise is None:
         noise = torch.rand(logits.shape[:-1], generator=generator, device=logits.device)

@@ -269,9 +269,9 @@ class QuietSTaR(nn.Module):
                 x = end
             elif s < m + a:  # a true token is next, whatever h predicts (teacher forcing)
                 x = true[:, :, :, s - m]
-        hidden = torch.stack(hidden, dim=3)  # (B, N, S, m + a + 1, C)
-        h_base = text.hidden[row, after][:, None]
-        return Thinking(tokens, hidden[:, :, :, :m], h_base, hidden[:, :, :, m + 1 :])
+        h_policy = torch.stack(hidden[: m + 1], dim=3)[:, :, :, :m]
+        h_thought = torch.stack(hidden[m + 1 :], dim=3)
+        return Thinking(tokens, h_policy, text.hidden[row, after][:, None], h_thought)
 
     def next_input(self, h, embedded):
         """What a thought reads after h: the embedding of the token that it sampled there."""

@@ -1,12 +1,14 @@
 """fast.py gives the numbers of quiet_star.py, loss and gradients, in float64."""
 
 import itertools
+from contextlib import nullcontext
 
 import pytest
 import torch
 from naive import CLOSE, count_forwards, gradients, ids, log_softmax, tiny, uniform
 from torch.testing import assert_close
 
+from beyond.positions import how_many, think_where
 from fast import entropy, likeliest, text_loss, token_log_prob
 
 SIZES = dict(thought_len=2, n_thoughts=2, n_true=2)
@@ -162,3 +164,22 @@ def test_text_loss_entropy_and_likeliest_are_those_of_all_logits():
         entropy(head, hidden).double(), -(log_p.exp() * log_p).sum(-1), atol=1e-5, rtol=1e-5
     )
     assert torch.equal(likeliest(head, hidden), log_p.argmax(-1))
+
+
+@pytest.mark.parametrize("kind", ["sampled", "any_length", "soft"])
+@pytest.mark.parametrize("at", ["all", "hard", "random"])
+def test_no_shape_or_branch_of_a_step_depends_on_values(kind, at, monkeypatch):
+    """Catches .item(), nonzero and the like in forward and backward: a GPU would wait for each. On
+    the device "meta" tensors have no values, so all of these are errors (and no autocast)."""
+    monkeypatch.setattr(torch, "is_autocast_enabled", lambda device: False)
+    monkeypatch.setattr(torch, "autocast", lambda *_, **__: nullcontext())
+    how = dict(reinforce_weight=0.0, n_thoughts=1) if kind == "soft" else dict(n_thoughts=2)
+    quiet = tiny(fast=True, thought_kind=kind, thought_len=2, how=dict(at_once=3), **how)
+    quiet, tokens = quiet.to("meta"), ids(2, 9).to("meta")
+    S = 8 if at == "all" else how_many(0.5, 8)
+    positions = think_where(quiet, at, 0.5, tokens, uniform(2, 8).to("meta"))
+    noise = uniform(2, how["n_thoughts"], S, 2).to("meta")
+    documents = torch.zeros_like(tokens)
+    loss, _ = quiet(tokens, positions=positions, documents=documents, noise=noise)
+    loss.backward()
+    assert quiet.mixing_head.last.weight.grad.shape == (1, 16)

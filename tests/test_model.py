@@ -175,6 +175,13 @@ def test_sample_inverts_the_cumulative_distribution():
         assert drawn[i, j] == wanted == sample(logits[i, j], 1.5, noise[i, j])
 
 
+@pytest.mark.parametrize("temperature", [1e-29, 1e-38, 1e-320])
+def test_at_next_to_no_temperature_the_likeliest_is_drawn(temperature):
+    """Catches logits that overflow when they are divided: the last id was drawn, always."""
+    logits = torch.tensor([[30.0, -4.0, 31.0, 5.0], [-1.0, -4.0, -3.0, -5.0]])
+    assert sample(logits, temperature).tolist() == [2, 0]
+
+
 @pytest.mark.parametrize("temperature", [1.0, 2.0])
 def test_sample_follows_the_softmax(temperature):
     """Catches a wrong or ignored temperature, and fresh noise that is not uniform."""

@@ -22,6 +22,12 @@ class Cake:
 
 
 @dataclass
+class Shelf:
+    out: str = ""  # where it goes
+    label: str = ""  # no path
+
+
+@dataclass
 class Stove:
     name: str = (
         "a name so long that the formatter gives it a line of its own"  # of the oven, on its door
@@ -60,13 +66,25 @@ def test_help_is_the_comment_behind_each_field(capsys):
     assert "--name STR of the oven, on its door" in shown
 
 
+def test_a_path_has_one_form(tmp_path, monkeypatch):
+    """Catches a ~ that stays one, and two names of the same folder."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path / "me"))
+    forms = {"a/": "a", "./a//b/": "a/b", "~/a": "me/a", str(tmp_path / "a"): "a", "": ""}
+    forms |= {"~nobody-of-this-name/a": "~nobody-of-this-name/a", "/a/": "/a"}
+    for text, form in forms.items():
+        assert settings(Shelf, {"out": text, "label": text}) == Shelf(form, text)
+
+
+ESCAPE = '"\\u001b[31m" = 1'
 FLAGS = ["layer=3", "lay=3", "layers=x", "layers=2.5", "layers=-1", "layers", "more\nlines=1"]
 FLAGS += ["sugar=nan", "sugar=inf", "sugar=0.7", "kind=pear", "cream=maybe", "no-layers"]
 PRESETS = ['layer = "3"', 'layers = "3"', "layers = 2.5", "layers = true", "sugar = -1"]
+PRESETS += [f"layers = {10**30}", "sugar = 1e39"]
 PRESETS += ["sugar = nan", "sugar = 0.7", 'kind = "pear"', "cream = 1", "name = 3", "name = [1]"]
 
 
-@pytest.mark.parametrize("mistake", [*FLAGS, *PRESETS, "x = 1\nx = 2", "\0"], ids=repr)
+@pytest.mark.parametrize("mistake", [*FLAGS, *PRESETS, "x = 1\nx = 2", "\0", ESCAPE], ids=repr)
 def test_a_mistake_ends_in_one_line_that_names_it(tmp_path, mistake, capsys):
     """Catches a traceback, a page of usage, a wrong value that is taken, a preset without name."""
     preset = tmp_path / "my.toml"
@@ -75,7 +93,7 @@ def test_a_mistake_ends_in_one_line_that_names_it(tmp_path, mistake, capsys):
     with pytest.raises(SystemExit) as stop:
         from_cli("", Cake, Oven, argv=argv)
     line = capsys.readouterr().err
-    assert stop.value.code == 2 and line.count("\n") == 1
+    assert stop.value.code == 2 and line.count("\n") == 1 and line[:-1].isprintable()
     name = mistake.replace("=", " ").split()[0] if mistake in [*FLAGS, *PRESETS] else ""
     assert name in line and (mistake in FLAGS or "my.toml" in line)
 
@@ -88,7 +106,12 @@ def test_settings_of_a_file_are_checked_as_flags_are():
             settings(Cake, given)
 
 
-MENDED = [ValueError("no"), OSError("no"), MemoryError(), RuntimeError("CUDA out of memory\nTried")]
+MENDED = [
+    ValueError("\x1b]0;a title\a"),
+    OSError("no\nno"),
+    MemoryError(),
+    RuntimeError("CUDA out of memory\nTried"),
+]
 ENDS = [(error, SystemExit, "^bake.py: .*$") for error in MENDED]
 ENDS += [(KeyboardInterrupt(), SystemExit, "^130$"), (RuntimeError("bug"), RuntimeError, "bug")]
 
@@ -96,5 +119,6 @@ ENDS += [(KeyboardInterrupt(), SystemExit, "^130$"), (RuntimeError("bug"), Runti
 @pytest.mark.parametrize("error, wanted, text", ENDS, ids=repr)
 def test_what_a_user_can_mend_is_one_line_and_a_bug_is_none(error, wanted, text):
     """Catches a traceback for a mistake or a machine too small, and a bug that hides itself."""
-    with pytest.raises(wanted, match=text), one_line_errors("bake.py"):
+    with pytest.raises(wanted, match=text) as stop, one_line_errors("bake.py"):
         raise error
+    assert str(stop.value).isprintable()

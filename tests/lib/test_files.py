@@ -3,13 +3,16 @@
 import errno
 import fcntl
 import json
+import os
 from typing import Literal
 
 import pytest
 
 from lib.files import (
+    MOST_JSON,
     check,
     compute_once,
+    folder_kind,
     lock,
     read_json,
     reading,
@@ -38,6 +41,57 @@ def test_a_write_that_fails_leaves_the_old_file_and_nothing_else(tmp_path, error
         assert str(path) in str(raised.value) and "\n" not in str(raised.value)
 
 
+@pytest.mark.parametrize(
+    "names, kinds",
+    [
+        ("", ""),
+        ("notes.txt tokenizer.json", ""),
+        ("config.json", "run"),
+        ("config.json checkpoint_00000001.pt log.jsonl", "run"),
+        ("checkpoint_00000001.pt", "run"),
+        ("params.json consolidated.00.pth", "weights"),
+        ("config.json model.safetensors", "weights"),
+        ("config.json pytorch_model-00001-of-00002.bin", "weights"),
+        ("config.json checkpoint_00000001.pt params.json", "run weights"),
+        ("meta.json train.bin", "dataset"),
+    ],
+)
+def test_what_a_folder_is(tmp_path, names, kinds):
+    """Catches weights taken for a run, which training would write into, and a run whose config.json
+    is gone taken for nothing."""
+    for name in names.split():
+        (tmp_path / name).write_bytes(b"")
+    assert folder_kind(tmp_path) == set(kinds.split()) and folder_kind(tmp_path / "absent") == set()
+
+
+@pytest.mark.parametrize("plant", ["a link", "a pipe"])
+def test_what_is_planted_is_neither_followed_nor_waited_for(tmp_path, plant):
+    """Catches a file elsewhere that is overwritten through a link, and a pipe that has no end."""
+    path, elsewhere = tmp_path / "a.json", tmp_path / "elsewhere"
+    elsewhere.write_bytes(b"mine")
+    for name in ("a.json", "a.json.tmp", "lock"):
+        if plant == "a link":
+            (tmp_path / name).symlink_to(elsewhere)
+        else:
+            os.mkfifo(tmp_path / name)
+    if plant == "a pipe":
+        with pytest.raises(ValueError, match="a.json"):
+            read_json(path)
+    with pytest.raises(OSError, match="lock"):
+        lock(tmp_path)
+    write_json(path, {"n": 1})
+    assert read_json(path) == {"n": 1} and not path.is_symlink()
+    assert elsewhere.read_bytes() == b"mine" and not (tmp_path / "a.json.tmp").exists()
+
+
+def test_a_huge_json_file_is_refused_before_it_is_read(tmp_path):
+    """Catches a file of gigabytes that takes all memory."""
+    with open(tmp_path / "a.json", "wb") as file:
+        file.truncate(MOST_JSON + 1)
+    with pytest.raises(ValueError, match="a.json"):
+        read_json(tmp_path / "a.json")
+
+
 @pytest.mark.parametrize("content", [None, b"", b"[1]", b'{"n": 1', b"\xff", b"[" * 100_000])
 def test_a_file_that_is_no_json_object_is_one_line_that_names_it(tmp_path, content):
     """Catches a traceback, or a line without the file's name, for a missing or damaged file."""
@@ -55,8 +109,9 @@ def test_any_error_while_reading_names_the_file_but_a_stop_is_a_stop():
     class Panic(BaseException):
         """As tiktoken raises it."""
 
-    with pytest.raises(ValueError, match="some.file .*two lines"), reading("some.file"):
-        raise Panic("two\n lines")
+    with pytest.raises(ValueError, match="some.file .*two lines") as error, reading("some.file"):
+        raise Panic("two\n lines, \x1b[31mred \x9b1m \u202eback")
+    assert str(error.value).isprintable()
     with pytest.raises(KeyboardInterrupt), reading("some.file"):
         raise KeyboardInterrupt
 
