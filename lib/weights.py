@@ -51,15 +51,16 @@ def load_mistral(folder, dtype=None, rows=None, skip=()):
     """
     folder = Path(folder)
     official = any(folder.glob("consolidated*"))
-    config = (official_config if official else hugging_face_config)(folder)
+    path = folder / ("params.json" if official else "config.json")
+    config = official_config(path) if official else hugging_face_config(path)
     if rows is not None:
         config = dataclasses.replace(config, vocab_size=min(rows, config.vocab_size))
     weights = {}
-    for path, name, tensor in stored_tensors(folder):
+    for file, name, tensor in stored_tensors(folder):
         if name.startswith(skip) or name.endswith("rotary_emb.inv_freq"):  # inv_freq: a constant
             continue
-        tensor = checked_weight(tensor, name, path)
-        with reading(path, f"does not fit: {name}"):
+        tensor = checked_weight(tensor, name, file)
+        with reading(file, f"does not fit: {name}"):
             if not official:
                 name, tensor = as_official(name, tensor, config)
             if name in ("tok_embeddings.weight", "output.weight"):
@@ -67,7 +68,7 @@ def load_mistral(folder, dtype=None, rows=None, skip=()):
             if name in weights:
                 raise ValueError("another file holds it, too")
             weights[name] = tensor.to(dtype)
-    with reading(folder, "does not fit its own configuration"):
+    with reading(path, "does not fit the weights beside it"):
         return transformer_of(weights, config)
 
 
@@ -134,17 +135,15 @@ def as_official(name, tensor, config):
     return name, tensor
 
 
-def official_config(folder):
+def official_config(path):
     """ModelConfig of a params.json. Raises ValueError if it asks for what is not implemented."""
-    path = folder / "params.json"
     params = {name: x for name, x in read_json(path).items() if x and name not in NOT_SHAPE}
     with reading(path, "asks for what is not implemented"):
         return settings(ModelConfig, params)
 
 
-def hugging_face_config(folder):
+def hugging_face_config(path):
     """ModelConfig of a config.json. Raises ValueError if it asks for what is not implemented."""
-    path = folder / "config.json"
     c = read_json(path)
     with reading(path, "asks for what is not implemented, or lacks a key"):
         c |= c.get("rope_parameters") or c.get("rope_scaling") or {}

