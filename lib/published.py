@@ -23,6 +23,8 @@ def read_published(folder, dtype):
     """The tensors of a QuietSTaR that are not its Transformer's, {name: tensor}, and the settings
     of its QuietSTaRConfig; None if the authors' code did not train these weights. Raises ValueError
     if a tensor is missing."""
+    if (folder / "params.json").exists():  # the official layout
+        return None
     theirs = {
         name: checked_weight(tensor, name, path).to(dtype)
         for path, name, tensor in stored_tensors(folder)
