@@ -112,13 +112,12 @@ def shard(model, transformer, processes, bfloat16):
     from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 
     mesh = init_device_mesh(processes.device.type, (processes.world,))
-    policy = MixedPrecisionPolicy()
-    if bfloat16:
-        policy = MixedPrecisionPolicy(torch.bfloat16, torch.float32)
+    types = (torch.bfloat16, torch.float32) if bfloat16 else ()
+    policy = MixedPrecisionPolicy(*types)
     for layer in transformer.layers:
         fully_shard(layer, mesh=mesh, mp_policy=policy, reshard_after_forward=False)
-    if bfloat16:  # but what goes into the model stays float32: the noise that draws thoughts must
-        policy = MixedPrecisionPolicy(torch.bfloat16, torch.float32, cast_forward_inputs=False)
+    # what goes into the model itself stays float32: the noise that draws thoughts must
+    policy = MixedPrecisionPolicy(*types, cast_forward_inputs=False)
     fully_shard(model, mesh=mesh, mp_policy=policy, reshard_after_forward=False)
     model.set_reshard_after_backward(False)
 

@@ -26,15 +26,7 @@ from beyond.kinds import ThinkingConfig, thinking_model
 from beyond.lora import add_lora, merge_lora, rank_in
 from lib.checkpoint import check_state, checkpoints, load_tensors, read_checkpoint, save_checkpoint
 from lib.config import settings
-from lib.files import (
-    folder_kind,
-    parse_json,
-    read_json,
-    reading,
-    refuse_changes,
-    replace_file,
-    write_json,
-)
+from lib.files import folder_kind, parse_json, read_json, reading, refuse_changes, replace_file
 from lib.published import THINKS, VOCABULARY, read_published
 from lib.tokenizer import from_json, load_tokenizer
 from lib.weights import SkipInit, load_mistral
@@ -55,11 +47,11 @@ def read_config(folder):
     """The settings of a run: {section: {name: value}}. Raises ValueError if the folder holds no
     run, or anything else as well."""
     path, kind = Path(folder) / "config.json", folder_kind(folder)
+    if not kind:
+        hub = "hf download NAME --local-dir=FOLDER fetches weights"
+        raise ValueError(f"there is neither a run nor weights in {folder} ({hub})")
     if kind != {"run"}:
-        holds = " and ".join(sorted(kind)) or "neither run nor weights"
-        raise ValueError(f"{folder} must hold a run and nothing else, but it holds {holds}")
-    if not path.exists():
-        raise ValueError(f"{path} is gone, and with it the settings of the checkpoints beside it")
+        raise ValueError(f"{folder} holds {' and '.join(sorted(kind))}: it must hold a run alone")
     if read_json(path).get("format") != FORMAT:
         raise ValueError(f"{path} is no run of this version; commit 5897d14 reads those before it")
     return read_json(path, SECTIONS)
@@ -115,11 +107,8 @@ def load_model(folder, device="cpu", dtype=torch.float32):
     """The model of a run, or of a folder of weights, in a dtype: (model, tokenizer, config, step).
     Weights have no config and no steps: None and 0. They are a QuietSTaR if `export` or the
     paper's authors (lib/published.py) stored one there. Raises ValueError."""
-    folder = Path(folder)
-    if not folder.is_dir():
-        hub = f" (from the Hub: hf download {folder} --local-dir=weights/{folder.name})"
-        raise ValueError(f"there is no folder {folder}{hub if len(folder.parts) == 2 else ''}")
-    if "weights" not in folder_kind(folder) or "run" in folder_kind(folder):
+    folder, kind = Path(folder), folder_kind(folder)
+    if "weights" not in kind or "run" in kind:
         model, *rest = load_run(folder)
         return model.to(device, dtype), *rest
     tokenizer, published = load_tokenizer(folder), read_published(folder, dtype)
@@ -208,7 +197,8 @@ def open_run(out, wanted, model, optimizer, tokenizer, processes):
             unlogged = state["metrics"]
     if processes.first:
         tokenizer.save(out)
-        write_json(out / "config.json", {"format": FORMAT, **wanted})
+        config = json.dumps({"format": FORMAT, **wanted}, indent=1)
+        replace_file(out / "config.json", config.encode())
         lines = [json.dumps(line) + "\n" for line in read_log(out) if line["step"] <= step]
         replace_file(out / "log.jsonl", "".join(lines).encode())
     return step, seconds, unlogged
