@@ -27,9 +27,9 @@ from beyond.lora import add_lora, merge_lora, rank_in
 from lib.checkpoint import check_state, checkpoints, load_tensors, read_checkpoint, save_checkpoint
 from lib.config import settings
 from lib.files import folder_kind, parse_json, read_json, reading, refuse_changes, replace_file
-from lib.published import THINKS, VOCABULARY, is_published, read_published
+from lib.published import THINKS, VOCABULARY, read_published
 from lib.tokenizer import from_json, load_tokenizer
-from lib.weights import load_mistral
+from lib.weights import SkipInit, load_mistral
 from model import ModelConfig, Transformer
 from quiet_star import QuietSTaR
 
@@ -90,7 +90,7 @@ def load_run(folder, device="cpu"):
     path = Path(folder) / "config.json"
     config, state = read_config(folder), read_checkpoint(folder)
     tokenizer, weights = from_json(config["tokenizer"], folder), state["model"]
-    with reading(path, "does not fit the checkpoint beside it"), torch.device("meta"):
+    with reading(path, "does not fit the checkpoint beside it"), torch.device("meta"), SkipInit():
         model = transformer = Transformer(settings(ModelConfig, config["model"]))
         if rank := rank_in(weights):
             add_lora(transformer, rank)
@@ -111,7 +111,7 @@ def load_model(folder, device="cpu", dtype=torch.float32):
     if "weights" not in kind or "run" in kind:
         model, *rest = load_run(folder)
         return model.to(device, dtype), *rest
-    tokenizer, published = load_tokenizer(folder), is_published(folder)
+    tokenizer, published = load_tokenizer(folder), read_published(folder, dtype)
     size = min(tokenizer.vocab_size, VOCABULARY) if published else tokenizer.vocab_size
     model = load_mistral(folder, dtype, size, THINKS if published else ())
     if model.config.vocab_size < size:
@@ -119,7 +119,7 @@ def load_model(folder, device="cpu", dtype=torch.float32):
         raise ValueError(f"the tokenizer in {folder} {problem}")
     path, config = folder / "quiet_star.json", None
     if published:
-        weights, config = read_published(folder, dtype)
+        weights, config = published
     elif path.exists() or path.with_suffix(".pt").exists():
         weights, config = load_tensors(path.with_suffix(".pt")), read_json(path)
         check_state(weights, path.with_suffix(".pt"))
