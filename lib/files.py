@@ -122,7 +122,7 @@ def check(value, wanted, name="it"):
             if key is not str and key not in value:
                 raise ValueError(f"{name} has no {key!r}")
             for k in value if key is str else [key]:
-                check(value[k], shape, one_line(repr(k), 80))
+                check(value[k], shape, k)
     elif isinstance(wanted, list):
         check(value, list, name)
         for x in value:

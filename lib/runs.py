@@ -20,7 +20,6 @@ from pathlib import Path
 from typing import Literal
 
 import torch
-from torch.distributed.checkpoint.state_dict import StateDictOptions, get_state_dict, set_state_dict
 
 from beyond.kinds import ThinkingConfig, thinking_model
 from beyond.lora import add_lora, merge_lora, rank_in
@@ -33,7 +32,6 @@ from lib.weights import SkipInit, load_mistral
 from model import ModelConfig, Transformer
 from quiet_star import QuietSTaR
 
-WHOLE = StateDictOptions(full_state_dict=True, cpu_offload=True)  # however weights are spread
 FORMAT = 3  # of config.json; runs of commit 5897d14 have 2, those before 9226c12 none
 TRAIN = {"objective": str, "data": str, "init_from": str, "span": int, "seed": int}
 SECTIONS = {"train": TRAIN, "model": dict, "quiet_star": dict, "tokenizer": dict, "data": dict}
@@ -190,8 +188,7 @@ def open_run(out, wanted, model, optimizer, tokenizer, processes):
     if checkpoints(out):
         state = read_checkpoint(out)
         with reading(out, "does not fit this model and optimizer"):
-            how = {"model_state_dict": state["model"], "optim_state_dict": state["optimizer"]}
-            set_state_dict(model, optimizer, options=WHOLE, **how)
+            set_whole_state(model, optimizer, state)
         step, seconds = state["step"], state["metrics"]["seconds"]
         if all(line["step"] != step for line in read_log(out)):
             unlogged = state["metrics"]
@@ -207,10 +204,27 @@ def open_run(out, wanted, model, optimizer, tokenizer, processes):
 def save_run(out, model, optimizer, metrics, processes):
     """Write a checkpoint of the run after the step that has these metrics. Raises OSError, and
     ValueError if a weight is not finite."""
-    weights, moments = get_state_dict(model, optimizer, options=WHOLE)
+    state = {"step": metrics["step"], "metrics": metrics, **whole_state(model, optimizer)}
     if processes.first:
-        state = {"step": metrics["step"], "metrics": metrics}
-        save_checkpoint(out, {**state, "model": weights, "optimizer": moments})
+        save_checkpoint(out, state)
+
+
+def whole_state(model, optimizer):
+    """All weights and moments in one piece on the CPU, however they are spread over processes."""
+    from torch.distributed.checkpoint import state_dict as whole  # here, because it takes a second
+
+    how = whole.StateDictOptions(full_state_dict=True, cpu_offload=True)
+    weights, moments = whole.get_state_dict(model, optimizer, options=how)
+    return {"model": weights, "optimizer": moments}
+
+
+def set_whole_state(model, optimizer, state):
+    """Let model and optimizer, or this process's parts of them, have a `whole_state`."""
+    from torch.distributed.checkpoint import state_dict as whole
+
+    how = whole.StateDictOptions(full_state_dict=True, cpu_offload=True)
+    values = {"model_state_dict": state["model"], "optim_state_dict": state["optimizer"]}
+    whole.set_state_dict(model, optimizer, options=how, **values)
 
 
 @contextmanager
