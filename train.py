@@ -35,7 +35,7 @@ from data.batches import batch_offsets, check_sizes, position_chance, read_batch
 from data.dataset import open_dataset
 from fast import text_loss
 from lib.config import from_cli, one_line_errors
-from lib.files import lock, reason
+from lib.files import folder_kind, lock, reason
 from lib.parallel import (
     average_gradients,
     average_metrics,
@@ -50,6 +50,7 @@ from lib.runs import (
     load_model,
     log_line,
     open_run,
+    read_config,
     save_run,
     set_start_and_end,
     start_thoughts,
@@ -141,7 +142,7 @@ def build_model(train, model_config, thinking_config, given, tokenizer, bfloat16
     if start is not transformer:  # it thinks already
         model.mixing_head.load_state_dict(start.mixing_head.state_dict())
         set_start_and_end(model, *start.thought_tokens())
-        if hasattr(model, "gain_head") and hasattr(start, "gain_head"):
+        if all(hasattr(x, "gain_head") for x in (model, start)) and model.lengths == start.lengths:
             model.gain_head.load_state_dict(start.gain_head.state_dict())
     elif train.start_text:
         with suppress(ValueError):  # characters that the miniature's alphabet lacks
@@ -276,6 +277,8 @@ def set_up(train, model_config, thinking_config, given, held):
     """All that a run works with, and its progress (see open_run). It finds what the user may have
     got wrong, before any work: ValueError, OSError. held: the claim on the folder."""
     processes = start_processes(train.device, train.parallel)
+    if folder_kind(train.out):
+        read_config(train.out)  # refuses what is no run
     prepare_what_is_missing(train, processes)
     data, held_out = open_dataset(train.data, "train"), open_dataset(train.data, "val")
     length = train.span + (thinking_config.n_true if train.objective == "quiet_star" else 1)
@@ -367,7 +370,8 @@ def train_until_done(train, job, step, seconds, unlogged, held):
         seconds += took
         metrics |= {"step": step, "lr": lr, "seconds": seconds}
         metrics["tokens_per_second"] = train.batch_size * train.span / took
-        metrics["peak_memory_gb"] = peak_memory(processes.device.type) / 1e9
+        if peak := peak_memory(processes.device.type):
+            metrics["peak_memory_gb"] = peak / 1e9
 
         # 4. save, look at held-out text, and log
         if stopping or step % train.save_every == 0 or look_is_due(train, step):
