@@ -24,10 +24,8 @@ def check_sizes(datasets, length, separate_documents, batch_size, micro_batch, e
     if batch_size % world or eval_texts % world:
         raise ValueError(f"batch_size and eval_texts must be multiples of the {world} processes")
     if micro_batch and batch_size // world % micro_batch:
-        texts = batch_size // world
-        raise ValueError(
-            f"micro_batch {micro_batch} does not divide the {texts} texts of a process"
-        )
+        problem = f"does not divide the {batch_size // world} texts of a process"
+        raise ValueError(f"micro_batch {micro_batch} {problem}")
 
 
 def read_batch(dataset, offsets, length, separate_documents, device):

@@ -130,14 +130,11 @@ def left_out(error):
 
 
 def about_files(files):
-    """What tells whether files are still the same: [name, CRC-32 of the content] of each."""
+    """What tells whether files are still the same: [name, SHA-256 of the content] of each."""
     about = []
     for path in files:
-        checksum = 0
         with reading(path, "cannot be read"), open(path, "rb") as file:
-            while block := file.read(2**20):
-                checksum = zlib.crc32(block, checksum)
-        about.append([path.name, checksum])
+            about.append([path.name, hashlib.file_digest(file, "sha256").hexdigest()])
     return about
 
 
@@ -171,23 +168,21 @@ def documents_in(file, suffix, separator, key):
     if b"\0" in file.peek(512)[:512]:  # so do archives, UTF-16 and office files
         raise UnicodeError("it is no text: plain text and JSON lines are read, in .gz, .xz, .bz2")
     file = io.TextIOWrapper(file, "utf-8-sig")
-    if suffix in (".jsonl", ".json", ".ndjson"):
-        yield from of_lines(file, key)
-        return
-    first = "\n"
-    while first.isspace():
-        first = file.readline(2**20)
-    if first.lstrip().startswith("{"):  # an object may be longer
-        first += "" if first.endswith("\n") else file.readline(MOST)
-    documents = of_lines(chain([first], file), key) if is_object(first) else None
-    yield from documents or cut(file, separator, first)
+    head = [file.readline(2**20)]
+    while head[-1].isspace():
+        head.append(file.readline(2**20))
+    if head[-1].lstrip().startswith("{") and not head[-1].endswith("\n"):
+        head[-1] += file.readline(MOST)  # an object may be longer
+    if suffix in (".jsonl", ".json", ".ndjson") or is_object(head[-1]):
+        return of_lines(chain(head, file), key)
+    return cut(file, separator, "".join(head))
 
 
 def is_object(line):
     """Is a line the JSON of an object?"""
     try:
         return isinstance(json.loads(line), dict)
-    except ValueError:
+    except (ValueError, RecursionError):
         return False
 
 
