@@ -108,19 +108,22 @@ def text_files(source, pattern="*"):
     source, paths, folders = Path(source), [], set()
     if source.is_file():
         return [source]
+    if not source.is_dir():
+        raise ValueError(f"there is no file or folder {source}")
     for folder, inside, names in os.walk(source, followlinks=True, onerror=left_out):
         visible = [name for name in inside if not name.startswith(".")]
         first_time = os.path.realpath(folder) not in folders  # a link may lead back
         inside[:] = sorted(visible) if first_time else []
         paths += [Path(folder, name) for name in names if first_time and name[0] != "."]
         folders.add(os.path.realpath(folder))
-    paths = [path for path in sorted(paths) if path.match(pattern)]
+    with reading(f"--pattern={pattern}", "fits no name"):
+        paths = [path for path in sorted(paths) if path.match(pattern)]
     for path in paths:
         if not path.is_file():
             left_out(OSError(0, "no regular file", str(path)))
     files = [path for path in paths if path.is_file()]
     if not files:
-        raise ValueError(f"there is no file {source}, and no folder of files like {pattern}")
+        raise ValueError(f"there is no file like {pattern} in {source}")
     return files
 
 
@@ -148,7 +151,8 @@ def read_documents(files, separator="\n\n\n", key="text"):
     """
     before = 0
     for path in files:
-        with reading(path, "cannot be read"), open(path, "rb") as raw:
+        kinds = "as plain text or JSON lines (UTF-8, also in .gz, .xz, .bz2)"
+        with reading(path, f"cannot be read {kinds}"), open(path, "rb") as raw:
             packed = path.suffix in OPEN
             unpacked = io.BufferedReader(OPEN[path.suffix](raw)) if packed else raw
             suffix = path.with_suffix("").suffix if packed else path.suffix
@@ -166,7 +170,7 @@ def read_documents(files, separator="\n\n\n", key="text"):
 def documents_in(file, suffix, separator, key):
     """The documents of one file, opened to read bytes. Raises UnicodeError if it holds no text."""
     if b"\0" in file.peek(512)[:512]:  # so do archives, UTF-16 and office files
-        raise UnicodeError("it is no text: plain text and JSON lines are read, in .gz, .xz, .bz2")
+        raise UnicodeError("it has bytes that are no text")
     file = io.TextIOWrapper(file, "utf-8-sig")
     head = [file.readline(2**20)]
     while head[-1].isspace():

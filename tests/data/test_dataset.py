@@ -1,5 +1,6 @@
 """The data format: what is written is read, and what does not fit is one line before any work."""
 
+import errno
 import json
 
 import numpy as np
@@ -7,7 +8,7 @@ import pytest
 from tiny_runs import as_typed
 
 from data.batches import check_sizes, read_batch
-from data.dataset import document_numbers, open_dataset, write_dataset
+from data.dataset import AGAIN, document_numbers, open_dataset, write_dataset
 from data.gsm8k.prepare import question
 from lib.tokenizer import CharTokenizer
 
@@ -88,6 +89,18 @@ def test_sizes_that_do_not_fit_are_refused_before_any_work(folder, wrong):
     check_sizes(data, **sizes, world=2)
     with pytest.raises(ValueError):
         check_sizes(data, **{**sizes, **wrong}, world=2)
+
+
+def test_a_disk_without_memory_maps_is_not_called_damage(folder, monkeypatch):
+    """Catches the advice to prepare anew, which cannot help."""
+
+    def no_device(*args, **more):
+        raise OSError(errno.ENODEV, "No such device")
+
+    monkeypatch.setattr("numpy.memmap", no_device)
+    with pytest.raises(ValueError, match="train.bin") as error:
+        open_dataset(folder, "train")
+    assert AGAIN not in str(error.value)
 
 
 @pytest.mark.parametrize("split", ["train", "val"])

@@ -7,6 +7,7 @@ import json
 import lzma
 import os
 import random
+import re
 import sys
 import types
 from contextlib import suppress
@@ -155,6 +156,7 @@ def test_of_many_files_one_that_is_not_utf_8_is_named_and_left_out(tmp_path, cap
         ("notes.tar.gz", gzip.compress(b"a.txt" + b"\0" * 95 + b"text " * 90)),
         ("a.txt", "some words".encode("utf-16-le")),
         ("a.docx", b"PK\x03\x04\x14\0\0\0\x08\0"),
+        ("a.pdf", b"%PDF-1.4\n%\xe2\xe3\xcf\xd3\n1 0 obj"),
     ],
 )
 def test_what_is_no_text_is_refused_by_name_or_left_out(tmp_path, capsys, name, content):
@@ -219,8 +221,8 @@ def test_folders_behind_links_are_read_once(tmp_path, capsys):
     assert [path.name for path in text_files(folder, "*.md")] == ["a.md", "b.md"]
     os.mkfifo(folder / "pipe.md")
     assert len(text_files(folder, "*.md")) == 2 and "pipe.md" in capsys.readouterr().err
-    for pattern in ("/abs", "*.txt"):
-        with pytest.raises(ValueError, match=pattern.replace("*", ".")):
+    for pattern in ("/abs", "*.txt", ""):
+        with pytest.raises(ValueError, match=re.escape(pattern or "--pattern")):
             text_files(folder, pattern)
 
 
