@@ -77,11 +77,10 @@ def read_checkpoint(folder):
                 check(state, SHAPE)
             check_state(state, path)
         except ValueError as error:
-            problems.append(str(error))
+            problems.append(one_line(error))
             continue
         if problems:
-            problems = one_line("; ".join(problems))
-            print(f"{problems}: going back to {path.name}", file=sys.stderr)
+            print(f"{'; '.join(problems)}: going back to {path.name}", file=sys.stderr)
         return {**state, "path": path}
     if problems:
         raise ValueError(f"{'; '.join(problems)}: restore one, or delete them to start anew")

@@ -20,8 +20,7 @@ from pathlib import Path
 
 from lib.files import check, one_line, reading
 
-# settings that are paths
-PATHS = ("out", "data", "init_from", "run", "base", "text", "source", "tokenizer")
+PATHS = "out data init_from run base text source tokenizer".split()  # the settings that are paths
 
 
 class OneLineParser(argparse.ArgumentParser):

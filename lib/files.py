@@ -149,8 +149,7 @@ def lock(folder, doing="writing"):
 
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
-        problem = f"another process is {doing} in {folder} right now: choose another --out"
-        raise ValueError(problem) from None
+        raise ValueError(f"another process is {doing} in {folder}: choose another --out") from None
     except (ImportError, OSError) as error:
         print(f"{folder} cannot be locked ({reason(error)}): start one process", file=sys.stderr)
     return file

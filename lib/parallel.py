@@ -67,8 +67,8 @@ def start_processes(device, parallel):
             # a restart must not find the addresses of processes that died
             store = dist.PrefixStore(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"), store)
         how = {"store": store, "rank": rank, "world_size": world}
-        as_long_as_it_takes = timedelta(days=99)  # for all, while the first prepares a long text
-        dist.init_process_group(backend, timeout=as_long_as_it_takes, **how)
+        how["timeout"] = timedelta(days=99)  # of those that wait while the first prepares the text
+        dist.init_process_group(backend, **how)
     return Processes(rank, world, device, parallel)
 
 
