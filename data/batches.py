@@ -1,28 +1,31 @@
 """The texts and the random numbers of a training step: functions of seed and step alone."""
 
+import zlib
+
 import numpy as np
 import torch
 
-from data.dataset import document_numbers
+from data.dataset import AGAIN, document_numbers
 
 
 def check_sizes(datasets, length, separate_documents, batch_size, micro_batch, eval_texts, world):
-    """Raise ValueError if texts and batches cannot be had as told, by `world` processes."""
+    """Raise ValueError if texts and batches cannot be had as told, by `world` processes, or if a
+    file is no longer as it was prepared: each is read once, at a GB or more a second."""
     for dataset in datasets:
         if len(dataset.tokens) < length:
             problem = (
-                f"{dataset.path} has {len(dataset.tokens)} tokens, less than a span of {length}"
+                f"{dataset.path} has {len(dataset.tokens)} tokens, fewer than a span's {length}"
             )
-            raise ValueError(f"{problem}: prepare more text, or use another --val_share")
+            raise ValueError(f"{problem}: prepare it with another --separator or --val_share")
+        if zlib.crc32(dataset.tokens) != dataset.checksum:
+            raise ValueError(f"{dataset.path} {AGAIN} (its checksum differs)")
         if separate_documents and dataset.meta["document_end"] is None:
             raise ValueError(f"separate_documents: {dataset.path} has no id that ends a document")
     if batch_size % world or eval_texts % world:
         raise ValueError(f"batch_size and eval_texts must be multiples of the {world} processes")
     if micro_batch and batch_size // world % micro_batch:
-        texts = batch_size // world
-        raise ValueError(
-            f"micro_batch {micro_batch} does not divide the {texts} texts of a process"
-        )
+        problem = f"does not divide the {batch_size // world} texts of a process"
+        raise ValueError(f"micro_batch {micro_batch} {problem}")
 
 
 def read_batch(dataset, offsets, length, separate_documents, device):

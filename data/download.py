@@ -1,14 +1,13 @@
 """Source files that never change: downloaded once, and known by their SHA-256."""
 
 import hashlib
-import http.client
 import json
 import urllib.request
 from dataclasses import dataclass
 from pathlib import Path
 
 from lib.config import run_script
-from lib.files import lock, parse_json, reading, reason, replace_file
+from lib.files import lock, parse_json, reading, replace_file
 
 
 def read_source(source, url, path, sha256):
@@ -19,12 +18,9 @@ def read_source(source, url, path, sha256):
         with reading(path, "cannot be read"):
             content = path.read_bytes()
     else:
-        try:
-            with urllib.request.urlopen(url, timeout=60) as response:
-                content = response.read()
-        except (OSError, http.client.HTTPException) as error:
-            problem = f"cannot download {url} ({reason(error)})"
-            raise ValueError(f"{problem}: fetch it yourself and give --source=FILE") from None
+        problem = "cannot be downloaded: fetch it yourself and give --source=FILE"
+        with reading(url, problem), urllib.request.urlopen(url, timeout=60) as response:
+            content = response.read()
     if sha256 and hashlib.sha256(content).hexdigest() != sha256:
         raise ValueError(f"{path} is not the official file: its SHA-256 differs")
     if not path.exists():

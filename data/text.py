@@ -21,11 +21,12 @@ from tqdm import tqdm
 
 from data.dataset import id_type, read_meta, sizes_of, write_meta
 from lib.config import one_line_errors
-from lib.files import lock, parse_json, reading, write_whole
+from lib.files import lock, parse_json, reading, reason, write_whole
 from lib.tokenizer import load_tokenizer
 
 OPEN = {".gz": gzip.open, ".xz": lzma.open, ".bz2": bz2.open}
-FEW = 257  # tokens: a span of 256, and the one after it
+FEW = 260  # tokens: a span of 256, and the four after it that a step looks at
+MOST = 2**27  # characters of a document, which is encoded as a whole
 
 
 @dataclass
@@ -102,33 +103,41 @@ def is_held_out(text, val_share):
 
 
 def text_files(source, pattern="*"):
-    """The files that `source` is, or has in it, but for hidden ones; links are followed. ValueError
-    if there are none."""
+    """The files that `source` is, or has in it, but for hidden ones. Links are followed, and each
+    folder is read once. ValueError if there are none."""
     source, paths, folders = Path(source), [], set()
-    for folder, inside, names in os.walk(source, followlinks=True):
-        if os.path.realpath(folder) in folders:  # a link that leads back
-            inside.clear()
-            continue
-        folders.add(os.path.realpath(folder))
-        inside[:] = [name for name in inside if not name.startswith(".")]
-        paths += [Path(folder, name) for name in names if not name.startswith(".")]
-    files = [path for path in sorted(paths) if path.is_file() and path.match(pattern)]
     if source.is_file():
         return [source]
+    if not source.is_dir():
+        raise ValueError(f"there is no file or folder {source}")
+    for folder, inside, names in os.walk(source, followlinks=True, onerror=left_out):
+        visible = [name for name in inside if not name.startswith(".")]
+        first_time = os.path.realpath(folder) not in folders  # a link may lead back
+        inside[:] = sorted(visible) if first_time else []
+        paths += [Path(folder, name) for name in names if first_time and name[0] != "."]
+        folders.add(os.path.realpath(folder))
+    with reading(f"--pattern={pattern}", "fits no name"):
+        paths = [path for path in sorted(paths) if path.match(pattern)]
+    for path in paths:
+        if not path.is_file():
+            left_out(OSError(0, "no regular file", str(path)))
+    files = [path for path in paths if path.is_file()]
     if not files:
-        raise ValueError(f"there is no file {source}, and no folder of files like {pattern}")
+        raise ValueError(f"there is no file like {pattern} in {source}")
     return files
 
 
+def left_out(error):
+    """Say which file or folder is not read, of an OSError that names it."""
+    print(f"{error.filename} is left out ({reason(error)})", file=sys.stderr)
+
+
 def about_files(files):
-    """What tells whether files are still the same: [name, CRC-32 of the content] of each."""
+    """What tells whether files are still the same: [name, SHA-256 of the content] of each."""
     about = []
     for path in files:
-        checksum = 0
         with reading(path, "cannot be read"), open(path, "rb") as file:
-            while block := file.read(2**20):
-                checksum = zlib.crc32(block, checksum)
-        about.append([path.name, checksum])
+            about.append([path.name, hashlib.file_digest(file, "sha256").hexdigest()])
     return about
 
 
@@ -142,7 +151,8 @@ def read_documents(files, separator="\n\n\n", key="text"):
     """
     before = 0
     for path in files:
-        with reading(path, "cannot be read"), open(path, "rb") as raw:
+        kinds = "as plain text or JSON lines (UTF-8, also in .gz, .xz, .bz2)"
+        with reading(path, f"cannot be read {kinds}"), open(path, "rb") as raw:
             packed = path.suffix in OPEN
             unpacked = io.BufferedReader(OPEN[path.suffix](raw)) if packed else raw
             suffix = path.with_suffix("").suffix if packed else path.suffix
@@ -160,23 +170,23 @@ def read_documents(files, separator="\n\n\n", key="text"):
 def documents_in(file, suffix, separator, key):
     """The documents of one file, opened to read bytes. Raises UnicodeError if it holds no text."""
     if b"\0" in file.peek(512)[:512]:  # so do archives, UTF-16 and office files
-        raise UnicodeError("it is no text: plain text and JSON lines are read, in .gz, .xz, .bz2")
+        raise UnicodeError("it has bytes that are no text")
     file = io.TextIOWrapper(file, "utf-8-sig")
-    if suffix in (".jsonl", ".json", ".ndjson"):
-        yield from of_lines(file, key)
-        return
-    first = "\n"
-    while first.isspace():
-        first = file.readline(2**20)
-    documents = of_lines(chain([first], file), key) if is_object(first) else None
-    yield from documents or cut(file, separator, first)
+    head = [file.readline(2**20)]
+    while head[-1].isspace():
+        head.append(file.readline(2**20))
+    if head[-1].lstrip().startswith("{") and not head[-1].endswith("\n"):
+        head[-1] += file.readline(MOST)  # an object may be longer
+    if suffix in (".jsonl", ".json", ".ndjson") or is_object(head[-1]):
+        return of_lines(chain(head, file), key)
+    return cut(file, separator, "".join(head))
 
 
 def is_object(line):
     """Is a line the JSON of an object?"""
     try:
         return isinstance(json.loads(line), dict)
-    except ValueError:
+    except (ValueError, RecursionError):
         return False
 
 
@@ -190,12 +200,12 @@ def of_lines(file, key):
 
 
 def cut(file, separator, rest="", size=2**20):
-    """The stretches of a text file between separators, read bit by bit. rest: its beginning, if
-    that was read already."""
-    if not separator:
-        rest += file.read()
+    """The stretches of a text file between separators ("": all of it), read bit by bit. rest: its
+    beginning, if that was read already. Raises ValueError if one is longer than MOST."""
     # A long rest is searched again only when as much has been read, so that the time is linear.
     while chunk := file.read(max(size, len(rest))):
-        *stretches, rest = (rest + chunk).split(separator)
+        *stretches, rest = (rest + chunk).split(separator) if separator else [rest + chunk]
         yield from stretches
+        if len(rest) > MOST:
+            raise ValueError(f"a document has over {MOST:,} characters: try another --separator")
     yield from rest.split(separator) if separator else [rest]

@@ -40,9 +40,7 @@ def steps_right(run):
     model, tokenizer, settings, _ = load_run(run)
     if tokenizer.to_json() != CharTokenizer(ALPHABET).to_json():
         folder = settings["train"]["data"]
-        raise ValueError(
-            f"{run} learned another text: delete meta.json in {folder}, and begin anew"
-        )
+        raise ValueError(f"{run} learned another text: delete meta.json in {folder}, begin anew")
     model = getattr(model, "model", model)  # what speaks without a thought
     tokens = torch.from_numpy(open_dataset(settings["train"]["data"], "val").tokens.astype("int64"))
     digits = torch.tensor(tokenizer.encode(DIGITS))

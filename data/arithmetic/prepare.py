@@ -39,9 +39,7 @@ class ArithmeticConfig:
     val_documents: int = 4000  # lines of held-out text
     explicit: float = 0.5  # share of lines with an aside between dashes
     chatter: float = 0.6  # share of the asides that are idle; above .5, a greedy thought is idle
-    double: float = (
-        0.0  # share of the asides that close with two dashes, as too long a thought does
-    )
+    double: float = 0.0  # share of the asides that close with two dashes, like too long a thought
     mark: bool = True  # put ">" before lines with an aside; without it nothing announces one
     min_digits: int = 4  # fewest digits to add up
     max_digits: int = 4  # most digits to add up

@@ -27,13 +27,13 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from data.dataset import write_dataset  # noqa: E402
 from data.download import json_lines, read_source  # noqa: E402
+from data.gsm8k import prepare as gsm8k  # noqa: E402
 from lib.config import run_script  # noqa: E402
 from lib.tokenizer import load_tokenizer  # noqa: E402
 
-URL = "https://raw.githubusercontent.com/openai/grade-school-math/master/grade_school_math/data/"
 SHA256 = {
     "train": "17f347dc51477c50d4efb83959dbb7c56297aba886e5544ee2aaed3024813465",
-    "test": "3730d312f6e3440559ace48831e51066acaca737f6eabec99bccb9e4b3c39d14",
+    "test": gsm8k.SHA256,
 }
 ANNOTATION = re.compile(r"<<([^<>]*)>>")
 NUMBER = re.compile(r"\d[\d,]*\d(?:\.\d+)?|\d(?:\.\d+)?|\.\d+")  # behind it: 130,000 or .5
@@ -113,21 +113,27 @@ def read_lines(config, name):
     """The solutions of the source "train" or "test"."""
     source, path = getattr(config, name), Path(config.out) / f"{name}.jsonl"
     sha256 = None if source and config.any_hash else SHA256[name]
-    content = read_source(source, f"{URL}{name}.jsonl", path, sha256)
+    content = read_source(source, f"{gsm8k.URL}{name}.jsonl", path, sha256)
     return json_lines(content, source or path, solution)
 
 
 def prepare(config):
     train, test = read_lines(config, "train"), read_lines(config, "test")
-    tokenizer, rng = load_tokenizer(config.tokenizer), random.Random(config.seed)
-    if tokenizer.eos_id is None:
-        raise ValueError(f"{config.tokenizer} has no token that ends a text")
+    rng = random.Random(config.seed)
     rng.shuffle(train)
     held_out = {"val": test, "dev": train[: config.dev_documents]}
     train = train[config.dev_documents :]
     if not train:
         raise ValueError(f"--dev_documents={config.dev_documents} leaves nothing to train on")
-    texts = {"train": []}
+    write_texts(config, train, held_out, rng)
+
+
+def write_texts(config, train, held_out, rng):
+    """Write solutions, {"question", "answer"}: those of the list `train` config.copies times, and
+    the lists of held_out, {split: list}, with nothing written but the marks of what is left out."""
+    tokenizer, texts = load_tokenizer(config.tokenizer), {"train": []}
+    if tokenizer.eos_id is None:
+        raise ValueError(f"{config.tokenizer} has no token that ends a text")
     for _ in range(config.copies):
         rng.shuffle(train)
         for line in train:

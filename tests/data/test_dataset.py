@@ -1,5 +1,6 @@
 """The data format: what is written is read, and what does not fit is one line before any work."""
 
+import errno
 import json
 
 import numpy as np
@@ -7,7 +8,8 @@ import pytest
 from tiny_runs import as_typed
 
 from data.batches import check_sizes, read_batch
-from data.dataset import document_numbers, open_dataset, write_dataset
+from data.dataset import AGAIN, document_numbers, open_dataset, write_dataset
+from data.gsm8k.prepare import question
 from lib.tokenizer import CharTokenizer
 
 
@@ -87,6 +89,43 @@ def test_sizes_that_do_not_fit_are_refused_before_any_work(folder, wrong):
     check_sizes(data, **sizes, world=2)
     with pytest.raises(ValueError):
         check_sizes(data, **{**sizes, **wrong}, world=2)
+
+
+def test_a_disk_without_memory_maps_is_not_called_damage(folder, monkeypatch):
+    """Catches the advice to prepare anew, which cannot help."""
+
+    def no_device(*args, **more):
+        raise OSError(errno.ENODEV, "No such device")
+
+    monkeypatch.setattr("numpy.memmap", no_device)
+    with pytest.raises(ValueError, match="train.bin") as error:
+        open_dataset(folder, "train")
+    assert AGAIN not in str(error.value)
+
+
+@pytest.mark.parametrize("split", ["train", "val"])
+def test_a_flipped_bit_is_found_where_a_run_begins(folder, split):
+    """Catches training on damaged text, which shows in no step."""
+    path = folder / f"{split}.bin"
+    path.write_bytes(bytes([path.read_bytes()[0] ^ 1]) + path.read_bytes()[1:])
+    data = [open_dataset(folder, name) for name in ("train", "val")]
+    with pytest.raises(ValueError, match=path.name):
+        check_sizes(data, 3, False, 6, 3, 2, 1)
+
+
+@pytest.mark.parametrize(
+    "answer, wanted",
+    [("#### 18", "18"), ("#### -1,450,000", "-1,450,000"), ("#### .5", ".5"), ("#### 1/2", None),
+     ("#### 1.2.3", None), ("#### 1,5", None), ("#### ,5", None), ("18", None)],
+)  # fmt: skip
+def test_a_question_whose_answer_is_no_number_is_refused(answer, wanted):
+    """Catches an answer that stands for a part of it: 2 for 1/2."""
+    line = {"question": "How many?", "answer": f"So many.\n{answer}"}
+    if wanted:
+        assert question(line)["answer"] == wanted
+    else:
+        with pytest.raises(ValueError):
+            question(line)
 
 
 def test_an_end_still_belongs_to_the_document_that_it_ends():

@@ -5,9 +5,12 @@ import gzip
 import io
 import json
 import lzma
+import os
 import random
+import re
 import sys
 import types
+from contextlib import suppress
 from dataclasses import replace
 from hashlib import blake2b
 
@@ -153,6 +156,7 @@ def test_of_many_files_one_that_is_not_utf_8_is_named_and_left_out(tmp_path, cap
         ("notes.tar.gz", gzip.compress(b"a.txt" + b"\0" * 95 + b"text " * 90)),
         ("a.txt", "some words".encode("utf-16-le")),
         ("a.docx", b"PK\x03\x04\x14\0\0\0\x08\0"),
+        ("a.pdf", b"%PDF-1.4\n%\xe2\xe3\xcf\xd3\n1 0 obj"),
     ],
 )
 def test_what_is_no_text_is_refused_by_name_or_left_out(tmp_path, capsys, name, content):
@@ -173,12 +177,39 @@ def test_a_first_line_that_is_an_object_makes_json_lines(tmp_path, name):
     assert [text for text, _ in read_documents(text_files(tmp_path))] == ["one", "two"]
     with pytest.raises(ValueError, match=f"{name}.*content"):
         list(read_documents(text_files(tmp_path), key="content"))
+    long = "a" * 2**21
+    (tmp_path / name).write_text(json.dumps({"text": long}))
+    if not name.endswith("gz"):
+        assert [text for text, _ in read_documents(text_files(tmp_path))] == [long]
     (tmp_path / name).unlink()
     (tmp_path / "plain").write_text('{"text": "one", a brace, and no JSON\nmore')
     assert len(list(read_documents(text_files(tmp_path)))) == 1
 
 
-def test_folders_behind_links_are_read_once(tmp_path):
+@pytest.mark.parametrize("separator", ["", "\n\n"])
+def test_a_document_that_is_too_long_is_refused(tmp_path, monkeypatch, separator):
+    """Catches a small .gz file that takes all memory once it is unpacked."""
+    monkeypatch.setattr("data.text.MOST", 2**20)
+    (tmp_path / "a.gz").write_bytes(gzip.compress(b"word " * 2**19))
+    with pytest.raises(ValueError, match="a.gz.*--separator"):
+        list(read_documents(text_files(tmp_path), separator))
+    (tmp_path / "a.gz").write_bytes(gzip.compress(b"word \n\n" * 2**19))
+    assert not separator or len(list(read_documents(text_files(tmp_path), separator))) == 2**19
+
+
+@pytest.mark.parametrize("planted", ["train.bin", "val.bin", "meta.json", "train.bin.tmp"])
+def test_a_planted_link_is_not_written_through(tmp_path, config, planted):
+    """Catches a file elsewhere that is emptied, because the folder has a link to it."""
+    (tmp_path / "out").mkdir()
+    (tmp_path / "precious").write_text("kept")
+    (tmp_path / "out" / planted).symlink_to(tmp_path / "precious")
+    with suppress(SystemExit):  # a meta.json that is there, but is none
+        prepare_text(numbered(some_documents()), tmp_path / "out", {}, config)
+        assert written(tmp_path / "out") == one_by_one(some_documents())
+    assert (tmp_path / "precious").read_text() == "kept"
+
+
+def test_folders_behind_links_are_read_once(tmp_path, capsys):
     """Catches a sub-folder that is left out without a word, and a link that leads back for ever."""
     folder, elsewhere = tmp_path / "notes", tmp_path / "elsewhere"
     folder.mkdir()
@@ -188,8 +219,10 @@ def test_folders_behind_links_are_read_once(tmp_path):
     (folder / "link").symlink_to(elsewhere)
     (elsewhere / "back").symlink_to(folder)
     assert [path.name for path in text_files(folder, "*.md")] == ["a.md", "b.md"]
-    for pattern in ("/abs", "*.txt"):
-        with pytest.raises(ValueError, match=pattern.replace("*", ".")):
+    os.mkfifo(folder / "pipe.md")
+    assert len(text_files(folder, "*.md")) == 2 and "pipe.md" in capsys.readouterr().err
+    for pattern in ("/abs", "*.txt", ""):
+        with pytest.raises(ValueError, match=re.escape(pattern or "--pattern")):
             text_files(folder, pattern)
 
 
