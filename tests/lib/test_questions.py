@@ -137,7 +137,7 @@ def test_what_is_written_is_what_each_row_alone_is_continued_with(thinking):
     """Catches rows that are mixed up, and generation that goes on when all rows are over."""
     quiet, tokenizer, prompts = thinker(12), CharTokenizer("abcdefghijkl"), ["ab", "cd", "ef"]
     respondent = Respondent(quiet, tokenizer, thinking)
-    texts = respondent.write(prompts, 20, 0.0, is_over=lambda text: len(text) > 4)
+    texts = respondent.write(prompts, 20, 0.0, is_over=lambda text, seen: len(text) > 4)
     for prompt, text in zip(prompts, texts, strict=True):
         ids = torch.tensor([tokenizer.encode(prompt)])
         alone = quiet.model.generate(ids, 5, temperature=0.0)
