@@ -171,7 +171,7 @@ def print_table(rows):
         print(f"{name:28}" + "".join(f"{cell:>18}" for cell in cells))
 
 
-def by_difficulty(nll_base, gain):
+def tenths(nll_base, gain):
     """Tenths of the tokens, by their NLL without a thought: mean gains with 95 % intervals, rows of
     lib.pictures.draw_bars."""
     rows = {}
@@ -192,34 +192,34 @@ def gains(config, load=None):
     name = config.text and Path(config.text).resolve().name
     out, asked = subject.claim(name, checksum=zlib.crc32(spans.tobytes()))
 
-    temperature = subject.load.thought_temperature
-    trained = base = measure(model, spans, meta, config.batch_size, temperature=temperature)
-    rows = {}
+    rows, base = {}, None
     if subject.base:
-        base_model, other = subject.load_base()
+        base_model, other, *_ = subject.read(subject.base)
         if other.to_json() != tokenizer.to_json():
             raise ValueError(f"{subject.base} has another tokenizer than the run")
         base = measure(base_model, spans, meta, config.batch_size)
         rows["base"] = summarize(base.nll_base, base.right_base, answers)
+    temperature = subject.load.thought_temperature
+    trained = measure(model, spans, meta, config.batch_size, temperature=temperature)
     rows["without_thoughts"] = summarize(trained.nll_base, trained.right_base, answers)
     rows["quiet_star"] = summarize(*predicted(trained), answers)
     gain = trained.nll_base - trained.nll_mixed
     mean, error = mean_and_error(gain)
-    ratio, tenths = float(np.exp(-mean)), by_difficulty(base.nll_base, gain)
-    found = {"nats_per_token": mean, "error": error, "perplexity_ratio": ratio}
-    results = {**rows, "gain": {**found, "by_difficulty": tenths}, "tokens": gain.size}
-    results |= {"gate": float(trained.gate.mean()), "answers": int(answers.sum())}
-    write_json(out / "results.json", results | {"step": subject.step, "asked": asked})
-    title = f"{run}, step {subject.step}: a thought saves {mean:+.4f} ± {error:.4f} nats per token"
+    by_difficulty = tenths((base or trained).nll_base, gain)
+    results = {**rows, "gain": {"nats_per_token": mean, "error": error}, "tokens": gain.size}
+    results["gain"] |= {"perplexity_ratio": float(np.exp(-mean)), "by_difficulty": by_difficulty}
+    results |= {"gate": float(trained.gate.mean()), "answers": int(answers.sum()), "asked": asked}
+    write_json(out / "results.json", results)
     print_table(rows)
     print("NLL in nats; an answer is right if each of its tokens is the likeliest one")
-    print(f"{title}, perplexity x {ratio:.4f}, on {gain.size:,} tokens, {answers.sum():,} answers")
+    title = f"{run}, step {subject.step}: a thought saves {mean:+.4f} ± {error:.4f} nats per token"
+    print(f"{title}, on {gain.size:,} tokens, {answers.sum():,} answers")
 
     page = spans[: 1 + config.page_tokens // spans.shape[1]]
     write_page(out / "gains.html", title, page, trained, tokenizer)
     draw_documents(spans, gain, meta.get("document_end"), tokenizer, out / "gains_text.png")
-    path, title = out / "gains_by_difficulty.png", "Tenths of the tokens, by their NLL"
-    draw_bars(tenths, "gain", "nats that a thought saves", path, title)
+    about = "nats that a thought saves", out / "gains_by_difficulty.png", "Tokens by their NLL"
+    draw_bars(by_difficulty, "gain", *about)
     print(f"results.json, gains.html and pictures are in {out}")
 
 

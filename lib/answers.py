@@ -11,6 +11,7 @@ number and cannot be read, such as 10:30, has no value: no part of it is taken f
 """
 
 import re
+from contextlib import suppress
 from fractions import Fraction
 from unicodedata import normalize
 
@@ -38,11 +39,9 @@ NEXT_QUESTION = re.compile(  # at the beginning of a line; or an end of text tha
     r"\n[ \t#*]{0,9}(?:Q|Question|Problem|Exercise|Example|Human|User|Instruction)\b"
     r"[\s\d*]{0,9}[:.)\n]|\bQ:|</s>|<\|\w{1,40}\|>"
 )
-LONGEST = 64  # characters that NEXT_QUESTION can match
 
 
 def plain(text):
-    """The text with its numbers as NUMBER wants them."""
     for pattern, written in REWRITES:
         text = re.sub(pattern, written, text)
     return text
@@ -64,13 +63,11 @@ def own_answer(text):
 
 
 def is_over(text, seen):
-    """Does the answer in a text that grows end behind its first `seen` characters? The time this
-    takes grows with what is new there."""
-    if NEXT_QUESTION.search(text, max(0, seen - LONGEST)):
-        return True
+    """Is the answer in a text over, if it was not yet after `seen` characters? Only what is new is
+    looked at, and 64 characters before it: NEXT_QUESTION matches no more."""
     end = text.find("\n\n", max(0, seen - 1))
     paragraph = text[text.rfind("\n\n", 0, end) + 1 : end] if end >= 0 else ""
-    return marked_number(plain(paragraph)) is not None
+    return bool(NEXT_QUESTION.search(text, max(0, seen - 64)) or marked_number(plain(paragraph)))
 
 
 def number_in(text):
@@ -79,13 +76,10 @@ def number_in(text):
     found = marked_number(text) or next(reversed([*NUMBER.finditer(text)]), None)
     sign, whole, number = found.groups(default="") if found else ("", "", "")
     number = number.replace("−", "-")
-    if not VALUE.fullmatch(number):
-        return None
-    try:
-        value = Fraction(number.replace(",", "")) + Fraction(whole.split()[0] if whole else 0)
-    except (ValueError, ZeroDivisionError):  # too many digits for int; 1/0
-        return None
-    return -value if re.search("[-−–]", sign) else value
+    with suppress(ValueError, ZeroDivisionError):  # too many digits for an int; 1/0
+        if VALUE.fullmatch(number):
+            value = Fraction(number.replace(",", "")) + int("0" + whole.partition(" ")[0])
+            return -value if re.search("[-−–]", sign) else value
 
 
 def majority(answers):

@@ -17,8 +17,8 @@ SAVED, COST, FULL = "#5aae61", "#9970ab", 1.0
 
 @contextmanager
 def picture(path, width, height, title=""):
-    """The axes of a figure of so many inches, to draw on. Then they get a legend of what has a label,
-    and the figure is saved as PNG. What the user has set for matplotlib does not count."""
+    """The axes of a figure of so many inches, to draw on. It is saved as PNG, with a legend of what
+    has a label. What the user has set for matplotlib does not count."""
     os.environ["MPLBACKEND"] = "agg"  # a notebook's own is no backend of other programs
     import matplotlib.figure  # here, because it takes long to import
     import matplotlib.style
@@ -33,7 +33,7 @@ def picture(path, width, height, title=""):
         yield axes
         if axes.get_legend_handles_labels()[0]:
             axes.legend(fontsize=7)
-        how = dict(format="png", dpi=130, bbox_inches="tight")
+        how = {"format": "png", "dpi": 130, "bbox_inches": "tight"}
         write_whole(path, lambda file: figure.savefig(file, **how))
 
 
@@ -41,11 +41,6 @@ def mean_and_error(x):
     """The mean of an array, and its standard error if the numbers are independent."""
     x = np.asarray(x, np.float64).flatten()
     return float(x.mean()), float(x.std(ddof=1) / len(x) ** 0.5) if len(x) > 1 else 0.0
-
-
-def mean_and_spread(points):
-    """[(mean, spread over seeds)] of points as the studies' tables hold them."""
-    return [(x["mean"], x["spread"]) for x in points]
 
 
 def draw_text(words, gains, path, width=96):
@@ -72,17 +67,17 @@ def draw_text(words, gains, path, width=96):
 
 def draw_bars(rows, column, label, path, title):
     """A column of rows {name: {column: mean and spread}} as bars, the spread as a line."""
-    means, spreads = zip(*mean_and_spread(row[column] for row in rows.values()), strict=True)
-    with picture(path, 6.4, 0.6 + 0.3 * len(rows), title=title) as axes:
-        axes.barh(list(rows), means, xerr=spreads, color=SAVED)
+    with picture(path, 6.4, 0.6 + 0.3 * len(rows), title) as axes:
+        for name, row in rows.items():
+            axes.barh(name, row[column]["mean"], xerr=row[column]["spread"], color=SAVED)
         axes.invert_yaxis()
         axes.set_xlabel(label)
 
 
 def draw_lines(lines, labels, path, title):
     """Lines {name: {x: mean and spread over seeds}}; labels of x and y."""
-    with picture(path, 6, 3.6, title=title) as axes:
+    with picture(path, 6, 3.6, title) as axes:
         for name, points in lines.items():
-            means, spreads = zip(*mean_and_spread(points.values()), strict=True)
-            axes.errorbar(list(points), means, spreads, marker="o", ms=3, capsize=3, label=name)
+            mean, spread = ([point[x] for point in points.values()] for x in ("mean", "spread"))
+            axes.errorbar(list(points), mean, spread, marker="o", ms=3, capsize=3, label=name)
         axes.set(xlabel=labels[0], ylabel=labels[1])

@@ -29,7 +29,6 @@ from lib.answers import is_over, majority, number_in, own_answer
 from lib.files import parse_json, reading, replace_file, write_json
 from lib.pictures import mean_and_error
 from lib.subject import Subject, SubjectConfig
-from lib.tokenizer import before_end
 from quiet_star import QuietSTaR
 
 DIGITS, LETTERS = "0123456789", "A B C D E"
@@ -90,26 +89,25 @@ class Respondent:
     @torch.no_grad()
     def write(self, prompts, max_new_tokens, temperature, is_over):
         """What the model writes after each prompt, texts: at most max_new_tokens, and only until
-        each text is ended by the model or by is_over(text, seen), which was asked before about
-        the first `seen` characters of the text."""
+        each is ended by the model or by is_over(text, number of characters that it was before)."""
         how = self.encode(prompts), max_new_tokens, temperature
         if self.quiet:
             stream = self.quiet.speak(*how, self.quiet.config.thought_temperature)
+            stream = (token for token, thought, gate in stream)
         else:
             stream = self.model.stream(*how)
-        rows, texts, going = [[] for _ in prompts], [""] * len(prompts), set(range(len(prompts)))
         decoders = [getincrementaldecoder("utf-8")("replace") for _ in prompts]
+        texts, going = [""] * len(prompts), set(range(len(prompts)))
         for new in stream:
-            new = (new[0] if self.quiet else new).tolist()  # speak yields thoughts and gates, too
-            for i in sorted(going):
+            for i, token in enumerate(new.tolist()):
                 seen = len(texts[i])
-                rows[i].append(new[i])
-                texts[i] += decoders[i].decode(self.tokenizer.piece(new[i]))
-                if new[i] in self.tokenizer.ends or is_over(texts[i], seen):
-                    going.remove(i)
+                if i in going and token not in self.tokenizer.ends:
+                    texts[i] += decoders[i].decode(self.tokenizer.piece(token))
+                if token in self.tokenizer.ends or is_over(texts[i], seen):
+                    going.discard(i)
             if not going:
                 break
-        return [self.tokenizer.decode(before_end(self.tokenizer, row)) for row in rows]
+        return texts
 
 
 def single_ids(tokenizer, symbols):
@@ -230,7 +228,7 @@ def ask_all(kind, config, load=None):
         ask("quiet_star", subject.model, subject.tokenizer, thinking=True)
     subject.model = None  # one model at a time is in memory
     if subject.base:
-        ask("base", *subject.load_base())
+        ask("base", *subject.read(subject.base)[:2])
     write_json(out / "results.json", results)
     print(f"{out}: {len(questions):,} questions, zero-shot; per cent ± standard error")
     for row, scores in results["rows"].items():

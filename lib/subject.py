@@ -27,26 +27,23 @@ class Subject:
     def __init__(self, config, load):
         self.config, self.load = config, load or LoadConfig()
         self.device, self.run = pick_device(config.device), str(config.run or last_run())
-        loaded = load_to_think(self.run, self.device, self.load)
-        self.model, self.tokenizer, self.settings, self.step = loaded
+        self.model, self.tokenizer, self.settings, self.step = self.read(self.run)
         self.base = config.base or (self.settings["train"]["init_from"] if self.settings else "")
         if self.base and not Path(self.base).is_dir():
             raise ValueError(f"there is no base model in {self.base}: see --base")
 
-    def load_base(self):
-        """The base model and its tokenizer."""
-        return load_to_think(self.base, self.device, self.load)[:2]
+    def read(self, folder):
+        return load_to_think(folder, self.device, self.load)
 
     def claim(self, name, **about):
         """The folder to write to, claimed as long as the subject lives, and what results.json shall
         say that it was `asked`. Raises ValueError if the folder has results of something else."""
         run = Path(self.run)
-        mine = run / f"eval_step{self.step:06d}" if self.settings else f"out/eval_{run.name}"
-        out = Path(self.config.out or Path(mine) / name)
-        asked = asdict(self.config) | asdict(self.load) | about
-        asked |= {"run": self.run, "base": self.base, "step": self.step}
-        for setting in ("out", "device", "batch_size"):  # they change nothing that is found
+        home = run / f"eval_step{self.step:06d}" if self.settings else Path(f"out/eval_{run.name}")
+        out, asked = Path(self.config.out or home / name), asdict(self.config) | asdict(self.load)
+        for setting in ("out", "device", "batch_size"):
             del asked[setting]
+        asked |= {"run": self.run, "base": self.base, "step": self.step, **about}
         refuse_another(out / "results.json", asked)
         out.mkdir(parents=True, exist_ok=True)
         self.lock = lock(out, "measuring")
