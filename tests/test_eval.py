@@ -1,12 +1,17 @@
 """eval.py measures what it says it measures, and runs end to end on a tiny model."""
 
 import json
+import os
+import struct
+import subprocess
+import sys
 from functools import partial
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
+from tiny_runs import ROOT
 
 import eval as evaluation
 from beyond.kinds import ThinkingConfig, thinking_model
@@ -130,3 +135,36 @@ def test_eval_refuses_in_one_line(demo_runs, monkeypatch, flags):
     with pytest.raises(SystemExit, match=WRONG[flags]) as stop:
         call(monkeypatch, *flags.format(runs=demo_runs).split())
     assert "\n" not in stop.value.code
+
+
+def test_results_are_there_before_any_picture(demo_runs, monkeypatch, tmp_path, capsys):
+    """Catches an hour of measuring that is lost to a font, or to a page on a full disk."""
+    for name in ("draw_text", "write_page"):
+        broken = SimpleNamespace(**{name: lambda *_: 1 / 0})
+        monkeypatch.setattr(evaluation, name, vars(broken)[name])
+        flags = f"--run={demo_runs / 'quiet_star'}", f"--out={tmp_path / name}", "--texts=2"
+        with pytest.raises(ZeroDivisionError):
+            call(monkeypatch, *flags, "--device=cpu")
+        results = json.loads((tmp_path / name / "results.json").read_text())
+        assert f"{results['gain']['nats_per_token']:+.4f} ±" in capsys.readouterr().out
+
+
+def test_training_and_measuring_in_a_hostile_environment(demo_runs, tmp_path):
+    """Catches a notebook's MPLBACKEND, a matplotlibrc that wants TeX, a package that is called like
+    a folder here, a Python without `resource` (Windows), a home that is taken for a folder `~`."""
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "__init__.py").touch()
+    (tmp_path / "resource.py").write_text("raise ImportError")
+    (tmp_path / "matplotlibrc").write_text("text.usetex: True\nbackend: TkAgg\nfont.size: 999\n")
+    hostile = {"PYTHONPATH": tmp_path, "MATPLOTLIBRC": tmp_path, "HOME": tmp_path}
+    hostile["MPLBACKEND"] = "module://matplotlib_inline.backend_inline"
+    env = {**os.environ, **{name: str(value) for name, value in hostile.items()}}
+    train = ["train.py", f"--init_from={demo_runs / 'base'}", f"--data={demo_runs / 'data'}"]
+    train += ["--out=~/run", "--max_steps=2", "--thought_len=2", "--span=32", "--batch_size=2"]
+    for command in (train, ["eval.py", "--run=~/run", "--texts=4"]):
+        command = [sys.executable, str(ROOT / command[0]), *command[1:], "--device=cpu"]
+        subprocess.run(command, env=env, cwd=tmp_path, check=True, capture_output=True)
+    found = tmp_path / "run" / "eval_step000002"
+    assert json.loads((found / "results.json").read_text())["tokens"] == 4 * 32
+    size = struct.unpack(">2I", (found / "gains_by_difficulty.png").read_bytes()[16:24])
+    assert max(size) < 1000, "the font of the matplotlibrc was used"
