@@ -156,6 +156,17 @@ def test_tokens_of_several_characters_are_refused(tokenizer, monkeypatch):
         knows([], tokenizer).read(["A:"], [" 18"])
 
 
+def test_an_empty_prompt_or_answer_is_refused():
+    """Catches a RuntimeError of torch, and an answer that is judged by the end of its prompt."""
+    respondent = Respondent(thinker(12), CharTokenizer("abcdefghijkl"), thinking=True)
+    with pytest.raises(ValueError):
+        respondent.read(["", ""], ["ab", "cd"])
+    with pytest.raises(ValueError):
+        respondent.read(["ab", "cd"], ["", ""])
+    with pytest.raises(ValueError):
+        respondent.write([""], 5, 0.0, is_over=lambda text, seen: False)
+
+
 @pytest.fixture
 def work(tmp_path, tokenizer):
     """Weights of a thinking model and of its base, and both sets of questions."""
@@ -233,6 +244,7 @@ def test_an_interrupted_evaluation_goes_on_where_it_stopped(work, monkeypatch):
     "kind, line",
     [
         ("gsm8k", {"question": "q", "answer": "eighteen"}),
+        ("gsm8k", {"question": "q", "answer": "10:30"}),
         ("gsm8k", {"question": None, "answer": "1"}),
         ("commonsense_qa", {**CSQA[0], "choices": CHOICES[:4]}),
         ("commonsense_qa", {**CSQA[0], "choices": [*CHOICES[:4], 5]}),
