@@ -42,7 +42,6 @@ class GainsConfig(SubjectConfig):
     text: str = ""  # a text file, or a folder of them; empty: the held-out text of the run
     texts: int = 512  # spans to measure on
     span: int = 0  # tokens in each span; 0: as many as in training
-    page_tokens: int = 3000  # tokens shown in gains.html
 
     def __post_init__(self):
         if min(self.texts, self.batch_size) < 1:
@@ -91,8 +90,7 @@ def text_to_measure(config, subject):
     span = config.span or train["span"]
     if config.text:
         documents = [text for text, _ in read_documents(text_files(config.text), "")]
-        tokens = [subject.tokenizer.encode(text) for text in documents]
-        tokens = np.concatenate(tokens or [[]])
+        tokens = np.concatenate([subject.tokenizer.encode(text) for text in documents] or [[]])
         spans = spread_spans(tokens, min(span, max(1, len(tokens) - 1)), config.texts)
         return spans, np.zeros_like(spans[:, 1:], bool), {}
     if "data" not in train:
@@ -215,8 +213,7 @@ def gains(config, load=None):
     title = f"{run}, step {subject.step}: a thought saves {mean:+.4f} ± {error:.4f} nats per token"
     print(f"{title}, on {gain.size:,} tokens, {answers.sum():,} answers")
 
-    page = spans[: 1 + config.page_tokens // spans.shape[1]]
-    write_page(out / "gains.html", title, page, trained, tokenizer)
+    write_page(out / "gains.html", title, spans[: 1 + 3000 // spans.shape[1]], trained, tokenizer)
     draw_documents(spans, gain, meta.get("document_end"), tokenizer, out / "gains_text.png")
     about = "nats that a thought saves", out / "gains_by_difficulty.png", "Tokens by their NLL"
     draw_bars(by_difficulty, "gain", *about)

@@ -32,7 +32,6 @@ from lib.subject import Subject, SubjectConfig
 from quiet_star import QuietSTaR
 
 DIGITS, LETTERS = "0123456789", "A B C D E"
-SCORES = ("soft", "greedy", "vote")
 
 
 @dataclass
@@ -220,8 +219,8 @@ def ask_all(kind, config, load=None):
     def ask(row, model, tokenizer, thinking=False):
         respondent = Respondent(model, tokenizer, thinking, subject.load.thought_temperature)
         records = records_of(row, respondent, questions, config, out / "answers.jsonl")
-        scores = {score: [r[score] for r in records] for score in SCORES if score in records[0]}
-        results["rows"][row] = {score: mean_and_error(x) for score, x in scores.items()}
+        scores = [score for score in ("soft", "greedy", "vote") if score in records[0]]
+        results["rows"][row] = {x: mean_and_error([r[x] for r in records]) for x in scores}
 
     ask("without_thoughts", subject.model, subject.tokenizer)
     if isinstance(subject.model, QuietSTaR):

@@ -38,12 +38,11 @@ class Subject:
     def claim(self, name, **about):
         """The folder to write to, claimed as long as the subject lives, and what results.json shall
         say that it was `asked`. Raises ValueError if the folder has results of something else."""
-        run = Path(self.run)
-        home = run / f"eval_step{self.step:06d}" if self.settings else Path(f"out/eval_{run.name}")
-        out, asked = Path(self.config.out or home / name), asdict(self.config) | asdict(self.load)
+        out = Path(self.config.out or f"{self.run}/eval_step{self.step:06d}/{name}")
+        asked = asdict(self.config) | asdict(self.load) | about
+        asked |= {"run": self.run, "base": self.base, "step": self.step}
         for setting in ("out", "device", "batch_size"):
             del asked[setting]
-        asked |= {"run": self.run, "base": self.base, "step": self.step, **about}
         refuse_another(out / "results.json", asked)
         out.mkdir(parents=True, exist_ok=True)
         self.lock = lock(out, "measuring")

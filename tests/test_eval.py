@@ -2,7 +2,6 @@
 
 import json
 import os
-import struct
 import subprocess
 import sys
 from functools import partial
@@ -137,16 +136,15 @@ def test_eval_refuses_in_one_line(demo_runs, monkeypatch, flags):
     assert "\n" not in stop.value.code
 
 
-def test_results_are_there_before_any_picture(demo_runs, monkeypatch, tmp_path, capsys):
+@pytest.mark.parametrize("name", ["write_page", "draw_text"])
+def test_results_are_there_before_any_picture(name, demo_runs, monkeypatch, tmp_path, capsys):
     """Catches an hour of measuring that is lost to a font, or to a page on a full disk."""
-    for name in ("draw_text", "write_page"):
-        broken = SimpleNamespace(**{name: lambda *_: 1 / 0})
-        monkeypatch.setattr(evaluation, name, vars(broken)[name])
-        flags = f"--run={demo_runs / 'quiet_star'}", f"--out={tmp_path / name}", "--texts=2"
-        with pytest.raises(ZeroDivisionError):
-            call(monkeypatch, *flags, "--device=cpu")
-        results = json.loads((tmp_path / name / "results.json").read_text())
-        assert f"{results['gain']['nats_per_token']:+.4f} ±" in capsys.readouterr().out
+    monkeypatch.setattr(evaluation, name, lambda *_: 1 / 0)
+    flags = f"--run={demo_runs / 'quiet_star'}", f"--out={tmp_path}", "--texts=2", "--device=cpu"
+    with pytest.raises(ZeroDivisionError):
+        call(monkeypatch, *flags)
+    results = json.loads((tmp_path / "results.json").read_text())
+    assert f"{results['gain']['nats_per_token']:+.4f} ±" in capsys.readouterr().out
 
 
 def test_training_and_measuring_in_a_hostile_environment(demo_runs, tmp_path):
@@ -166,5 +164,4 @@ def test_training_and_measuring_in_a_hostile_environment(demo_runs, tmp_path):
         subprocess.run(command, env=env, cwd=tmp_path, check=True, capture_output=True)
     found = tmp_path / "run" / "eval_step000002"
     assert json.loads((found / "results.json").read_text())["tokens"] == 4 * 32
-    size = struct.unpack(">2I", (found / "gains_by_difficulty.png").read_bytes()[16:24])
-    assert max(size) < 1000, "the font of the matplotlibrc was used"
+    assert (found / "gains_by_difficulty.png").stat().st_size < 2**17, "the font is 999 points wide"

@@ -12,6 +12,7 @@ from naive import tiny
 
 from fast import think_next
 from lib import questions
+from lib.answers import is_over
 from lib.questions import QuestionsConfig, Respondent, ask_all, load_questions
 from lib.tokenizer import CharTokenizer, load_tokenizer
 from lib.weights import save_mistral
@@ -159,12 +160,11 @@ def test_tokens_of_several_characters_are_refused(tokenizer, monkeypatch):
 def test_an_empty_prompt_or_answer_is_refused():
     """Catches a RuntimeError of torch, and an answer that is judged by the end of its prompt."""
     respondent = Respondent(thinker(12), CharTokenizer("abcdefghijkl"), thinking=True)
+    for prompt, answer in (("", "ab"), ("ab", "")):
+        with pytest.raises(ValueError):
+            respondent.read([prompt, prompt], [answer, answer])
     with pytest.raises(ValueError):
-        respondent.read(["", ""], ["ab", "cd"])
-    with pytest.raises(ValueError):
-        respondent.read(["ab", "cd"], ["", ""])
-    with pytest.raises(ValueError):
-        respondent.write([""], 5, 0.0, is_over=lambda text, seen: False)
+        respondent.write([""], 5, 0.0, is_over)
 
 
 @pytest.fixture
