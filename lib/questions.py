@@ -73,11 +73,9 @@ class Respondent:
         answers (B, n), and the logits (B, n, V) that predict them. Raises ValueError."""
         start = self.encode(prompts)
         tokens = self.encode([a + b for a, b in zip(prompts, answers, strict=True)])
-        if not torch.equal(tokens[:, : start.shape[1]], start):
-            raise ValueError("this tokenizer joins the end of a prompt and its answer in one token")
+        if not torch.equal(tokens[:, : start.shape[1]], start) or tokens.shape == start.shape:
+            raise ValueError("an answer is empty, or the tokenizer joins it with the prompt's end")
         places = torch.arange(start.shape[1] - 1, tokens.shape[1] - 1, device=self.device)
-        if not len(places):
-            raise ValueError("an answer is empty")
         if self.quiet:
             predicted = self.quiet.predict(tokens, places.expand(len(tokens), -1))
             hidden = predicted.h_mixed[:, 0, :, -1]  # (B, n, C)

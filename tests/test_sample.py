@@ -47,14 +47,12 @@ def test_lengths_that_the_gain_head_does_not_know_are_refused_in_one_line(work, 
     with pytest.raises(SystemExit) as stop:
         as_typed("sample.py")
     assert "gain head" in stop.value.code and "\n" not in stop.value.code
-    for length in (0, 2):
-        monkeypatch.setattr("sys.argv", [*call, f"--thought_len={length}"])
-        as_typed("sample.py")
+    monkeypatch.setattr("sys.argv", [*call, "--thought_len=2"])
+    as_typed("sample.py")
 
 
 def test_sample_imports_nothing_that_takes_long():
     """Catches a second or more before the first token."""
-    slow = {"matplotlib", "torch._dynamo", "torch.distributed.fsdp", "sympy", "eval", "train"}
-    print_slow = f"import sys, sample; print({slow} & sys.modules.keys() or 'nothing')"
-    command = [sys.executable, "-c", print_slow]
-    assert subprocess.run(command, cwd=ROOT, capture_output=True).stdout == b"nothing\n"
+    slow = {"matplotlib", "torch._dynamo", "torch.distributed.fsdp", "sympy", "train"}
+    command = [sys.executable, "-c", f"import sample, sys; print({slow} & sys.modules.keys())"]
+    assert subprocess.run(command, cwd=ROOT, capture_output=True).stdout == b"set()\n"

@@ -160,11 +160,9 @@ def test_tokens_of_several_characters_are_refused(tokenizer, monkeypatch):
 def test_an_empty_prompt_or_answer_is_refused():
     """Catches a RuntimeError of torch, and an answer that is judged by the end of its prompt."""
     respondent = Respondent(thinker(12), CharTokenizer("abcdefghijkl"), thinking=True)
-    for prompt, answer in (("", "ab"), ("ab", "")):
+    for call in (("read", [""], ["ab"]), ("read", ["ab"], [""]), ("write", [""], 5, 0.0, is_over)):
         with pytest.raises(ValueError):
-            respondent.read([prompt, prompt], [answer, answer])
-    with pytest.raises(ValueError):
-        respondent.write([""], 5, 0.0, is_over)
+            getattr(respondent, call[0])(*call[1:])
 
 
 @pytest.fixture
