@@ -8,14 +8,17 @@ What did thinking bring? Base model and Quiet-STaR side by side.
 Each command has its own --help. `gains` predicts every token with the base model, with the trained
 model without thoughts, and with the trained model after one greedy thought per position, as the
 paper does. It leaves a table, pictures, results.json, and gains.html, which shows each thought.
+
+  NLL    negative log-likelihood of the true token, in nats: 0 where the model was sure of it
+  gain   nats that a thought saves on a token: NLL without the thought minus NLL after it
+  gate   weight of the thought in the prediction: 0 takes the one without it, 1 the one after it
 """
 
 import sys
 import zlib
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 import torch
@@ -25,30 +28,24 @@ from data.dataset import open_dataset
 from data.text import read_documents, text_files
 from fast import likeliest, token_log_prob
 from lib.config import run_script
-from lib.files import lock, refuse_another, write_json
+from lib.files import write_json
 from lib.page import write_page
-from lib.parallel import pick_device
-from lib.pictures import draw_curves, draw_difficulty, draw_text, mean_and_error
+from lib.pictures import draw_bars, draw_text, mean_and_error
 from lib.questions import QuestionsConfig, ask_all
-from lib.runs import LoadConfig, last_run, load_to_think, read_log
+from lib.runs import LoadConfig
+from lib.subject import Subject, SubjectConfig
 from quiet_star import QuietSTaR
 
 
 @dataclass
-class GainsConfig:
-    run: str = ""  # folder of the run, or of exported weights; empty: the last thinking one in out/
-    base: str = ""  # folder of the base model; empty: the one that the run started from
+class GainsConfig(SubjectConfig):
     text: str = ""  # a text file, or a folder of them; empty: the held-out text of the run
-    out: str = ""  # folder to write; empty: one in the run's
     texts: int = 512  # spans to measure on
     span: int = 0  # tokens in each span; 0: as many as in training
-    page_tokens: int = 3000  # tokens shown in gains.html
-    batch_size: int = 16  # spans per forward
-    device: Literal["auto", "cpu", "cuda"] = "auto"  # auto: cuda where there is one
 
     def __post_init__(self):
-        if min(self.texts, self.batch_size, self.page_tokens) < 1 or self.span < 0:
-            raise ValueError("texts, batch_size, page_tokens must be at least 1, span at least 0")
+        if min(self.texts, self.batch_size) < 1:
+            raise ValueError("texts and batch_size must be at least 1")
 
 
 @dataclass
@@ -57,7 +54,7 @@ class Measured:
 
     nll_base: np.ndarray  # nats, without a thought
     right_base: np.ndarray  # bool: is the true token the likeliest that an answer can have?
-    likeliest_base: np.ndarray  # id of the likeliest token; -1 where it was not asked for
+    likeliest_base: np.ndarray  # id of the likeliest token
     nll_mixed: np.ndarray | None = None  # the same after a thought, if the model thinks
     right_mixed: np.ndarray | None = None
     likeliest_mixed: np.ndarray | None = None
@@ -86,31 +83,29 @@ def held_out_spans(dataset, span, texts):
     return spans, places
 
 
-def text_to_measure(config, settings, tokenizer):
+def text_to_measure(config, subject):
     """Spans (W, T+1) of the text that is asked for, where they have answers (W, T), and the meta of
-    their dataset ({} for a text file). settings: of the run; None for exported weights."""
-    span = config.span or (settings["train"]["span"] if settings else 256)
+    their dataset ({} for a text file)."""
+    train = subject.settings["train"] if subject.settings else {"span": 256}
+    span = config.span or train["span"]
     if config.text:
         documents = [text for text, _ in read_documents(text_files(config.text), "")]
-        tokens = np.concatenate([tokenizer.encode(text) for text in documents] or [[]])
+        tokens = np.concatenate([subject.tokenizer.encode(text) for text in documents] or [[]])
         spans = spread_spans(tokens, min(span, max(1, len(tokens) - 1)), config.texts)
         return spans, np.zeros_like(spans[:, 1:], bool), {}
-    if not settings:
-        raise ValueError(f"{config.run} has no data of its own: name a text with --text")
-    dataset = open_dataset(settings["train"]["data"], "val")
-    if dataset.meta["tokenizer"] != settings["tokenizer"]:
-        raise ValueError(f"{dataset.path} was made with another tokenizer than {config.run}")
+    if "data" not in train:
+        raise ValueError(f"{subject.run} has no data of its own: name a text with --text")
+    dataset = open_dataset(train["data"], "val")
+    if dataset.meta["tokenizer"] != subject.settings["tokenizer"]:
+        raise ValueError(f"{dataset.path} was made with another tokenizer than {subject.run}")
     return *held_out_spans(dataset, span, config.texts), dataset.meta
 
 
-@torch.no_grad()
-def measure(
-    model, spans, meta, batch_size=16, thoughts=None, gate=None, temperature=0.0, likeliest_of=0
-):
+@torch.inference_mode()
+def measure(model, spans, meta, batch_size=16, thoughts=None, gate=None, temperature=0.0):
     """Predict every token of spans (W, T+1), of a dataset with this meta: Measured. A model that
     thinks reads thoughts (W, T, m) if they are given, else its own (greedy ones at temperature 0).
-    gate: a number that replaces the gate of its mixing head. likeliest_of: how many spans, from the
-    first, are asked for their likeliest tokens: that makes all logits once more."""
+    gate: a number that replaces the gate of its mixing head."""
     thinking, parts = isinstance(model, QuietSTaR), []
     head = model.model.output if thinking else model.output
     among = torch.tensor((meta.get("answers") or {}).get("among") or [0], device=head.weight.device)
@@ -140,8 +135,7 @@ def measure(
             answer = among[(h @ head.weight[among].T).argmax(-1)]
             part[f"nll_{name}"] = -token_log_prob(head, h, tokens[:, 1:])
             part[f"right_{name}"] = answer == tokens[:, 1:]
-            asked = start < likeliest_of
-            part[f"likeliest_{name}"] = likeliest(head, h) if asked else torch.full_like(answer, -1)
+            part[f"likeliest_{name}"] = likeliest(head, h)
         parts.append(part)
     return Measured(**{k: torch.cat([part[k] for part in parts]).cpu().numpy() for k in parts[0]})
 
@@ -175,55 +169,55 @@ def print_table(rows):
         print(f"{name:28}" + "".join(f"{cell:>18}" for cell in cells))
 
 
+def tenths(nll_base, gain):
+    """Tenths of the tokens, by their NLL without a thought: mean gains with 95 % intervals, rows of
+    lib.pictures.draw_bars."""
+    rows = {}
+    for n, some in enumerate(np.array_split(np.argsort(nll_base, axis=None), min(10, gain.size))):
+        nll, (mean, error) = float(nll_base.flat[some].mean()), mean_and_error(gain.flat[some])
+        gain_there = {"mean": mean, "spread": 1.96 * error}
+        rows[f"{n + 1}: NLL {nll:.2f}"] = {"nll_base": nll, "gain": gain_there}
+    return rows
+
+
 def gains(config, load=None):
-    """Measure a run against its base: a table, pictures, gains.html and results.json."""
-    device, load = pick_device(config.device), load or LoadConfig()
-    run = Path(config.run or last_run())
-    model, tokenizer, settings, step = load_to_think(run, device, load)
+    """Measure a run against its base: a table, results.json, gains.html and pictures."""
+    subject = Subject(config, load)
+    model, tokenizer, run = subject.model, subject.tokenizer, subject.run
     if not isinstance(model, QuietSTaR):
         raise ValueError(f"{run} is a plain language model: name a thinking one with --run")
-    base_folder = config.base or (settings["train"]["init_from"] if settings else "")
-    base_model = load_base(base_folder, tokenizer, device, load) if base_folder else None
-    spans, answers, meta = text_to_measure(config, settings, tokenizer)
+    spans, answers, meta = text_to_measure(config, subject)
+    name = config.text and Path(config.text).resolve().name
+    out, asked = subject.claim(name, checksum=zlib.crc32(spans.tobytes()))
 
-    out = Path(config.out or run / f"eval_step{step:06d}" / Path(config.text).name)
-    asked = {"run": str(run), "base_run": base_folder, "text": config.text, "texts": config.texts}
-    asked |= {"span": config.span, "tokens' checksum": zlib.crc32(spans.tobytes()), **asdict(load)}
-    refuse_another(out / "results.json", asked)
-    out.mkdir(parents=True, exist_ok=True)
-    _locked = lock(out, "measuring")  # until this function returns
-
-    page = spans[: 1 + config.page_tokens // spans.shape[1]]
-    how = {"temperature": load.thought_temperature, "likeliest_of": len(page)}
-    trained = measure(model, spans, meta, config.batch_size, **how)
-    base = measure(base_model, spans, meta, config.batch_size) if base_model else None
-    rows = {"base": summarize(base.nll_base, base.right_base, answers)} if base else {}
+    rows, base = {}, None
+    if subject.base:
+        base_model, other, *_ = subject.read(subject.base)
+        if other.to_json() != tokenizer.to_json():
+            raise ValueError(f"{subject.base} has another tokenizer than the run")
+        base = measure(base_model, spans, meta, config.batch_size)
+        rows["base"] = summarize(base.nll_base, base.right_base, answers)
+    temperature = subject.load.thought_temperature
+    trained = measure(model, spans, meta, config.batch_size, temperature=temperature)
     rows["without_thoughts"] = summarize(trained.nll_base, trained.right_base, answers)
     rows["quiet_star"] = summarize(*predicted(trained), answers)
     gain = trained.nll_base - trained.nll_mixed
     mean, error = mean_and_error(gain)
-
-    title = f"{run}, step {step}: a thought saves {mean:+.4f} ± {error:.4f} nats per token"
-    write_page(out / "gains.html", title, page, trained, tokenizer)
-    draw_documents(spans, gain, meta.get("document_end"), tokenizer, out / "gains_text.png")
-    deciles = draw_difficulty((base or trained).nll_base, gain, out / "gains_by_difficulty.png")
-    if settings:
-        draw_curves(read_log(run), out / "curves.png")
-    results = {**rows, "gain": {"nats_per_token": mean, "error": error, "by_difficulty": deciles}}
-    results["gain"]["perplexity_ratio"] = ratio = float(np.exp(-mean))
-    results |= {"gate": float(trained.gate.mean()), "tokens": gain.size, "step": step}
-    write_json(out / "results.json", results | {"answers": int(answers.sum()), "asked": asked})
+    by_difficulty = tenths((base or trained).nll_base, gain)
+    results = {**rows, "gain": {"nats_per_token": mean, "error": error}, "tokens": gain.size}
+    results["gain"] |= {"perplexity_ratio": float(np.exp(-mean)), "by_difficulty": by_difficulty}
+    results |= {"gate": float(trained.gate.mean()), "answers": int(answers.sum()), "asked": asked}
+    write_json(out / "results.json", results)
     print_table(rows)
-    print(f"{title}, perplexity x {ratio:.4f}, on {gain.size:,} tokens, {answers.sum():,} answers")
-    print(f"pictures, gains.html and results.json are in {out}")
+    print("NLL in nats; an answer is right if each of its tokens is the likeliest one")
+    title = f"{run}, step {subject.step}: a thought saves {mean:+.4f} ± {error:.4f} nats per token"
+    print(f"{title}, on {gain.size:,} tokens, {answers.sum():,} answers")
 
-
-def load_base(folder, tokenizer, device, load):
-    """The base model in a folder. Raises ValueError if it has another tokenizer than this one."""
-    model, other, *_ = load_to_think(folder, device, load)
-    if other.to_json() != tokenizer.to_json():
-        raise ValueError(f"the base model in {folder} has another tokenizer than the run")
-    return model
+    write_page(out / "gains.html", title, spans[: 1 + 3000 // spans.shape[1]], trained, tokenizer)
+    draw_documents(spans, gain, meta.get("document_end"), tokenizer, out / "gains_text.png")
+    about = "nats that a thought saves", out / "gains_by_difficulty.png", "Tokens by their NLL"
+    draw_bars(by_difficulty, "gain", *about)
+    print(f"results.json, gains.html and pictures are in {out}")
 
 
 def draw_documents(spans, gain, document_end, tokenizer, path):

@@ -2,6 +2,7 @@
 Pictures of what eval.py and the studies measure. A JSON file beside each holds the same numbers.
 """
 
+import os
 import warnings
 from contextlib import contextmanager
 
@@ -15,21 +16,25 @@ SAVED, COST, FULL = "#5aae61", "#9970ab", 1.0
 
 
 @contextmanager
-def picture(path, width, height, panels=1, title=None):
-    """The axes of a figure of so many inches, one for each panel, to draw on. Afterwards they get a
-    legend of what has a label, and the figure is saved as PNG."""
+def picture(path, width, height, title=""):
+    """The axes of a figure of so many inches, to draw on. It is saved as PNG, with a legend of what
+    has a label. What the user has set for matplotlib does not count."""
+    os.environ["MPLBACKEND"] = "agg"  # a notebook's own is no backend of other programs
     import matplotlib.figure  # here, because it takes long to import
+    import matplotlib.style
 
-    matplotlib.rcParams["text.parse_math"] = False  # a folder may be called $x$
-    figure = matplotlib.figure.Figure((width, height), layout="constrained")
-    axes = figure.subplots(1, panels, squeeze=False)[0]
-    yield axes
-    figure.suptitle(title or "")
-    for ax in axes:
-        if ax.get_legend_handles_labels()[0]:
-            ax.legend(fontsize=7)
-    warnings.filterwarnings("ignore", "Glyph .* missing")  # the font draws a box instead
-    write_whole(path, lambda file: figure.savefig(file, format="png", dpi=130, bbox_inches="tight"))
+    # not the user's matplotlibrc, which may want TeX; and a folder may be called $x$
+    styles = ["tableau-colorblind10", {"text.parse_math": False}]
+    with matplotlib.style.context(styles, after_reset=True), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph .* missing")  # the font draws a box instead
+        figure = matplotlib.figure.Figure((width, height), layout="constrained")
+        axes = figure.subplots()
+        axes.set_title(title)
+        yield axes
+        if axes.get_legend_handles_labels()[0]:
+            axes.legend(fontsize=7)
+        how = {"format": "png", "dpi": 130, "bbox_inches": "tight"}
+        write_whole(path, lambda file: figure.savefig(file, **how))
 
 
 def mean_and_error(x):
@@ -38,17 +43,10 @@ def mean_and_error(x):
     return float(x.mean()), float(x.std(ddof=1) / len(x) ** 0.5) if len(x) > 1 else 0.0
 
 
-def mean_and_spread(points):
-    """[(mean, spread over seeds)] of points as the studies' tables hold them."""
-    return [(x["mean"], x["spread"]) for x in points]
-
-
 def draw_text(words, gains, path, width=96):
     """A text, each token coloured by the nats that its thought saved. words: of each token, a list.
     Letters of a monospace font stand in cells of 10 pixels: so a line is one piece of text, and the
     colours behind all lines are one image."""
-    from matplotlib.colors import LinearSegmentedColormap
-
     letters = []
     for word, gain in zip(words, gains, strict=True):
         letters += [(letter, gain) for letter in word.replace("\n", "↵")]
@@ -56,54 +54,30 @@ def draw_text(words, gains, path, width=96):
             letters += [(" ", 0.0)] * (-len(letters) % 16)
     letters += [(" ", 0.0)] * (-len(letters) % width)
     colours = np.array([gain for _, gain in letters]).reshape(-1, width)
-    with picture(path, width * 10 / 130, len(colours) * 0.2) as (axes,):
+    with picture(path, width * 10 / 130, len(colours) * 0.2) as axes:
         for row in range(len(colours)):
             line = "".join(letter for letter, _ in letters[row * width : (row + 1) * width])
             axes.text(-0.5, row + 0.25, line, family="monospace", size=9.2)
-        palette = LinearSegmentedColormap.from_list("", [COST, "white", SAVED])
-        axes.imshow(colours, palette, vmin=-FULL, vmax=FULL, aspect="auto")
+        full = FULL / 0.6  # PRGn has COST and SAVED at 0.6 of its way, and goes on to darker ones
+        axes.imshow(colours.clip(-FULL, FULL), "PRGn", vmin=-full, vmax=full, aspect="auto")
         axes.set_position((0, 0, 1, 1))  # as wide as the cells together
         axes.axis("off")
         axes.set_title("green: what its thought saved; purple: what it cost (full colour: 1 nat)")
 
 
-def draw_difficulty(nll_base, gain, path):
-    """Mean gain by decile of the NLL without a thought, with 95 % intervals; returns them."""
-    deciles, rows = [], {}
-    for n, some in enumerate(np.array_split(np.argsort(nll_base, axis=None), 10)):
-        nll, (mean, error) = float(nll_base.flat[some].mean()), mean_and_error(gain.flat[some])
-        deciles.append({"nll_base": nll, "gain": mean, "gain_error": error})
-        rows[f"{n + 1}: NLL {nll:.2f}"] = {"gain": {"mean": mean, "spread": 1.96 * error}}
-    draw_bars(rows, "gain", "nats that a thought saves", path, "Tenths of the tokens, by their NLL")
-    return deciles
-
-
-def draw_curves(log, path):
-    """Losses and reward (nats) and gate over the steps of a run, as far as its log has them."""
-    losses = "nll_base", "nll_mixed", "val_nll_base", "val_nll_mixed"
-    panels = losses, ("reward", "advantage_abs"), ("gate", "val_gate")
-    with picture(path, 12, 3.2, len(panels)) as axes:
-        for ax, names in zip(axes, panels, strict=True):
-            for name in names:
-                points = {line["step"]: line[name] for line in log if name in line}
-                if points:
-                    ax.plot(points.keys(), points.values(), ".-", ms=3, lw=1, label=name)
-            ax.set_xlabel("step")
-
-
 def draw_bars(rows, column, label, path, title):
     """A column of rows {name: {column: mean and spread}} as bars, the spread as a line."""
-    means, spreads = zip(*mean_and_spread(row[column] for row in rows.values()), strict=True)
-    with picture(path, 6.4, 0.6 + 0.3 * len(rows), title=title) as (axes,):
-        axes.barh(list(rows), means, xerr=spreads, color=SAVED)
+    with picture(path, 6.4, 0.6 + 0.3 * len(rows), title) as axes:
+        for name, row in rows.items():
+            axes.barh(name, row[column]["mean"], xerr=row[column]["spread"], color=SAVED)
         axes.invert_yaxis()
         axes.set_xlabel(label)
 
 
 def draw_lines(lines, labels, path, title):
     """Lines {name: {x: mean and spread over seeds}}; labels of x and y."""
-    with picture(path, 6, 3.6, title=title) as (axes,):
+    with picture(path, 6, 3.6, title) as axes:
         for name, points in lines.items():
-            means, spreads = zip(*mean_and_spread(points.values()), strict=True)
-            axes.errorbar(list(points), means, spreads, marker="o", ms=3, capsize=3, label=name)
+            mean, spread = ([point[x] for point in points.values()] for x in ("mean", "spread"))
+            axes.errorbar(list(points), mean, spread, marker="o", ms=3, capsize=3, label=name)
         axes.set(xlabel=labels[0], ylabel=labels[1])

@@ -16,47 +16,37 @@ The scores of a question, and the paper's results with Mistral-7B (base -> Quiet
 
 import json
 import zlib
+from codecs import getincrementaldecoder
 from collections import defaultdict
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 import torch
 from tqdm import tqdm
 
-from lib.answers import majority, number_in, own_answer
-from lib.files import lock, parse_json, reading, refuse_another, replace_file, write_json
-from lib.parallel import pick_device
+from lib.answers import is_over, majority, number_in, own_answer
+from lib.files import parse_json, reading, replace_file, write_json
 from lib.pictures import mean_and_error
-from lib.runs import LoadConfig, last_run, load_to_think
-from lib.tokenizer import before_end
+from lib.subject import Subject, SubjectConfig
 from quiet_star import QuietSTaR
 
 DIGITS, LETTERS = "0123456789", "A B C D E"
-SCORES = ("soft", "greedy", "vote")
 
 
 @dataclass
-class QuestionsConfig:
-    run: str = ""  # folder of the run, or of weights; empty: the last thinking run in out/
-    base: str = ""  # folder of the base model; empty: the one the run started from
+class QuestionsConfig(SubjectConfig):
     data: str = ""  # folder of the questions; empty: data/gsm8k or data/commonsense_qa
-    out: str = ""  # folder to write; empty: one in the run's
     n: int = 0  # how many questions, drawn once and for all; 0: all
     cot: bool = False  # gsm8k: let the model reason step by step before it answers
     votes: int = 1  # with --cot: answers sampled for a majority vote; 1: one greedy answer
     temperature: float = 0.7  # with votes above 1: of sampling
     max_new_tokens: int = 256  # with --cot: tokens of an answer, at most
-    batch_size: int = 32  # prompts that are read together
     seed: int = 1337  # of sampling
-    device: Literal["auto", "cpu", "cuda"] = "auto"  # auto: cuda where there is one
 
     def __post_init__(self):
-        if self.n < 0 or min(self.max_new_tokens, self.votes, self.batch_size) < 1:
-            raise ValueError(
-                "n must be at least 0, max_new_tokens, votes and batch_size at least 1"
-            )
+        if min(self.max_new_tokens, self.votes, self.batch_size) < 1:
+            raise ValueError("max_new_tokens, votes and batch_size must be at least 1")
         if self.votes > 1 and not (self.cot and self.temperature > 0):
             raise ValueError("votes above 1 need --cot and a temperature above 0")
 
@@ -73,6 +63,8 @@ class Respondent:
 
     def encode(self, texts):
         rows = [self.tokenizer.encode(text, bos=True) for text in texts]
+        if not all(rows):
+            raise ValueError("a prompt is empty, and this tokenizer has no id that begins a text")
         return torch.tensor(rows, device=self.device)  # (B, T)
 
     @torch.no_grad()
@@ -81,8 +73,8 @@ class Respondent:
         answers (B, n), and the logits (B, n, V) that predict them. Raises ValueError."""
         start = self.encode(prompts)
         tokens = self.encode([a + b for a, b in zip(prompts, answers, strict=True)])
-        if not torch.equal(tokens[:, : start.shape[1]], start):
-            raise ValueError("this tokenizer joins the end of a prompt and its answer in one token")
+        if not torch.equal(tokens[:, : start.shape[1]], start) or tokens.shape == start.shape:
+            raise ValueError("an answer is empty, or the tokenizer joins it with the prompt's end")
         places = torch.arange(start.shape[1] - 1, tokens.shape[1] - 1, device=self.device)
         if self.quiet:
             predicted = self.quiet.predict(tokens, places.expand(len(tokens), -1))
@@ -94,19 +86,23 @@ class Respondent:
     @torch.no_grad()
     def write(self, prompts, max_new_tokens, temperature, is_over):
         """What the model writes after each prompt, texts: at most max_new_tokens, and only until
-        each text is ended by the model or by is_over(text)."""
+        each is ended by the model or by is_over(text, number of characters that it was before)."""
         how = self.encode(prompts), max_new_tokens, temperature
         if self.quiet:
             stream = self.quiet.speak(*how, self.quiet.config.thought_temperature)
+            stream = (token for token, thought, gate in stream)
         else:
             stream = self.model.stream(*how)
-        columns, texts = [], []
+        decoders = [getincrementaldecoder("utf-8")("replace") for _ in prompts]
+        texts, going = [""] * len(prompts), set(range(len(prompts)))
         for new in stream:
-            columns.append(new[0] if self.quiet else new)  # speak yields thoughts and gates, too
-            rows = torch.stack(columns, dim=1).tolist()
-            texts = [self.tokenizer.decode(before_end(self.tokenizer, row)) for row in rows]
-            ended = [not self.tokenizer.ends.isdisjoint(row) for row in rows]
-            if all(end or is_over(text) for end, text in zip(ended, texts, strict=True)):
+            for i, token in enumerate(new.tolist()):
+                seen = len(texts[i])
+                if i in going and token not in self.tokenizer.ends:
+                    texts[i] += decoders[i].decode(self.tokenizer.piece(token))
+                if token in self.tokenizer.ends or is_over(texts[i], seen):
+                    going.discard(i)
+            if not going:
                 break
         return texts
 
@@ -149,7 +145,7 @@ def ask_to_reason(respondent, questions, config):
     votes, records = config.votes, []
     prompts = [prompt_of(q, cot=True) for q in questions for _ in range(votes)]
     how = config.max_new_tokens, config.temperature if votes > 1 else 0.0
-    texts = respondent.write(prompts, *how, is_over=lambda text: own_answer(text) != text)
+    texts = respondent.write(prompts, *how, is_over)
     for i, q in enumerate(questions):
         written = [own_answer(text) for text in texts[i * votes : (i + 1) * votes]]
         vote = float(majority([number_in(text) for text in written]) == number_in(q["answer"]))
@@ -212,37 +208,26 @@ def ask_all(kind, config, load=None):
     if config.cot and kind != "gsm8k":
         raise ValueError("--cot is for gsm8k")
     questions = load_questions(kind, config.data or f"data/{kind}", config.n)
-    load, device, run = load or LoadConfig(), pick_device(config.device), config.run or last_run()
-    model, tokenizer, settings, step = load_to_think(run, device, load)
-    base = config.base or (settings["train"]["init_from"] if settings else "")
-    if base and not Path(base).is_dir():
-        raise ValueError(f"there is no model in {base}, which the run started from: see --base")
-
+    subject = Subject(config, load)
     name = f"{kind}_cot_votes{config.votes}" if config.cot else kind
-    parent = f"{run}/eval_step{step:06d}" if settings else f"out/eval_{Path(run).resolve().name}"
-    out = Path(config.out or f"{parent}/{name}" + (f"_n{config.n}" if config.n else ""))
-    asked = asdict(config) | asdict(load) | {"run": str(run), "base": base, "step": step}
-    asked["checksum of the questions"] = zlib.crc32(json.dumps(questions).encode())
-    asked = {key: value for key, value in asked.items() if key not in ("out", "device")}
-    refuse_another(out / "results.json", asked)
-    out.mkdir(parents=True, exist_ok=True)
-    _held = lock(out, "measuring")  # until this function returns
+    name += f"_n{config.n}" if config.n else ""
+    out, asked = subject.claim(name, checksum=zlib.crc32(json.dumps(questions).encode()))
     if not (out / "results.json").exists():
         write_json(out / "results.json", {"asked": asked})
     results = {"n": len(questions), "rows": {}, "asked": asked}
 
     def ask(row, model, tokenizer, thinking=False):
-        respondent = Respondent(model, tokenizer, thinking, load.thought_temperature)
+        respondent = Respondent(model, tokenizer, thinking, subject.load.thought_temperature)
         records = records_of(row, respondent, questions, config, out / "answers.jsonl")
-        scores = {score: [r[score] for r in records] for score in SCORES if score in records[0]}
-        results["rows"][row] = {score: mean_and_error(x) for score, x in scores.items()}
+        scores = [score for score in ("soft", "greedy", "vote") if score in records[0]]
+        results["rows"][row] = {x: mean_and_error([r[x] for r in records]) for x in scores}
 
-    ask("without_thoughts", model, tokenizer)
-    if isinstance(model, QuietSTaR):
-        ask("quiet_star", model, tokenizer, thinking=True)
-    del model  # one model at a time is in memory
-    if base:
-        ask("base", *load_to_think(base, device, load)[:2])
+    ask("without_thoughts", subject.model, subject.tokenizer)
+    if isinstance(subject.model, QuietSTaR):
+        ask("quiet_star", subject.model, subject.tokenizer, thinking=True)
+    subject.model = None  # one model at a time is in memory
+    if subject.base:
+        ask("base", *subject.read(subject.base)[:2])
     write_json(out / "results.json", results)
     print(f"{out}: {len(questions):,} questions, zero-shot; per cent ± standard error")
     for row, scores in results["rows"].items():

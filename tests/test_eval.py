@@ -1,12 +1,16 @@
 """eval.py measures what it says it measures, and runs end to end on a tiny model."""
 
 import json
+import os
+import subprocess
+import sys
 from functools import partial
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
+from tiny_runs import ROOT
 
 import eval as evaluation
 from beyond.kinds import ThinkingConfig, thinking_model
@@ -22,7 +26,7 @@ def measured(demo_runs):
     torch.nn.init.normal_(quiet.mixing_head.last.weight, generator=torch.manual_seed(0))
     torch.nn.init.normal_(quiet.gain_head.last.weight)
     spans = evaluation.spread_spans(data.tokens, 32, 5)
-    measure = partial(evaluation.measure, quiet, spans, data.meta, likeliest_of=len(spans))
+    measure = partial(evaluation.measure, quiet, spans, data.meta)
     return quiet, spans, measure
 
 
@@ -92,7 +96,7 @@ def test_gains_leaves_a_table_pictures_a_page_and_results(demo_runs, monkeypatch
     """Catches a step of the command that breaks, and a table that differs from results.json."""
     call(monkeypatch, f"--run={demo_runs / 'quiet_star'}", "--texts=6", "--device=cpu")
     out = demo_runs / "quiet_star" / "eval_step000002"
-    for name in ("gains_text", "gains_by_difficulty", "curves"):
+    for name in ("gains_text", "gains_by_difficulty"):
         assert (out / f"{name}.png").read_bytes()[:4] == b"\x89PNG"
     results = json.loads((out / "results.json").read_text())
     assert (out / "gains.html").read_text("utf-8").count("tabindex") == results["tokens"]
@@ -130,3 +134,34 @@ def test_eval_refuses_in_one_line(demo_runs, monkeypatch, flags):
     with pytest.raises(SystemExit, match=WRONG[flags]) as stop:
         call(monkeypatch, *flags.format(runs=demo_runs).split())
     assert "\n" not in stop.value.code
+
+
+@pytest.mark.parametrize("name", ["write_page", "draw_text"])
+def test_results_are_there_before_any_picture(name, demo_runs, monkeypatch, tmp_path, capsys):
+    """Catches an hour of measuring that is lost to a font, or to a page on a full disk."""
+    monkeypatch.setattr(evaluation, name, lambda *_: 1 / 0)
+    flags = f"--run={demo_runs / 'quiet_star'}", f"--out={tmp_path}", "--texts=2", "--device=cpu"
+    with pytest.raises(ZeroDivisionError):
+        call(monkeypatch, *flags)
+    results = json.loads((tmp_path / "results.json").read_text())
+    assert f"{results['gain']['nats_per_token']:+.4f} ±" in capsys.readouterr().out
+
+
+def test_training_and_measuring_in_a_hostile_environment(demo_runs, tmp_path):
+    """Catches a notebook's MPLBACKEND, a matplotlibrc that wants TeX, a package that is called like
+    a folder here, a Python without `resource` (Windows), a home that is taken for a folder `~`."""
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "__init__.py").touch()
+    (tmp_path / "resource.py").write_text("raise ImportError")
+    (tmp_path / "matplotlibrc").write_text("text.usetex: True\nbackend: TkAgg\nfont.size: 999\n")
+    hostile = {"PYTHONPATH": tmp_path, "MATPLOTLIBRC": tmp_path, "HOME": tmp_path}
+    hostile["MPLBACKEND"] = "module://matplotlib_inline.backend_inline"
+    env = {**os.environ, **{name: str(value) for name, value in hostile.items()}}
+    train = ["train.py", f"--init_from={demo_runs / 'base'}", f"--data={demo_runs / 'data'}"]
+    train += ["--out=~/run", "--max_steps=2", "--thought_len=2", "--span=32", "--batch_size=2"]
+    for command in (train, ["eval.py", "--run=~/run", "--texts=4"]):
+        command = [sys.executable, str(ROOT / command[0]), *command[1:], "--device=cpu"]
+        subprocess.run(command, env=env, cwd=tmp_path, check=True, capture_output=True)
+    found = tmp_path / "run" / "eval_step000002"
+    assert json.loads((found / "results.json").read_text())["tokens"] == 4 * 32
+    assert (found / "gains_by_difficulty.png").stat().st_size < 2**17, "the font is 999 points wide"

@@ -1,10 +1,12 @@
 """sample.py, on the finished model that ships and on one that is made up."""
 
+import subprocess
+import sys
 from types import SimpleNamespace
 
 import pytest
 import torch
-from tiny_runs import ROOT, as_typed
+from tiny_runs import ROOT, as_typed, go
 
 import sample
 from lib.tokenizer import CharTokenizer
@@ -34,3 +36,23 @@ def test_control_characters_are_spelled_out_and_the_end_of_a_text_ends_it(monkey
     monkeypatch.setattr(sample, "load_to_think", lambda *how: (model, tokenizer, None, 0))
     sample.say(sample.SampleConfig(run="here", prompt="a", device="cpu"))
     assert capsys.readouterr().out == "a\\x1b\\x202e\na\n"
+
+
+def test_lengths_that_the_gain_head_does_not_know_are_refused_in_one_line(work, monkeypatch):
+    """Catches a traceback where thoughts are longer than in training; shorter ones are taken."""
+    settings = "--thought_kind=any_length", "--gain_head", "--thought_len=3"
+    go(work, "--out=any", "--max_steps=1", *settings)
+    call = ["sample.py", f"--run={work / 'any'}", "--price=0", "--prompt=ab", "--device=cpu"]
+    monkeypatch.setattr("sys.argv", [*call, "--thought_len=5"])
+    with pytest.raises(SystemExit) as stop:
+        as_typed("sample.py")
+    assert "gain head" in stop.value.code and "\n" not in stop.value.code
+    monkeypatch.setattr("sys.argv", [*call, "--thought_len=2"])
+    as_typed("sample.py")
+
+
+def test_sample_imports_nothing_that_takes_long():
+    """Catches a second or more before the first token."""
+    slow = {"matplotlib", "torch._dynamo", "torch.distributed.fsdp", "sympy", "train"}
+    command = [sys.executable, "-c", f"import sample, sys; print({slow} & sys.modules.keys())"]
+    assert subprocess.run(command, cwd=ROOT, capture_output=True).stdout == b"set()\n"

@@ -16,7 +16,7 @@ T, STEPS = 5, 3  # tokens of the text, and of each thought
 layout = thought_layout(T, STEPS)
 kinds = ["x", "start of x", *(f"t{step} of x" for step in range(1, STEPS))]
 names = [f"{kind}{i}" for kind in kinds for i in range(T)]
-with picture(ROOT / "assets" / "mask.png", 6, 6) as (axes,):
+with picture(ROOT / "assets" / "mask.png", 6, 6) as axes:
     axes.imshow(thought_mask(layout, layout).numpy(), cmap="Greens", vmin=0, vmax=1.4)
     axes.set_xticks(range(len(names)), names, rotation=90, size=7)
     axes.set_yticks(range(len(names)), names, size=7)
