@@ -8,7 +8,6 @@ thought will bring.
   think_some        the `think` of FastQuietSTaR.speak that thinks so long
 """
 
-import math
 from functools import partial
 
 import torch
@@ -45,9 +44,8 @@ class GainHead(nn.Module):
 class WithGainHead(FastQuietSTaR):
     def __init__(self, model, config, **how):
         super().__init__(model, config, **how)
-        self.gain_head = GainHead(model.config.dim, self.lengths)
-
-    lengths = 1  # lengths that a thought is read out at: see AnyLength
+        several = config.thought_kind == "any_length"
+        self.gain_head = GainHead(model.config.dim, config.thought_len + 1 if several else 1)
 
     def learn(self, thinking, h_mixed, gate, log_p_mixed, targets):
         """The loss of the gain head comes on top: its mean squared error. log_p_mixed is
@@ -71,17 +69,16 @@ def worth_its_price(quiet, price):
     """
     if not hasattr(quiet, "gain_head"):
         raise ValueError("this model has no gain head: train it with --gain_head, or leave --price")
-    m = quiet.config.thought_len
+    m, known = quiet.config.thought_len, quiet.gain_head.last.out_features
+    lengths = torch.arange(m + 1) if known > 1 else torch.tensor([m])
+    if len(lengths) > known:
+        raise ValueError(f"thought_len={m}, but the gain head knows at most {known - 1} tokens")
 
     def length(h_base):
-        gain = quiet.gain_head(h_base)
-        lengths = torch.arange(m + 1, device=gain.device)
-        if quiet.gain_head.last.out_features == 1:
-            gain, lengths = gain[..., None], lengths[m:]
-        if gain.shape[-1] < len(lengths):
-            raise ValueError(f"the gain head knows thoughts of at most {gain.shape[-1] - 1} tokens")
-        best, at = (gain[..., : len(lengths)] - price * (lengths + 2)).max(-1)
-        return torch.where(best > 0, lengths[at], -1)
+        gain = quiet.gain_head(h_base).view(*h_base.shape[:-1], known)[..., : len(lengths)]
+        tokens = lengths.to(gain.device)
+        best, at = (gain - price * (tokens + 2)).max(-1)
+        return torch.where(best > 0, tokens[at], -1)
 
     return length
 
@@ -89,7 +86,7 @@ def worth_its_price(quiet, price):
 def says_start(quiet, token, p):
     """As `worth_its_price`: a full thought where the model would say `token` more likely than p."""
     m = quiet.config.thought_len
-    return lambda h: torch.where(log_p_of(quiet, h, token) > math.log(p), m, -1)
+    return lambda h: torch.where(log_p_of(quiet, h, token).exp() > p, m, -1)
 
 
 def log_p_of(quiet, h, token):

@@ -34,14 +34,14 @@ class ThinkingConfig(QuietSTaRConfig):
 
     def __post_init__(self):
         least = {"thought_len": 0, "n_thoughts": 1, "n_true": 1, "thought_temperature": 0}
-        for name, value in vars(self).items():
+        for field in fields(self):
+            name, value, choices = field.name, getattr(self, field.name), get_args(field.type)
             if name in least and value < least[name]:
                 raise ValueError(f"{name} must be at least {least[name]}, not {value}")
             if name in ("log_prob_temperature", "embedding_scale") and value <= 0:
                 raise ValueError(f"{name} must be above 0, not {value}")
-        for field in fields(self):
-            if get_args(field.type) and getattr(self, field.name) not in get_args(field.type):
-                raise ValueError(f"{field.name} must be one of {', '.join(get_args(field.type))}")
+            if choices and value not in choices:
+                raise ValueError(f"{name} must be one of {', '.join(choices)}, not {value!r}")
 
 
 def thinking_model(model, config, fast=True, **how):

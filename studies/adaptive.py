@@ -17,7 +17,7 @@ from lib.pictures import draw_lines
 from lib.runs import load_run
 from quiet_star import generate_with_thoughts
 from studies.bench import fastest
-from studies.runs import FULL, run_studies, train_bases, train_rows
+from studies.runs import FULL, run_studies, train_on
 from studies.tables import held_out, over_seeds, print_rows
 
 SHARES = (0.0, 0.01, 0.02, 0.03, 0.05, 0.07, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
@@ -39,10 +39,11 @@ def measure_seed(run, text, seed):
         uncertainty = entropy(quiet.model.output, quiet.model(torch.from_numpy(spans[:, :-1])))
     chance = np.random.default_rng(seed).random(answers.shape)
     scores = {"gain head": found.expected_gain, "base entropy": uncertainty, "random": chance}
-    curves = {}
-    for name, score in scores.items():  # think where it is highest
-        places = [score > np.quantile(score, 1 - x) if x < 1 else True for x in SHARES]
-        curves[name] = [accuracy_where(think, found, answers) for think in places]
+    by_share = {}
+    for share in SHARES:  # think where the score is highest
+        least = {name: np.quantile(score, 1 - share) for name, score in scores.items()}
+        thinks = {name: (score > least[name]) | (share == 1) for name, score in scores.items()}
+        by_share[share] = {x: accuracy_where(thinks[x], found, answers) for x in scores}
 
     least, judged = np.quantile(found.expected_gain[:half], 1 - BUDGET), answers.copy()
     judged[:half] = False
@@ -57,22 +58,22 @@ def measure_seed(run, text, seed):
         "gain_kept": (there - nowhere) / (everywhere - nowhere) if everywhere > nowhere else None,
         "speedup": seconds["everywhere"] / seconds["where it pays"],
     }
-    return {"kept": kept, "answer_accuracy_by": curves}
+    return {"kept": kept, "by_share": by_share}
 
 
 def adaptive(config, out):
     """Accuracy by the share of positions that think; and how much faster a text is written."""
-    folder = train_rows(config, out, FULL, train_bases(config, out))["full"]
-    text, seeds = held_out(config), config.all_seeds()
+    folder = train_on("plain", config, out, FULL)["full"]
+    text, seeds = held_out(config, "plain"), config.all_seeds()
     found = over_seeds([measure_seed(folder / str(seed), text, seed) for seed in seeds])
-    kept, curves = found["kept"], found["answer_accuracy_by"]
-    print_rows("thinking where the gain head expects it to pay", {"": kept}, list(kept))
-    lines = {name: dict(zip(SHARES, line, strict=True)) for name, line in curves.items()}
-    rows = {f"{share:.0%}": {name: lines[name][share] for name in lines} for share in SHARES}
-    print_rows("answers that are right, by the share that thinks", rows, list(curves))
+    kept, by_share = found["kept"], found["by_share"]
+    print_rows("thinking where the gain head expects it to pay", {"": kept})
+    rows = {f"{share:.0%}": row for share, row in by_share.items()}
+    print_rows("answers that are right, by the share that thinks", rows)
+    lines = {name: {share: by_share[share][name] for share in SHARES} for name in by_share[1.0]}
     labels = "share of positions that think", "answers that are right"
     draw_lines(lines, labels, out / "adaptive.png", "Thinking only where it pays")
-    return {**kept, "shares": SHARES, "answer_accuracy_by": curves}
+    return {**kept, "answer_accuracy_by_share": rows}
 
 
 if __name__ == "__main__":

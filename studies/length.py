@@ -17,8 +17,9 @@ from eval import held_out_spans
 from fast import token_log_prob
 from lib.pictures import draw_lines
 from lib.runs import load_run
-from studies.runs import BASE, FROM_BASE, HERE, max_steps, prepare, run_studies, train_rows
-from studies.tables import over_seeds, print_rows
+from studies.runs import BASE, FROM_BASE, prepare, run_studies, train_rows
+from studies.tables import over_seeds, print_rows, questions_in, share
+from train import HERE, TrainConfig
 
 DATA, LONGEST = "data/lengths", 6  # sums of 1 to 6 digits; thoughts of at most as many tokens
 EACH = range(1, LONGEST + 1)
@@ -33,8 +34,9 @@ Measured = namedtuple("Measured", "right gain expected tokens")
 
 
 @torch.no_grad()
-def measure_lengths(quiet, spans, among, tokens):
-    """Measured, of spans (W, T+1) and greedy thoughts. among: the ids that an answer may be."""
+def measure_lengths(quiet, spans, among, lengths):
+    """Measured, of spans (W, T+1) and greedy thoughts. among: the ids that an answer may be;
+    lengths: at which the model reads its thoughts out."""
     quiet = quiet.with_settings(n_thoughts=1, n_true=1, thought_temperature=0.0)
     head, parts = quiet.model.output, []
     for ids in torch.from_numpy(spans).split(32):
@@ -47,28 +49,7 @@ def measure_lengths(quiet, spans, among, tokens):
         expected = quiet.gain_head(h_base[:, :, 0]).view(h_mixed.shape[:-1])
         parts.append((right, log_p - log_p[..., :1], pad(expected, (1, 0))))
     arrays = (torch.cat(x).numpy() for x in zip(*parts, strict=True))
-    return Measured(*arrays, np.array(tokens))
-
-
-def digits(spans, answers, tokenizer):
-    """How many digits the sum has whose answer is predicted, (W, T); 0 where none is."""
-    found = np.zeros(answers.shape, int)
-    for w, t in np.argwhere(answers):
-        line = tokenizer.decode(spans[w, : t + 1].tolist()).split("\n")[-1]
-        found[w, t] = len(line) - 1  # all but "="
-    return found
-
-
-def ways_to_think(any_length, singles):
-    """{name: (Measured, the gains (W, T, choices) by which a length is chosen)}. "m or none" is
-    that of the model which was trained at one length."""
-    ways = {name: (any_length, any_length.expected) for name in ("any length", RANDOM)}
-    ways["oracle"] = any_length, any_length.gain
-    for k, single in singles.items():
-        ways[f"{k} or none"] = single, single.expected
-        restricted = Measured(*(x[..., [0, k + 1]] for x in any_length))
-        ways[f"any length, {k} or none"] = restricted, restricted.expected
-    return ways
+    return Measured(*arrays, np.array([0, *(m + 2 for m in lengths)]))
 
 
 def choose(measured, gain, price, shuffle=False):
@@ -87,27 +68,29 @@ def judge(measured, choice, answers):
     return {"tokens": tokens, "accuracy": float(right[answers].mean())}
 
 
-def measure_seed(folder, seed, texts):
+def measure_seed(folders, seed, dataset, texts):
     """All numbers of the models of one seed."""
-    dataset, tokenizer = open_dataset(DATA, "val"), load_run(folder / "any_length" / str(seed))[1]
     spans, answers = held_out_spans(dataset, 64, texts)
     among = torch.tensor(dataset.meta["answers"]["among"])
-
-    def measure(name, lengths):
-        model = load_run(folder / name / str(seed))[0]
-        return measure_lengths(model, spans, among, [0, *(k + 2 for k in lengths)])
-
-    any_length = measure("any_length", range(LONGEST + 1))
-    ways = ways_to_think(any_length, {k: measure(f"length_{k}", [k]) for k in EACH})
+    quiet, tokenizer, *_ = load_run(folders["any_length"] / str(seed))
+    any_length = measure_lengths(quiet, spans, among, range(LONGEST + 1))
+    # {name: (Measured, the gains by which a length is chosen)}
+    ways = {name: (any_length, any_length.expected) for name in ("any length", RANDOM)}
+    ways["oracle"] = any_length, any_length.gain
+    for m in EACH:
+        quiet = load_run(folders[f"length_{m}"] / str(seed))[0]
+        single = measure_lengths(quiet, spans, among, [m])
+        ways[f"{m} or none"] = single, single.expected
     points = {}
     for name, way in ways.items():
         choices = [choose(*way, price, shuffle=name == RANDOM) for price in PRICES]
         points[name] = [judge(way[0], choice, answers) for choice in choices]
-    choice = choose(any_length, any_length.expected, PRICES[AT])
-    count, shares = digits(spans, answers, tokenizer), {}
-    for n in EACH:
-        of_sums = choice[count == n]
-        shares[f"{n} digits"] = {x: float((of_sums == k).mean()) for k, x in enumerate(CHOICES)}
+    choice, by_digits = choose(*ways["any length"], PRICES[AT]), {n: [] for n in EACH}
+    for w, t, question in questions_in(spans, answers, tokenizer):
+        by_digits[len(question)].append(choice[w, t])
+    shares = {}
+    for n, chosen in by_digits.items():
+        shares[f"{n} digits"] = {x: share(c == k for c in chosen) for k, x in enumerate(CHOICES)}
     return {"lengths_by_digits": shares, "points": points}
 
 
@@ -115,25 +98,24 @@ def length(config, out):
     """How long to think: one model that learned all lengths beside six that learned one each."""
     text = ["--chatter=0", "--no-mark", "--explicit=0.5", "--double=0.3", "--min_digits=1"]
     prepare(DATA, out, *text, f"--max_digits={LONGEST}")
-    window = f"--config={HERE / 'config' / 'arithmetic_long_base.toml'}"
-    preset = [*BASE, window, f"--data={DATA}", max_steps(config, 3500)]
-    folder = out / "lengths"
-    train_rows(config, folder, {"base": []}, preset)
-    preset = [*FROM_BASE, f"--init_from={folder}/base/{{seed}}", f"--data={DATA}"]
+    folder, window = out / "lengths", f"--config={HERE / 'config' / 'arithmetic_long_base.toml'}"
+    preset = [*BASE, window, f"--data={DATA}", "--max_steps=3500"]
+    base = train_rows(config, folder, {"base": []}, preset)["base"]
+    preset = [*FROM_BASE, f"--init_from={base}/{{seed}}", f"--data={DATA}"]
     preset += ["--think_at=aloud", "--n_thoughts=2", "--gain_head"]
-    more = ["--lr=3e-4", "--mixing_head_lr=7", max_steps(config)]
-    rows = {f"length_{k}": [f"--thought_len={k}", *more] for k in EACH}
-    more = ["--thought_kind=any_length", max_steps(config, times=LONGEST)]
-    rows["any_length"] = [f"--thought_len={LONGEST}", *more]
-    train_rows(config, folder, rows, preset)
-    found = over_seeds([measure_seed(folder, x, config.texts) for x in config.all_seeds()])
-    points = found["points"]
-    table = {name: x[AT] for name, x in points.items()}
-    print_rows("thought tokens a position at 0.01 nats a token", table, ("tokens", "accuracy"))
-    print_rows("share of answers by length of thought", found["lengths_by_digits"], CHOICES)
+    one = ["--lr=3e-4", "--mixing_head_lr=7"]
+    rows = {f"length_{m}": [f"--thought_len={m}", *one] for m in EACH}
+    steps = f"--max_steps={LONGEST * TrainConfig.max_steps}"  # as many as those together
+    rows["any_length"] = [f"--thought_len={LONGEST}", "--thought_kind=any_length", steps]
+    folders, dataset = train_rows(config, folder, rows, preset), open_dataset(DATA, "val")
+    seeds = config.all_seeds()
+    found = over_seeds([measure_seed(folders, seed, dataset, config.texts) for seed in seeds])
+    table = {name: x[AT] for name, x in found["points"].items()}
+    print_rows("thought tokens a position at 0.01 nats a token", table)
+    print_rows("share of answers by length of thought", found["lengths_by_digits"])
     lines = {}
-    for name in (name for name in points if not name.startswith("any length, ")):
-        lines[name] = {x["tokens"]["mean"]: x["accuracy"] for x in points[name]}
+    for name, points in found["points"].items():
+        lines[name] = {x["tokens"]["mean"]: x["accuracy"] for x in points}
     labels = "thought tokens a position", "answers that are right"
     draw_lines(lines, labels, out / "length.png", "How long to think")
     return {"table": table, **found}

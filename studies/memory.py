@@ -29,11 +29,12 @@ class MemoryConfig:
             raise ValueError("gpus must be at least 1")
 
 
-def tokens_read(config, think_share=1.0):
-    """How many tokens a training step reads for each token of text, if a share of the positions
-    thinks: the text, and start, t_1 .. t_m, end, a - 1 true tokens of each thought."""
-    ends = config.thought_len if config.thought_kind == "any_length" else 0
-    return 1 + think_share * config.n_thoughts * (config.thought_len + 1 + config.n_true + ends)
+def tokens_read(config):
+    """How many tokens fast.py reads at a position that thinks: start once; and of each thought
+    t_1 .. t_m, end (of thoughts of any length, m + 1 ends), and the true tokens but the last."""
+    m = config.thought_len
+    ends = m + 1 if config.thought_kind == "any_length" else 1
+    return 1 + (config.n_thoughts if m else 1) * (m + ends + config.n_true - 1)
 
 
 def activations(shape, config, B, L, S, width):

@@ -71,3 +71,13 @@ def test_without_a_gain_head_a_price_is_refused_and_a_start_can_be_said():
     middle = p.median().item()
     wanted = [4 if x > middle else -1 for x in p.tolist()]
     assert says_start(quiet, 3, middle * (1 + 1e-9))(h).tolist() == wanted
+    assert [says_start(quiet, 3, p)(h).tolist() for p in (0, 1)] == [[4] * 5, [-1] * 5]
+
+
+def test_a_thought_longer_than_the_gain_head_knows_is_refused():
+    """Catches a traceback in the middle of a text, and a price of the wrong length."""
+    quiet = tiny(thought_kind="any_length", thought_len=2, n_true=1, gain_head=True)
+    with pytest.raises(ValueError, match="thought_len"):
+        worth_its_price(quiet.with_settings(thought_len=3), 0.0)
+    shorter = worth_its_price(quiet.with_settings(thought_len=1), -1.0)
+    assert shorter(torch.zeros(1, 16).double()).tolist() == [1], "paid by the token"

@@ -2,6 +2,8 @@
 
 import json
 
+import pytest
+
 from studies import demo
 
 
@@ -18,4 +20,16 @@ def test_demo_teaches_and_compares(demo_runs, monkeypatch, capsys):
     assert "quiet_star, thoughts sampled" in results and "base, thoughts sampled" not in results
     assert results["quiet_star"] == results["without_reinforce"] and results["seed"] == 5
     assert f"--data={demo_runs / 'data'}" in trained[demo_runs / "lm_control"]
+    (demo_runs / "quiet_star" / "log.jsonl").unlink()  # seconds are the checkpoint's
+    demo.demo(demo.DemoConfig(out=str(demo_runs), texts=6, device="cpu", seed=5))
+    assert json.loads((demo_runs / "results.json").read_text()) == results
     assert "lm_control" in capsys.readouterr().out
+
+
+def test_a_text_without_answers_is_refused_before_anything_is_trained(work, monkeypatch):
+    """Catches a table that misses its columns, after all work."""
+    monkeypatch.setattr(demo, "train_all", lambda *_: pytest.fail("trained"))
+    with pytest.raises(ValueError, match="answers"):
+        demo.demo(demo.DemoConfig(out=str(work)))
+    with pytest.raises(ValueError, match="base"):
+        demo.demo(demo.DemoConfig(out=str(work / "data")))

@@ -5,7 +5,8 @@ import torch
 from naive import ids, naive_gate, naive_thought, tiny
 
 from lib.tokenizer import CharTokenizer
-from studies.length import Measured, choose, digits, judge, measure_lengths
+from studies.length import Measured, choose, judge, measure_lengths
+from studies.tables import questions_in
 
 
 def test_by_price_the_choice_gains_most_beyond_it():
@@ -29,14 +30,15 @@ def test_random_lengths_are_the_same_ones_at_the_same_places():
     assert (mixed != chosen).any()
 
 
-def test_how_many_digits_the_sum_before_an_answer_has():
-    """Catches steps or "=" that are counted as digits."""
+def test_the_question_before_an_answer():
+    """Catches steps, "=" or the line before that count as digits of the question."""
     tokenizer = CharTokenizer("0123456789+-*=—\n")
     text = "9\n374=4\n51=—56—6\n"
     spans = np.array([tokenizer.encode(text)])
     answers = np.zeros((1, len(text) - 1), bool)
     answers[0, [text.index("=4"), text.index("=—")]] = True
-    assert digits(spans, answers, tokenizer)[answers].tolist() == [3, 2]
+    found = list(questions_in(spans, answers, tokenizer))
+    assert found == [(0, text.index("=4"), "374"), (0, text.index("=—"), "51")]
 
 
 @torch.no_grad()
@@ -44,7 +46,8 @@ def test_what_is_measured_is_one_thought_at_a_time():
     """Catches a prefix that is read out one token off, and a gain against another prediction."""
     settings = dict(thought_kind="any_length", thought_len=2, n_thoughts=2, gain_head=True)
     quiet, spans, among = tiny(**settings).float(), ids(2, 6).numpy(), torch.tensor([1, 3, 4])
-    found = measure_lengths(quiet, spans, among, [0, 2, 3, 4])
+    found = measure_lengths(quiet, spans, among, [0, 1, 2])
+    assert found.tokens.tolist() == [0, 2, 3, 4]
     greedy = quiet.with_settings(n_thoughts=1, thought_temperature=0.0)
     thoughts = greedy.predict(torch.from_numpy(spans)).thoughts[:, 0]
     head = quiet.model.output.weight
