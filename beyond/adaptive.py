@@ -8,8 +8,6 @@ thought will bring.
   think_some        the `think` of FastQuietSTaR.speak that thinks so long
 """
 
-from functools import partial
-
 import torch
 import torch.nn as nn
 
@@ -100,28 +98,29 @@ def think_some(how_long):
     h_base (B, C): how many tokens (B,), -1: no thought; None: all are full. A row without a thought
     takes the base prediction, its gate is 0. In thoughts (B, m), -1 stands for a thought that was
     not thought, -2 for what is behind its end."""
-    return think_next if how_long is None else partial(think_next_some, how_long=how_long)
 
+    def think(quiet, tokens, cache, temperature=0.0, generator=None):
+        """As fast.think_next. Rows read on together until the longest thought is over."""
+        model, m = quiet.model, quiet.config.thought_len
+        start, end = (vector.expand(len(tokens), 1, -1) for vector in quiet.thought_tokens())
+        h_base = model(tokens, cache=cache)[:, -1]
+        length = how_long(h_base)
+        thinks = length >= 0
+        thought = torch.where(thinks, -2, -1)[:, None].repeat(1, m)
+        h_thought, x = h_base.clone(), start
+        for step in range(int(length.max()) + 2 if thinks.any() else 0):
+            h = model(x, cache=cache)[:, -1]
+            over = thinks & (step == length + 1)
+            h_thought[over] = h[over]
+            goes_on = step < length
+            x = end
+            if goes_on.any():
+                token = sample(model.logits(h), temperature, generator=generator)
+                thought[goes_on, step] = token[goes_on]
+                embedded = quiet.next_input(h[:, None], model.tok_embeddings(token[:, None]))
+                x = torch.where(goes_on[:, None, None], embedded, end)
+        h_mixed, gate = quiet.talk(h_base, h_thought)
+        h_mixed = torch.where(thinks[:, None], h_mixed, h_base)
+        return h_mixed, thought, torch.where(thinks, gate, 0.0)
 
-def think_next_some(quiet, tokens, cache, temperature=0.0, generator=None, *, how_long):
-    """As fast.think_next. Rows read on together until the longest thought is over."""
-    model, m = quiet.model, quiet.config.thought_len
-    start, end = (vector.expand(len(tokens), 1, -1) for vector in quiet.thought_tokens())
-    h_base = model(tokens, cache=cache)[:, -1]
-    length = how_long(h_base)
-    thinks = length >= 0
-    thought = torch.where(thinks, -2, -1)[:, None].repeat(1, m)
-    h_thought, x = h_base.clone(), start
-    for step in range(int(length.max()) + 2 if thinks.any() else 0):
-        h = model(x, cache=cache)[:, -1]
-        over = thinks & (step == length + 1)
-        h_thought[over] = h[over]
-        goes_on = step < length
-        x = end
-        if goes_on.any():
-            token = sample(model.logits(h), temperature, generator=generator)
-            thought[goes_on, step] = token[goes_on]
-            embedded = quiet.next_input(h[:, None], model.tok_embeddings(token[:, None]))
-            x = torch.where(goes_on[:, None, None], embedded, end)
-    h_mixed, gate = quiet.talk(h_base, h_thought)
-    return torch.where(thinks[:, None], h_mixed, h_base), thought, torch.where(thinks, gate, 0.0)
+    return think if how_long else think_next

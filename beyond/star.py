@@ -39,6 +39,14 @@ class Question(NamedTuple):
     opening: list = []  # what `hinted` says already of what is written: it is kept with it
 
 
+class Attempt(NamedTuple):
+    """A question without a hint, and what was written after it, end included."""
+
+    question: Question
+    written: list
+    hinted: bool  # was it written with the hint?
+
+
 @dataclass
 class StarConfig:
     read: callable  # what was written, a list of ids -> the answer in it, or None
@@ -52,18 +60,6 @@ class StarConfig:
     batch_size: int = 32  # of fine-tuning
     lr: float = 3e-4
     seed: int = 1337
-
-    def steps_in(self, n):
-        """Steps of fine-tuning in iteration n = 0, 1, .."""
-        return round(self.steps * self.growth**n)
-
-
-class Attempt(NamedTuple):
-    """A question without a hint, and what was written after it, end included."""
-
-    question: Question
-    written: list
-    hinted: bool  # was it written with the hint?
 
 
 def self_taught(original, questions, config):
@@ -80,10 +76,10 @@ def self_taught(original, questions, config):
             wrong = [x.question for x in tried if not is_right(x)]
             tried += attempts(model, wrong, config, hinted=True)
         kept = [x for x in tried if config.keep_all or is_right(x)]
-        model = original  # it stays so, if not one answer is right
-        if kept:
-            examples = [(x.question.prompt, x.written) for x in kept]
-            model = fine_tune(original, examples, config.steps_in(n), config, config.seed + n)
+        examples = [(x.question.prompt, x.written) for x in kept]
+        steps = round(config.steps * config.growth**n)
+        # the original stays as it is, if not one answer is right
+        model = fine_tune(original, examples, steps, config, config.seed + n) if kept else original
         yield model, kept
 
 
@@ -108,16 +104,15 @@ def fine_tune(model, examples, steps, config, seed):
     """A copy of the model after so many steps of AdamW on examples (prompt, what follows). Every
     example comes once before any comes again."""
     model, generator = copy.deepcopy(model).train(), torch.Generator().manual_seed(seed)
-    optimizer = torch.optim.AdamW(
-        model.parameters(), lr=config.lr, betas=(0.9, 0.99), weight_decay=0.0
-    )
+    weights, how = list(model.parameters()), {"betas": (0.9, 0.99), "weight_decay": 0.0}
+    optimizer = torch.optim.AdamW(weights, config.lr, **how)
     warmup = torch.optim.lr_scheduler.LinearLR(optimizer, start_factor=0.1, total_iters=9)
     rounds = math.ceil(steps * config.batch_size / len(examples))
     order = [torch.randperm(len(examples), generator=generator) for _ in range(rounds)]
     for chosen in torch.cat(order).split(config.batch_size)[:steps]:
         optimizer.zero_grad()
         loss_of(model, [examples[i] for i in chosen.tolist()]).backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        torch.nn.utils.clip_grad_norm_(weights, 1.0)
         optimizer.step()
         warmup.step()
     return model.eval()

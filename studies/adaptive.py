@@ -6,6 +6,7 @@ gain head expects most, keeps nearly the whole gain in answers, and is several t
 """
 
 from functools import partial
+from itertools import product
 
 import numpy as np
 import torch
@@ -21,40 +22,36 @@ from studies.runs import FULL, run_studies, train_on
 from studies.tables import held_out, over_seeds, print_rows
 
 SHARES = (0.0, 0.01, 0.02, 0.03, 0.05, 0.07, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
-BUDGET = 0.07  # share of positions for which a price is chosen
-
-
-def accuracy_where(think, found, answers):
-    """The share of answers that are right, if the model thinks where `think` (W, T) says so."""
-    return float(np.where(think, found.right_mixed, found.right_base)[answers].mean())
+BUDGET = 0.07  # the share of positions by which a price is chosen
 
 
 def measure_seed(run, text, seed):
-    """Of one model: accuracy by how the positions that think are chosen; and with a price that is
-    chosen on one half of the text, what it keeps on the other half, and what it saves."""
+    """Of one model: accuracy by how the positions that think are chosen, where a score is highest;
+    and of one price, what it keeps and what it saves. How high a score must be is read off the
+    first half of the text, and judged on the other half."""
     spans, answers, meta = text
     quiet, half = load_run(run)[0], len(spans) // 2
     found = measure(quiet, spans, meta)
     with torch.no_grad():
         uncertainty = entropy(quiet.model.output, quiet.model(torch.from_numpy(spans[:, :-1])))
-    chance = np.random.default_rng(seed).random(answers.shape)
-    scores = {"gain head": found.expected_gain, "base entropy": uncertainty, "random": chance}
-    by_share = {}
-    for share in SHARES:  # think where the score is highest
-        least = {name: np.quantile(score, 1 - share) for name, score in scores.items()}
-        thinks = {name: (score > least[name]) | (share == 1) for name, score in scores.items()}
-        by_share[share] = {x: accuracy_where(thinks[x], found, answers) for x in scores}
-
-    least, judged = np.quantile(found.expected_gain[:half], 1 - BUDGET), answers.copy()
+    scores = {"gain head": found.expected_gain, "base entropy": np.asarray(uncertainty)}
+    scores["random"] = np.random.default_rng(seed).random(answers.shape)
+    by_share, judged = {share: {} for share in SHARES}, answers.copy()
     judged[:half] = False
-    thinks, price = found.expected_gain > least, float(least) / (quiet.config.thought_len + 2)
-    nowhere, there, everywhere = (accuracy_where(x, found, judged) for x in (False, thinks, True))
+    for share, (name, score) in product(SHARES, scores.items()):
+        least = np.quantile(score[:half], 1 - share) if 0 < share < 1 else np.inf * (0.5 - share)
+        right = np.where(score > least, found.right_mixed, found.right_base)
+        by_share[share][name] = float(right[judged].mean())
+
+    least = np.quantile(found.expected_gain[:half], 1 - BUDGET)
+    price = float(least) / (quiet.config.thought_len + 2)
     write = partial(generate_with_thoughts, quiet, torch.from_numpy(spans[:1, :16]), 200)
     where_it_pays = partial(write, think=think_some(worth_its_price(quiet, price)))
     seconds = fastest({"everywhere": write, "where it pays": where_it_pays}, repeats=3)
+    nowhere, there, everywhere = (by_share[x]["gain head"] for x in (0.0, BUDGET, 1.0))
     kept = {
         "price": price,
-        "share_thinking": float(thinks[half:].mean()),
+        "share_thinking": float((found.expected_gain[half:] > least).mean()),
         "gain_kept": (there - nowhere) / (everywhere - nowhere) if everywhere > nowhere else None,
         "speedup": seconds["everywhere"] / seconds["where it pays"],
     }

@@ -21,6 +21,7 @@ from torch.nn.functional import pad
 from tqdm import tqdm
 
 from beyond.adaptive import says_start
+from beyond.kinds import ThinkingConfig, thinking_model
 from data.dataset import open_dataset
 from lib.parallel import pick_device
 from lib.pictures import draw_bars
@@ -65,39 +66,35 @@ def texts_of(count):
 
 @torch.no_grad()
 def read_numbers(model, texts, among, mark, thoughts=None):
-    """Predict every number of texts: nll (n,) in nats, exact (n,), and of a model that thinks gate
-    (n,), thinks (n,) and thoughts (n, m). among: ids that a number can hold; mark: the id of "<<";
-    thoughts (n, m): to read instead of thinking."""
-    thinking, device = isinstance(model, QuietSTaR), next(model.parameters()).device
-    plain = model.model if thinking else model
+    """Predict every number of texts: nll (n,) in nats, exact (n,), gate (n,), thinks (n,) and
+    thoughts (n, m). among: ids that a number can hold; mark: the id of "<<"; thoughts (n, m): to
+    read instead of thinking."""
+    if not isinstance(model, QuietSTaR):  # a new gate is 0: it predicts as if it did not think
+        model = thinking_model(model, ThinkingConfig(thought_len=0)).to(model.output.weight)
     a = 1 + max(int(text.size.max()) for text in texts)  # the number, and what stands behind it
-    if thinking:
-        quiet = model.with_settings(n_thoughts=1, n_true=a, thought_temperature=0.0)
-    among, found, done = torch.as_tensor(among, device=device), [], 0
+    quiet = model.with_settings(n_thoughts=1, n_true=a, thought_temperature=0.0)
+    device, found, done = quiet.model.output.weight.device, [], 0
+    among = torch.as_tensor(among, device=device)
     for text in tqdm(texts, "numbers", leave=False, disable=None):
         ids, size = pad(text.ids, (0, a)).to(device), text.size.to(device)
-        positions, new = (text.first - 1).to(device), {}  # (S,)
-        ahead = positions[:, None] + torch.arange(1, a + 1, device=device)  # (S, a)
+        positions, given = (text.first - 1).to(device), None  # (S,)
+        if thoughts is not None:
+            given = thoughts[None, None, done : done + len(size)].to(device)
         with torch.autocast(device.type, torch.bfloat16):  # as it was trained
-            if thinking:
-                given = None
-                if thoughts is not None:
-                    given = thoughts[None, None, done : done + len(size)].to(device)
-                said = quiet.predict(ids[None], positions[None], given)
-                thinks = says_start(quiet, mark, THINK_ABOVE)(said.h_base[0, 0, :, 0]) >= 0
-                h = said.h_mixed[0, 0].where(thinks[:, None, None], said.h_base[0, 0])  # (S, a, C)
-                new = {"gate": said.gate[0, 0, :, 0].float(), "thinks": thinks}
-                new["thoughts"] = said.thoughts[0, 0]
-            else:
-                h = plain(ids[None])[0, ahead - 1]
-        logits = plain.logits(h.to(plain.output.weight.dtype))  # (S, a, V)
+            said = quiet.predict(ids[None], positions[None], given)
+            thinks = says_start(quiet, mark, THINK_ABOVE)(said.h_base[0, 0, :, 0]) >= 0
+        h = said.h_mixed[0, 0].where(thinks[:, None, None], said.h_base[0, 0])  # (S, a, C)
+        logits = quiet.model.logits(h.to(quiet.model.output.weight.dtype))  # (S, a, V)
         logits[:, 0, mark] = -torch.inf
-        target, inside = ids[ahead], torch.arange(a, device=device) < size[:, None]
+        ahead = torch.arange(a, device=device)
+        target, inside = ids[text.first.to(device)[:, None] + ahead], ahead < size[:, None]
         log_p = logits.log_softmax(-1).gather(-1, target[..., None])[..., 0]
         right = (among[logits[..., among].argmax(-1)] == target) | ~inside
         behind = logits.argmax(-1).gather(1, size[:, None])[:, 0]
-        new["nll"] = -log_p.where(inside, 0).sum(-1)
+        new = {"nll": -log_p.where(inside, 0).sum(-1)}
         new["exact"] = right.all(-1) & ~torch.isin(behind, among)
+        new |= {"gate": said.gate[0, 0, :, 0].float(), "thinks": thinks}
+        new["thoughts"] = said.thoughts[0, 0]
         found.append({name: x.cpu().numpy() for name, x in new.items()})
         done += len(size)
     return {name: np.concatenate([x[name] for x in found]) for name in found[0]}
@@ -113,9 +110,7 @@ def measure_run(run, config):
         moved = torch.from_numpy(ways[""]["thoughts"]).roll(1, 0)
         ways[", another position's"] = read_numbers(model, *job, moved)
         ways[", left out"] = read_numbers(model.model, *job)
-    return {
-        way: {c: x[c].astype(float).tolist() for c in COLUMNS if c in x} for way, x in ways.items()
-    }
+    return {way: {c: x[c].astype(float).tolist() for c in COLUMNS} for way, x in ways.items()}
 
 
 def compare(values, others, documents):

@@ -86,11 +86,8 @@ def test_iterations_grow_and_start_from_the_original(monkeypatch):
     assert [[k.hinted for k in x] for x in kept] == [[False, True]] * 3
     assert started[1][1] == [([1], [7, 3, END]), ([2], [7, 4, END])], "without the hint"
     assert [x[0] for x in started] == [model] * 3
-    once = dict(iterations=1, rationalize=False)
-    counts = [
-        len(next(self_taught(model, questions, config(**once, keep_all=keep)))[1])
-        for keep in (False, True)
-    ]
-    assert counts == [1, 4]
+    for keep_all, count in ((False, 1), (True, 4)):
+        how = config(iterations=1, rationalize=False, keep_all=keep_all)
+        assert len(next(self_taught(model, questions, how))[1]) == count
     nothing_right = list(self_taught(model, questions[2:], config(iterations=1)))
     assert nothing_right == [(model, [])], "nothing to learn from"

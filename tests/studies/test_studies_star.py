@@ -1,10 +1,10 @@
 """STaR on sums: what is asked, what is read in an answer, and what counts as faithful."""
 
-from beyond.star import Attempt
-from data.arithmetic.prepare import ALPHABET
+from beyond.star import Attempt, StarConfig
+from data.arithmetic.prepare import ALPHABET, running_sums
 from lib.tokenizer import CharTokenizer
 from studies import star
-from studies.star import judge, questions, rationales, split, steps_of
+from studies.star import judge, questions, rationales, split
 
 TOKENIZER = CharTokenizer(ALPHABET)
 
@@ -17,10 +17,14 @@ def test_an_answer_is_the_digit_behind_the_rationale_or_all_there_is():
         assert split(text) == (None, None)
 
 
+def steps_of(question):
+    return running_sums(TOKENIZER.decode(question.prompt).strip("\n="))
+
+
 def test_accuracy_and_the_share_of_right_answers_whose_steps_are_right(monkeypatch):
     """Catches luck that counts as faithful, and guesses that count as aloud."""
     asked = questions(TOKENIZER, 8, "a")
-    steps = [steps_of(q, TOKENIZER) for q in asked]
+    steps = [steps_of(q) for q in asked]
     assert all(q.answer == x[-1] for q, x in zip(asked, steps, strict=True))
     texts = [f"—{x}—{x[-1]}\n" for x in steps]
     texts[1] = f"—{wrong(steps[1][:-1])}{steps[1][-1]}—{asked[1].answer}\n"  # right by luck
@@ -28,7 +32,8 @@ def test_accuracy_and_the_share_of_right_answers_whose_steps_are_right(monkeypat
     texts[3] = f"{asked[3].answer}\n"  # guessed
     written = [TOKENIZER.encode(text) for text in texts]
     monkeypatch.setattr(star, "write", lambda model, prompts, config: written)
-    found = judge(None, TOKENIZER, asked, None)
+    config = StarConfig(lambda ids: split(TOKENIZER.decode(ids))[1], end=0)
+    found = judge(None, TOKENIZER, asked, config)
     assert found == {"accuracy": 7 / 8, "aloud_share": 7 / 8, "faithful_of_right": 5 / 7}
 
 
@@ -40,7 +45,7 @@ def test_what_was_kept_is_counted_by_its_steps_and_by_whether_it_took_a_hint():
     """Catches shares of the wrong whole; None is a share of nothing."""
     asked, kept = questions(TOKENIZER, 8, "a"), []
     for i, q in enumerate(asked[:4]):
-        steps = steps_of(q, TOKENIZER) if i < 3 else "9999999"
+        steps = steps_of(q) if i < 3 else "9999999"
         kept.append(Attempt(q, TOKENIZER.encode(f"—{steps}—{q.answer}\n"), hinted=i > 1))
     found = rationales(kept, 8, TOKENIZER)
     assert found == {"kept_share": 0.5, "faithful_share": 0.75, "faithful_of_hinted": 0.5}
