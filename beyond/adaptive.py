@@ -21,10 +21,9 @@ class GainHead(nn.Module):
     Of thoughts that can end anywhere, those of 0, 1, .. m tokens: (..., C) -> (..., m + 1).
 
     It learns by least squares from what training measures anyway: log p of the true tokens after a
-    thought minus that without one, averaged over the position's thoughts. Of places that look alike
-    to h_base, least squares learns the mean gain: high where thoughts mostly help, near 0 where
-    nothing can be known, however surprised the model is. h_base is cut off from the graph, so the
-    model does not learn to be predictable.
+    thought minus that without one. Of places that look alike to h_base that is the mean gain: near
+    0 where nothing can be known, however surprised the model is. h_base is cut off from the graph,
+    so the model does not learn to be predictable.
     """
 
     def __init__(self, dim, lengths=1):

@@ -7,21 +7,15 @@ A thought is read out after every prefix. Its last forward pass reads
   t_m, end_0, end_1, .. end_m       where end_s sees the text, start, t_1 .. t_s and itself
 
 so m + 1 predictions of x_{i+1} come out of one thought, each with a gate of its own, for m more
-tokens and no further pass. What end_s computes is just what `end` computes behind a thought of s
-tokens.
-
-It learns at all lengths at once. With g_s = log p_s(x_{i+1}) - log p_base(x_{i+1}), the gain after
-s tokens,
+tokens and no further pass. It learns at all lengths at once. With the gain after s tokens,
+g_s = log p_s(x_{i+1}) - log p_base(x_{i+1}),
 
   loss = 1/2 NLL_base + 1/2 mean_s NLL_s  and  REINFORCE with the reward  mean_s g_s.
 
 A token t_k can only have changed the gains of prefixes that contain it. So its log p is weighed by
-these alone,
+these alone: the others are on average 0 and would only add noise,
 
-  sum_k  (G_k - baseline) log p(t_k)     with  G_k = 1/(m+1) sum_{s >= k} g_s:
-
-the terms with s < k are on average 0 and would only add noise. The baseline is the mean G_k of the
-other thoughts.
+  sum_k  (G_k - baseline) log p(t_k)     with  G_k = 1/(m+1) sum_{s >= k} g_s.
 """
 
 import torch
@@ -55,8 +49,7 @@ def prefix_mask(query, key, thought_len, sliding_window=None):
 
 
 def depth(step, thought_len):
-    """How far behind start a step stands: t_k at k, end_s at s + 1, where t_{s+1} stands as
-    well."""
+    """How far behind start a step stands: t_k at k, end_s at s + 1, as t_{s+1} does."""
     return torch.where(step > thought_len, step - thought_len, step)
 
 

@@ -104,16 +104,12 @@ class OtherCredit(FastQuietSTaR):
     def credit(self, log_p, h_mixed, targets):
         reward, advantage = super().credit(log_p, h_mixed, targets)
         if self.config.credit == "posterior":
-            advantage = posterior_weight(reward)[..., None]
+            # N p(thought n | true tokens) - 1. For many thoughts this is the gradient of log E p
+            # (true tokens | thought) instead of E log p: one good thought is enough. Its mean over
+            # the thoughts is 0, as with a baseline.
+            advantage = (reward.shape[1] * reward.softmax(1) - 1)[..., None]
         elif self.config.credit == "star":  # a weight of log p(thought), in place of the advantage
             right = likeliest(self.model.output, h_mixed) == targets.tokens[:, None]  # (B, N, S, a)
             right = (right | ~targets.valid[:, None]).all(-1) & targets.valid.any(-1)[:, None]
             advantage = right.to(log_p.dtype)[..., None]
         return reward, advantage
-
-
-def posterior_weight(reward):
-    """N softmax_n(log p(true tokens | thought n)) - 1, of rewards (B, N, ..). For many thoughts
-    that is the gradient of log E p(true tokens | thought) instead of E log p: one good thought is
-    enough. Its mean over the thoughts is 0, as with a baseline."""
-    return reward.shape[1] * reward.softmax(1) - 1

@@ -11,7 +11,6 @@ if it would itself begin a calculation there. At the first token of a number "<<
 """
 
 from collections import namedtuple
-from dataclasses import dataclass
 from functools import partial
 from itertools import product
 
@@ -27,7 +26,7 @@ from lib.parallel import pick_device
 from lib.pictures import draw_bars
 from lib.runs import load_run
 from quiet_star import QuietSTaR
-from studies.runs import StudyConfig, run_studies, train_all, train_rows
+from studies.runs import run_studies, train_all, train_rows
 from studies.tables import over_seeds, print_rows, remembered
 from train import HERE
 
@@ -42,18 +41,13 @@ ROWS = {
 }
 
 
-@dataclass
-class StepsConfig(StudyConfig):
-    out: str = "out/gsm8k_steps_study"  # folder of all runs, tables and pictures
-    texts: int = 500  # solutions of the test set to measure on, from the first
-
-
 # A solution: its ids (L,), and for each of its numbers where it begins and how many tokens it has.
 Text = namedtuple("Text", "ids first size")
 
 
 def texts_of(count):
-    """Those of the first solutions of the test set that have calculations which are left out."""
+    """Those of so many solutions of the test set, from the first, that have calculations which are
+    left out."""
     dataset, texts = open_dataset(DATA, "val"), []
     ends = np.flatnonzero(dataset.tokens == dataset.meta["document_end"])[:count] + 1
     for start, end in zip([0, *ends[:-1]], ends, strict=True):
@@ -67,27 +61,26 @@ def texts_of(count):
 @torch.no_grad()
 def read_numbers(model, texts, among, mark, thoughts=None):
     """Predict every number of texts: nll (n,) in nats, exact (n,), gate (n,), thinks (n,) and
-    thoughts (n, m). among: ids that a number can hold; mark: the id of "<<"; thoughts (n, m): to
-    read instead of thinking."""
+    thoughts (n, m). among: ids that a number can hold; mark: the id of "<<"; thoughts: of each
+    text, those to read instead of thinking."""
     if not isinstance(model, QuietSTaR):  # a new gate is 0: it predicts as if it did not think
         model = thinking_model(model, ThinkingConfig(thought_len=0)).to(model.output.weight)
     a = 1 + max(int(text.size.max()) for text in texts)  # the number, and what stands behind it
     quiet = model.with_settings(n_thoughts=1, n_true=a, thought_temperature=0.0)
-    device, found, done = quiet.model.output.weight.device, [], 0
-    among = torch.as_tensor(among, device=device)
-    for text in tqdm(texts, "numbers", leave=False, disable=None):
-        ids, size = pad(text.ids, (0, a)).to(device), text.size.to(device)
-        positions, given = (text.first - 1).to(device), None  # (S,)
-        if thoughts is not None:
-            given = thoughts[None, None, done : done + len(size)].to(device)
-        with torch.autocast(device.type, torch.bfloat16):  # as it was trained
-            said = quiet.predict(ids[None], positions[None], given)
+    head, found = quiet.model.output, []
+    among = torch.as_tensor(among).to(head.weight.device)
+    ahead = torch.arange(a).to(among)
+    texts = zip(texts, thoughts or [None] * len(texts), strict=True)
+    for text, given in tqdm(list(texts), "numbers", leave=False, disable=None):
+        ids, first, size = (x.to(among) for x in (pad(text.ids, (0, a)), text.first, text.size))
+        given = None if given is None else given[None, None].to(among)
+        with torch.autocast(among.device.type, torch.bfloat16):  # as it was trained
+            said = quiet.predict(ids[None], first[None] - 1, given)
             thinks = says_start(quiet, mark, THINK_ABOVE)(said.h_base[0, 0, :, 0]) >= 0
         h = said.h_mixed[0, 0].where(thinks[:, None, None], said.h_base[0, 0])  # (S, a, C)
-        logits = quiet.model.logits(h.to(quiet.model.output.weight.dtype))  # (S, a, V)
+        logits = head(h.to(head.weight.dtype))  # (S, a, V)
         logits[:, 0, mark] = -torch.inf
-        ahead = torch.arange(a, device=device)
-        target, inside = ids[text.first.to(device)[:, None] + ahead], ahead < size[:, None]
+        target, inside = ids[first[:, None] + ahead], ahead < size[:, None]  # (S, a)
         log_p = logits.log_softmax(-1).gather(-1, target[..., None])[..., 0]
         right = (among[logits[..., among].argmax(-1)] == target) | ~inside
         behind = logits.argmax(-1).gather(1, size[:, None])[:, 0]
@@ -96,7 +89,6 @@ def read_numbers(model, texts, among, mark, thoughts=None):
         new |= {"gate": said.gate[0, 0, :, 0].float(), "thinks": thinks}
         new["thoughts"] = said.thoughts[0, 0]
         found.append({name: x.cpu().numpy() for name, x in new.items()})
-        done += len(size)
     return {name: np.concatenate([x[name] for x in found]) for name in found[0]}
 
 
@@ -104,10 +96,12 @@ def measure_run(run, config):
     """{way of thinking: {column: a list by number of the text}} of a run."""
     model, tokenizer, *_ = load_run(run, pick_device("auto"))
     among, mark = open_dataset(DATA, "val").meta["answers"]["among"], tokenizer.encode("<<")[0]
-    job = texts_of(config.texts), among, mark
+    texts = texts_of(config.texts)
+    job = texts, among, mark
     ways = {"": read_numbers(model, *job)}
     if run.parent.name == "quiet_star":
         moved = torch.from_numpy(ways[""]["thoughts"]).roll(1, 0)
+        moved = moved.split([len(text.size) for text in texts])
         ways[", another position's"] = read_numbers(model, *job, moved)
         ways[", left out"] = read_numbers(model.model, *job)
     return {way: {c: x[c].astype(float).tolist() for c in COLUMNS} for way, x in ways.items()}
@@ -125,6 +119,7 @@ def compare(values, others, documents):
 
 def gsm8k_steps(config, out):
     """Numbers whose calculations are left out, with thoughts and without; what thoughts say."""
+    out = out / "gsm8k_steps"
     base, preset = out / "base" / "0", f"--config={HERE / 'config' / 'gsm8k_steps'}"
     trial = [f"--max_steps={config.steps}"] if config.steps else []
     train_all({base: [f"{preset}_base.toml", "--device=auto", *trial]}, 1)
@@ -136,8 +131,9 @@ def gsm8k_steps(config, out):
         make = partial(measure_run, run, config)
         for way, values in remembered(run, "numbers", make, texts=config.texts).items():
             rows.setdefault(run.parent.name + way, []).append(values)
-    means = {row: [{c: float(np.mean(x[c])) for c in x} for x in rows[row]] for row in rows}
-    table = {row: over_seeds(means[row]) for row in rows}
+    table = {}
+    for row, seeds in rows.items():
+        table[row] = over_seeds([{c: float(np.mean(x[c])) for c in COLUMNS} for x in seeds])
     print_rows("numbers and thoughts", table)
     sizes = [len(text.size) for text in texts_of(config.texts)]
     documents, minus = np.repeat(range(len(sizes)), sizes), {row: {} for row in rows}
@@ -146,9 +142,9 @@ def gsm8k_steps(config, out):
         minus[row][c] = x = compare(*pair, documents)
         print(f"quiet_star - {row}, {c}: {x['mean']:+.3f} [{x['low']:+.3f}, {x['high']:+.3f}]")
     label, title = "share of numbers written exactly", "numbers whose calculations are left out"
-    draw_bars(table, "exact", label, out / "gsm8k_steps.png", title)
+    draw_bars(table, "exact", label, out.with_suffix(".png"), title)
     return {"numbers": table, "quiet_star_minus": minus}
 
 
 if __name__ == "__main__":
-    run_studies(__doc__, gsm8k_steps, config_class=StepsConfig)
+    run_studies(__doc__, gsm8k_steps)

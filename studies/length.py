@@ -91,8 +91,7 @@ def measure_seed(run, dataset, texts):
 
 def length(config, out):
     """How long to think, by a model that learned all lengths."""
-    text = ["--chatter=0", "--no-mark", "--explicit=0.5", "--double=0.3", "--min_digits=1"]
-    prepare(DATA, out, *text, f"--max_digits={LONGEST}")
+    prepare(DATA, chatter=0.0, mark=False, double=0.3, min_digits=1, max_digits=LONGEST)
     window = f"--config={HERE / 'config' / 'arithmetic_long_base.toml'}"
     preset = [*BASE, window, f"--data={DATA}", "--max_steps=3500"]
     base = train_rows(config, out / "lengths", {"base": []}, preset)["base"]

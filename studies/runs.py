@@ -15,6 +15,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
+from data.arithmetic import prepare as arithmetic
 from data.arithmetic.check import check
 from lib.config import run_script
 from lib.files import read_json, refuse_another, write_json
@@ -27,7 +28,7 @@ class StudyConfig:
     seeds: str = "1337,1,2"  # each row is trained with each of these, from a base model of its own
     jobs: int = os.cpu_count()  # runs at a time, one CPU thread each
     steps: int = 0  # optimizer steps of each run, to try whether all works; 0: as presets say
-    texts: int = 512  # held-out spans to measure on
+    texts: int = 512  # held-out spans (of GSM8K: solutions) to measure on
 
     def __post_init__(self):
         if not re.fullmatch(r" *[0-9]+ *(, *[0-9]+ *)*", self.seeds):
@@ -39,7 +40,7 @@ class StudyConfig:
         return [int(seed) for seed in self.seeds.split(",")]
 
 
-def run_studies(description, *studies, config_class=StudyConfig):
+def run_studies(description, *studies):
     """The command line of some studies. A study is a function of the settings and the folder that
     it writes its picture to. What it returns is kept in results.json, under its name."""
 
@@ -61,33 +62,29 @@ def run_studies(description, *studies, config_class=StudyConfig):
             write_json(out / f"{name}_asked.json", {"asked": asked, "seconds": seconds})
             print(f"\ntable: {path}   picture: {out}/{name}.png   {seconds:.0f} s", flush=True)
 
-    run_script("studies", description, run, config_class)
+    run_script("studies", description, run, StudyConfig)
 
 
-def script(name, *flags, log):
-    """Run a script of this project on one thread, its output in a file. Raises ValueError."""
-    log.parent.mkdir(parents=True, exist_ok=True)
-    how = {"env": {**os.environ, "OMP_NUM_THREADS": "1"}, "stderr": subprocess.STDOUT}
-    with open(log, "a", encoding="utf-8") as file:
-        done = subprocess.run([sys.executable, HERE / name, *flags], stdout=file, **how)
-    if done.returncode:
-        last = log.read_text("utf-8").strip().split("\n")[-1]
-        raise ValueError(f"{name} ended with status {done.returncode} ({last}); see {log}")
-
-
-def prepare(data, out, *flags):
+def prepare(data, **settings):
     """Make a corpus of sums where it is missing: here, not by runs that begin at the same time."""
     if not Path(data, "meta.json").exists():
-        log = out / f"{Path(data).name}.log"
-        script("data/arithmetic/prepare.py", f"--out={data}", *flags, log=log)
+        arithmetic.prepare(arithmetic.ArithmeticConfig(out=data, **settings))
 
 
 def train_all(runs, jobs):
-    """Train runs {folder: flags}, `jobs` at a time. If one fails, no other begins: ValueError."""
+    """Train runs {folder: flags}, `jobs` at a time, each on one thread, what it says in a file. If
+    one fails, no other begins: ValueError."""
 
     def train(folder):
-        flags = [f"--out={folder}", "--device=cpu", *runs[folder]]
-        script("train.py", *flags, log=folder.parent / f"{folder.name}.log")
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        command = [sys.executable, HERE / "train.py", f"--out={folder}", "--device=cpu"]
+        log, env = folder.with_name(f"{folder.name}.log"), {**os.environ, "OMP_NUM_THREADS": "1"}
+        with open(log, "ab") as file:
+            how = {"env": env, "stdout": file, "stderr": subprocess.STDOUT}
+            done = subprocess.run([*command, *runs[folder]], **how)
+        if done.returncode:
+            last = log.read_text("utf-8").strip().split("\n")[-1]
+            raise ValueError(f"train.py ended with status {done.returncode} ({last}); see {log}")
 
     with ThreadPoolExecutor(jobs) as pool:
         list(tqdm(pool.map(train, runs), "training", len(runs), unit="run", disable=None))
@@ -107,12 +104,12 @@ def train_rows(config, out, rows, preset):
 
 BASE = [f"--config={HERE / 'config' / 'arithmetic_base.toml'}", "--eval_every=0"]
 FROM_BASE = ["--base_preset=", "--eval_every=0"]
-# Two texts: their data, the flags that make them, and the settings of runs on them. In the plain
-# one asides are worked, so thoughts are useful from the start. In the other most are idle:
-# REINFORCE chooses.
+# Two texts: their data, how they are made, and the settings of runs on them. In the plain one
+# asides are worked, so thoughts are useful from the start. In the other most are idle: REINFORCE
+# chooses.
 TEXTS = {
-    "plain": ("data/plain", ["--chatter=0", "--double=0.3"], ["--n_thoughts=2"]),
-    "chatter": ("data/arithmetic", [], []),
+    "plain": ("data/plain", {"chatter": 0.0, "double": 0.3}, ["--n_thoughts=2"]),
+    "chatter": ("data/arithmetic", {}, []),
 }
 FULL = {"full": ["--gain_head"]}  # the row that several studies look at
 
@@ -122,7 +119,7 @@ def train_on(text, config, out, rows):
     them: {name: the folder of its runs}, "base" among them. Raises ValueError, which names the
     folder, if a base model has not learned its steps."""
     data, made_by, settings = TEXTS[text]
-    prepare(data, out, *made_by)
+    prepare(data, **made_by)
     folders = train_rows(config, out / text, {"base": []}, [*BASE, f"--data={data}"])
     for seed in config.all_seeds() if not config.steps else []:
         check(folders["base"] / str(seed))

@@ -90,7 +90,7 @@ def teach(run, row, iterations):
 
 def star(config, out):
     """Does a model climb by its own right answers, and by right steps?"""
-    prepare("data/star", out, "--chatter=0", "--no-mark", "--double=0.3", "--explicit=0.15")
+    prepare("data/star", chatter=0.0, mark=False, double=0.3, explicit=0.15)
     base = train_on("plain", config, out, {})["base"]
     preset = [*BASE, "--data=data/star", "--lr=2e-4", "--max_steps=200"]
     preset.append(f"--init_from={base}/{{seed}}")

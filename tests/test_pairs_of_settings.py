@@ -1,70 +1,63 @@
 """Each choice of each setting of training with each choice of every other one."""
 
 import math
+from dataclasses import fields
+from typing import get_args
 
 import pytest
 from tiny_runs import go
 
+from beyond.kinds import ThinkingConfig
 from lib.runs import read_log
+from train import TrainConfig
 
-CHOICES = {  # beside those of BASE, which are the others
-    "thought_kind": ["any_length", "soft", "latent"],
-    "credit": ["star", "posterior"],
-    "mixing": ["none"],
-    "gain_head": [True],
-    "think_at": ["hard", "aloud", "start", "random"],
-    "baseline": ["all", "none"],
-    "reward_on": ["thought"],
-    "clamp_advantage": [False],
-    "n_thoughts": [1],
-    "n_true": [2],
-    "thought_len": [0],
-    "thought_temperature": [0],
-    "fast": [True],
-    "separate_documents": [True],
-    "lora_rank": [2],
-    "dtype": ["bfloat16"],
-}
-BASE = "--think_at=all --n_thoughts=2 --thought_len=2 --max_steps=2 --span=6 --batch_size=2".split()
-VECTORS = {"thought_kind=soft", "thought_kind=latent"}  # these have nothing to reinforce
-OTHER_CREDIT = {"credit=star", "credit=posterior", "mixing=none"}
+NUMBERS = dict(n_thoughts=1, n_true=2, thought_len=0, thought_temperature=0, lora_rank=2)
+NOT_HERE = {"objective", "parallel", "device"}
+BASE = "--n_thoughts=2 --thought_len=2 --max_steps=2 --span=6 --batch_size=2".split()
+VECTORS = {"--thought_kind=soft", "--thought_kind=latent"}  # these have nothing to reinforce
+OTHER_CREDIT = {"--credit=star", "--credit=posterior", "--mixing=none"}
 
 
-def flags_of(name, choice):
-    if isinstance(choice, bool):
-        return [f"--{name}" if choice else f"--no-{name}"]
-    nothing_to_reinforce = ["--reinforce_weight=0", "--n_thoughts=1"]
-    return [f"--{name}={choice}", *(nothing_to_reinforce if choice in ("soft", "latent") else [])]
+def choices():
+    """{setting: its flags, without the default}: all that are named or yes or no, and NUMBERS."""
+    found = {name: [f"--{name}={value}"] for name, value in NUMBERS.items()}
+    for field in [x for cls in (TrainConfig, ThinkingConfig) for x in fields(cls)]:
+        if field.type is bool:
+            found[field.name] = [f"--no-{field.name}" if field.default else f"--{field.name}"]
+        elif names := [x for x in get_args(field.type) if isinstance(x, str)]:
+            found[field.name] = [f"--{field.name}={x}" for x in names if x != field.default]
+    return {name: found[name] for name in found.keys() - NOT_HERE}
 
 
-def is_senseless(one, other):
-    """Settings that do not go together, by the docstring of beyond/kinds.py."""
-    pair = {one, other}
-    if pair & OTHER_CREDIT and pair & {*VECTORS, "thought_kind=any_length", "gain_head=True"}:
-        return True
-    return pair == {"thought_kind=any_length", "n_true=2"} or (
-        bool(pair & VECTORS) and "gain_head=True" in pair
-    )
+CHOICES = dict(sorted(choices().items()))
+
+
+def is_senseless(pair):
+    """Settings that do not go together, by beyond/kinds.py."""
+    if pair & OTHER_CREDIT:
+        return bool(pair & {*VECTORS, "--thought_kind=any_length", "--gain_head"})
+    vectors = pair & VECTORS and "--gain_head" in pair
+    return bool(vectors) or pair == {"--thought_kind=any_length", "--n_true=2"}
 
 
 @pytest.mark.parametrize("name", CHOICES)
 def test_pairs_of_settings_train_or_are_refused_in_one_line(name, work):
     """Catches two settings that nobody tried together: a traceback, a loss that is not finite, a
     refusal of what should work. A run takes two steps, is saved and looks at held-out text."""
-    names = list(CHOICES)
-    others = [(x, choice) for x in names[names.index(name) + 1 :] for choice in CHOICES[x]]
-    for choice in CHOICES[name]:
-        for number, other in enumerate([None, *others]):
-            out = f"{choice}_{number}"
-            flags = [*BASE, *flags_of(name, choice), *(flags_of(*other) if other else [])]
-            if other and is_senseless(f"{name}={choice}", "{}={}".format(*other)):
+    others = [flag for other in CHOICES if other > name for flag in CHOICES[other]]
+    for number, flag in enumerate(CHOICES[name]):
+        for other in ["", *others]:
+            pair, out = {flag, other} - {""}, f"{number}{other}"
+            flags = [*BASE, *sorted(pair), f"--out={out}"]
+            flags += ["--reinforce_weight=0", "--n_thoughts=1"] if pair & VECTORS else []
+            if is_senseless(pair):
                 with pytest.raises(SystemExit) as stop:
-                    go(work, *flags, f"--out={out}")
+                    go(work, *flags)
                 line = str(stop.value.code)
-                assert "\n" not in line and any(x in line for x in (name, other[0])), flags
+                assert "\n" not in line and any(x.strip("-").split("=")[0] in line for x in pair)
                 continue
             try:
-                go(work, *flags, f"--out={out}")
+                go(work, *flags)
             except BaseException as error:
                 pytest.fail(f"{flags}: {error!r}")
             losses = [line["loss"] for line in read_log(work / out)]

@@ -53,8 +53,8 @@ def test_numbers_after_thoughts_are_those_of_one_number_at_a_time(thoughts, monk
     wanted = [likeliest_thought(quiet, text.ids[:first], 2) for text, first, _ in numbers]
     given = None
     if thoughts == "given":
-        given = torch.stack(wanted).roll(1, 0)
-        wanted = list(given)
+        wanted = list(torch.stack(wanted).roll(1, 0))
+        given = torch.stack(wanted).split([2, 1, 3])
     model = quiet.model if thoughts == "none" else quiet
     found = read_numbers(model, texts(), AMONG, MARK, given)
     for i, (text, first, size) in enumerate(numbers):
