@@ -106,13 +106,11 @@ def think_some(how_long):
         length = how_long(h_base)
         thinks = length >= 0
         thought = torch.where(thinks, -2, -1)[:, None].repeat(1, m)
-        h_thought, x = h_base.clone(), start
+        h_thought, x = h_base, start
         for step in range(int(length.max()) + 2 if thinks.any() else 0):
             h = model(x, cache=cache)[:, -1]
-            over = thinks & (step == length + 1)
-            h_thought[over] = h[over]
-            goes_on = step < length
-            x = end
+            h_thought = torch.where((step == length + 1)[:, None], h, h_thought)
+            goes_on, x = step < length, end
             if goes_on.any():
                 token = sample(model.logits(h), temperature, generator=generator)
                 thought[goes_on, step] = token[goes_on]

@@ -39,14 +39,6 @@ class Question(NamedTuple):
     opening: list = []  # what `hinted` says already of what is written: it is kept with it
 
 
-class Attempt(NamedTuple):
-    """A question without a hint, and what was written after it, end included."""
-
-    question: Question
-    written: list
-    hinted: bool  # was it written with the hint?
-
-
 @dataclass
 class StarConfig:
     read: callable  # what was written, a list of ids -> the answer in it, or None
@@ -63,20 +55,16 @@ class StarConfig:
 
 
 def self_taught(original, questions, config):
-    """STaR on a model.Transformer: yields (model, attempts it was fine-tuned on) of each
-    iteration."""
-
-    def is_right(attempt):
-        return config.read(attempt.written) == attempt.question.answer
-
+    """STaR on a model.Transformer: yields (model, what it was fine-tuned on) of each iteration: the
+    questions with what was written after them, [(Question, ids)]."""
     model = original
     for n in range(config.iterations):
         tried = attempts(model, questions, config, hinted=False)
         if config.rationalize:
-            wrong = [x.question for x in tried if not is_right(x)]
+            wrong = [q for q, text in tried if config.read(text) != q.answer]
             tried += attempts(model, wrong, config, hinted=True)
-        kept = [x for x in tried if config.keep_all or is_right(x)]
-        examples = [(x.question.prompt, x.written) for x in kept]
+        kept = [(q, x) for q, x in tried if config.keep_all or config.read(x) == q.answer]
+        examples = [(q.prompt, text) for q, text in kept]
         steps = round(config.steps * config.growth**n)
         # the original stays as it is, if not one answer is right
         model = fine_tune(original, examples, steps, config, config.seed + n) if kept else original
@@ -84,10 +72,11 @@ def self_taught(original, questions, config):
 
 
 def attempts(model, questions, config, hinted):
-    """What a model writes in answer to questions, with a hint or without: a list of Attempt."""
+    """What a model writes in answer to questions, [(Question, ids)], with a hint or without. The
+    hint is left out."""
     written = write(model, [q.hinted if hinted else q.prompt for q in questions], config)
     pairs = zip(questions, written, strict=True)
-    return [Attempt(q, (q.opening if hinted else []) + text, hinted) for q, text in pairs]
+    return [(q, (q.opening if hinted else []) + text) for q, text in pairs]
 
 
 def write(model, prompts, config):

@@ -24,7 +24,6 @@ EACH = range(1, LONGEST + 1)
 CHOICES = ["none", *map(str, range(LONGEST + 1))]  # lengths of a thought, in tokens
 PRICES = [0, *np.geomspace(1e-3, 1, 31)]  # nats a token
 AT = 11  # the table is of this one of the prices, 0.01
-RANDOM = "random lengths, same places"
 
 
 @torch.no_grad()
@@ -50,13 +49,9 @@ def costs(choices):
     return np.array([0, *range(2, choices + 1)])
 
 
-def choose(gain, price, shuffle=False):
-    """The choice (W, T) whose gain (W, T, choices) most exceeds its price in nats a token. shuffle:
-    the same places think, but their lengths change places at random."""
-    choice = (gain - price * costs(gain.shape[-1])).argmax(-1)
-    if shuffle:
-        choice[choice > 0] = np.random.default_rng(0).permutation(choice[choice > 0])
-    return choice
+def choose(gain, price):
+    """The choice (W, T) whose gain (W, T, choices) most exceeds its price in nats a token."""
+    return (gain - price * costs(gain.shape[-1])).argmax(-1)
 
 
 def judge(right, choice, answers):
@@ -72,14 +67,13 @@ def measure_seed(run, dataset, texts):
     spans, answers = held_out_spans(dataset, 64, texts)
     among = torch.tensor(dataset.meta["answers"]["among"])
     right, gain, expected = measure_lengths(quiet, spans, among)
-    ways = {"any length": expected, RANDOM: expected, "oracle": gain}  # gains to choose by
+    ways = {"any length": expected, "oracle": gain}  # gains to choose by
     for m in EACH:
         others = np.isin(range(len(CHOICES)), (0, m + 1), invert=True)
         ways[f"{m} or none"] = np.where(others, -np.inf, expected)
     points = {}
     for name, by in ways.items():
-        choices = [choose(by, price, shuffle=name == RANDOM) for price in PRICES]
-        points[name] = [judge(right, choice, answers) for choice in choices]
+        points[name] = [judge(right, choose(by, price), answers) for price in PRICES]
     choice, by_digits = choose(expected, PRICES[AT]), {n: [] for n in EACH}
     for w, t, question in questions_in(spans, answers, tokenizer):
         by_digits[len(question)].append(choice[w, t])

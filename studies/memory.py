@@ -29,12 +29,18 @@ class MemoryConfig:
             raise ValueError("gpus must be at least 1")
 
 
+def passes(config):
+    """What each forward pass of fast.py reads at a position that thinks, [(thoughts, steps of
+    each)]: start once for all, then t_1 .. t_m; and with the last of them all that is known, end
+    (of thoughts of any length, m + 1 ends) and the true tokens but the last."""
+    m, N, last = config.thought_len, config.n_thoughts, config.n_true
+    last += m if config.thought_kind == "any_length" else 0
+    return [(1, 1), *[(N, 1)] * (m - 1), (N, 1 + last)] if m else [(1, 1 + last)]
+
+
 def tokens_read(config):
-    """How many tokens fast.py reads at a position that thinks: start once; and of each thought
-    t_1 .. t_m, end (of thoughts of any length, m + 1 ends), and the true tokens but the last."""
-    m = config.thought_len
-    ends = m + 1 if config.thought_kind == "any_length" else 1
-    return 1 + (config.n_thoughts if m else 1) * (m + ends + config.n_true - 1)
+    """How many tokens fast.py reads at a position that thinks."""
+    return sum(thoughts * steps for thoughts, steps in passes(config))
 
 
 def activations(shape, config, B, L, S, width):
@@ -44,16 +50,12 @@ def activations(shape, config, B, L, S, width):
     # in and out of two norms; queries, keys and values; what w1, silu, w3 and their product give
     token = 4 * 6 * shape.dim + width * (2 * q + 2 * k + 4 * shape.hidden_dim)
     probability = 4 if width == 4 else 4 + width  # of the attention, and cast
-    m, N = config.thought_len, config.n_thoughts
-    ends = config.n_true + (m if config.thought_kind == "any_length" else 0)
-    # (thoughts, steps) of each pass: start is read once, the last pass reads all that is known
-    passes = [(1, 1)] + [(N, 1)] * (m - 1) + [(N, 1 + ends)] if m else [(1, 1 + ends)]
     position, depth = 0, 0
-    for thoughts, steps in passes:
+    for thoughts, steps in passes(config):
         depth += steps
         attention = width * q + probability * shape.n_heads * (L + depth)
         position += thoughts * (steps * (token + attention) + width * 2 * k * depth)
-    mixing = 4 * 8 * shape.dim * N * ends
+    mixing = 4 * 8 * shape.dim * config.n_thoughts * (steps - 1)  # of the last pass
     return shape.n_layers * B * L * token, B * S * (shape.n_layers * position + mixing)
 
 

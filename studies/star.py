@@ -62,19 +62,9 @@ def judge(model, tokenizer, asked, config):
     }
 
 
-def rationales(kept, count, tokenizer):
-    """Of what was kept for fine-tuning: its share of all questions; the share whose steps are all
-    right; that of what was written with a hint."""
-    faithful = [(is_faithful(x.question, x.written, tokenizer), x.hinted) for x in kept]
-    return {
-        "kept_share": len(kept) / count,
-        "faithful_share": share(is_right for is_right, _ in faithful),
-        "faithful_of_hinted": share(is_right for is_right, hinted in faithful if hinted),
-    }
-
-
 def teach(run, row, iterations):
-    """One row from one base model: [what `judge` and `rationales` say, by iteration]."""
+    """One row from one base model: [what `judge` says, by iteration], and the
+    share of what was kept for fine-tuning whose steps are all right."""
     base, tokenizer, *_ = load_run(run)
     asked = questions(tokenizer, TRAIN, f"train {run.name}")
     test = [q for q in questions(tokenizer, TEST, "test") if q not in asked]
@@ -83,8 +73,8 @@ def teach(run, row, iterations):
     config = StarConfig(lambda ids: split(tokenizer.decode(ids))[1], **how, **ROWS[row])
     found = [judge(base, tokenizer, test, config)]
     for model, kept in self_taught(base, asked, config):
-        about = rationales(kept, len(asked), tokenizer)
-        found.append(judge(model, tokenizer, test, config) | about)
+        faithful = share(is_faithful(*pair, tokenizer) for pair in kept)
+        found.append(judge(model, tokenizer, test, config) | {"faithful_of_kept": faithful})
     return found
 
 

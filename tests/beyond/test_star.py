@@ -50,8 +50,8 @@ def test_an_attempt_leaves_the_hint_out_and_keeps_what_it_said_already(monkeypat
     """Catches a hint, or half of a rationale, in what is learned."""
     monkeypatch.setattr("beyond.star.write", lambda _, prompts, __: [[x[-1], END] for x in prompts])
     question = Question([1, 5], [1, 5, 9], 3, [6])
-    assert attempts(None, [question], config(), hinted=True) == [(question, [6, 9, END], True)]
-    assert attempts(None, [question], config(), hinted=False) == [(question, [5, END], False)]
+    assert attempts(None, [question], config(), hinted=True) == [(question, [6, 9, END])]
+    assert attempts(None, [question], config(), hinted=False) == [(question, [5, END])]
 
 
 def test_fine_tuning_learns_leaves_the_original_alone_and_repeats_exactly():
@@ -83,7 +83,7 @@ def test_iterations_grow_and_start_from_the_original(monkeypatch):
     models, kept = zip(*self_taught(model, questions, config(iterations=3)), strict=True)
     assert models == ("model 1", "model 2", "model 3")
     assert [x[2] for x in started] == [40, 48, 58] and len({x[3] for x in started}) == 3
-    assert [[k.hinted for k in x] for x in kept] == [[False, True]] * 3
+    assert [[q.answer for q, _ in x] for x in kept] == [[3, 4]] * 3
     assert started[1][1] == [([1], [7, 3, END]), ([2], [7, 4, END])], "without the hint"
     assert [x[0] for x in started] == [model] * 3
     for keep_all, count in ((False, 1), (True, 4)):

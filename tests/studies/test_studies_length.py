@@ -21,14 +21,6 @@ def test_by_price_the_choice_gains_most_beyond_it():
         assert judge(right, choice, answers) == {"tokens": tokens, "accuracy": accuracy}
 
 
-def test_random_lengths_are_the_same_ones_at_the_same_places():
-    """Catches a control that thinks elsewhere, or that is not random."""
-    gain = np.random.default_rng(0).normal(size=(20, 30, 4))
-    chosen, mixed = (choose(gain, 0.1, shuffle) for shuffle in (False, True))
-    assert ((mixed > 0) == (chosen > 0)).all() and sorted(mixed.flat) == sorted(chosen.flat)
-    assert (mixed != chosen).any()
-
-
 def test_the_question_before_an_answer():
     """Catches steps, "=" or the line before that count as digits of the question."""
     tokenizer = CharTokenizer("0123456789+-*=—\n")

@@ -1,10 +1,10 @@
 """STaR on sums: what is asked, what is read in an answer, and what counts as faithful."""
 
-from beyond.star import Attempt, StarConfig
+from beyond.star import StarConfig
 from data.arithmetic.prepare import ALPHABET, running_sums
 from lib.tokenizer import CharTokenizer
 from studies import star
-from studies.star import judge, questions, rationales, split
+from studies.star import judge, questions, split
 
 TOKENIZER = CharTokenizer(ALPHABET)
 
@@ -39,15 +39,3 @@ def test_accuracy_and_the_share_of_right_answers_whose_steps_are_right(monkeypat
 
 def wrong(digits):
     return "".join(str((int(digit) + 1) % 10) for digit in digits)
-
-
-def test_what_was_kept_is_counted_by_its_steps_and_by_whether_it_took_a_hint():
-    """Catches shares of the wrong whole; None is a share of nothing."""
-    asked, kept = questions(TOKENIZER, 8, "a"), []
-    for i, q in enumerate(asked[:4]):
-        steps = steps_of(q) if i < 3 else "9999999"
-        kept.append(Attempt(q, TOKENIZER.encode(f"—{steps}—{q.answer}\n"), hinted=i > 1))
-    found = rationales(kept, 8, TOKENIZER)
-    assert found == {"kept_share": 0.5, "faithful_share": 0.75, "faithful_of_hinted": 0.5}
-    nothing = {"kept_share": 0.0, "faithful_share": None, "faithful_of_hinted": None}
-    assert rationales([], 8, TOKENIZER) == nothing
