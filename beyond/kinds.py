@@ -56,8 +56,8 @@ def thinking_model(model, config, fast=True, **how):
     kinds = {
         "sampled": WithGainHead if config.gain_head else FastQuietSTaR,
         "any_length": AnyLengthWithGainHead if config.gain_head else AnyLength,
-        "soft": SoftThoughts,
-        "latent": LatentThoughts,
+        "soft": WithoutTokens,
+        "latent": WithoutTokens,
     }
     kind = OtherCredit if other_credit else kinds[config.thought_kind]
     if kind is FastQuietSTaR and not fast:
@@ -82,15 +82,10 @@ class WithoutTokens(FastQuietSTaR):
             raise ValueError("soft and latent thoughts are no tokens: none can be given")
         return super().think(text, positions, None, noise)
 
-
-class SoftThoughts(WithoutTokens):
     def next_input(self, h, embedded):
+        if self.config.thought_kind == "latent":
+            return h
         return self.model.logits(h).softmax(-1) @ self.model.tok_embeddings.weight
-
-
-class LatentThoughts(WithoutTokens):
-    def next_input(self, h, embedded):
-        return h
 
 
 class OtherCredit(FastQuietSTaR):

@@ -80,9 +80,9 @@ def bench(config, shape, thinking_config):
     torch.manual_seed(1337)
     model, V, S = Transformer(shape).to(device), shape.vocab_size, config.span
     forms = {"fast": thinking_model(model, thinking_config)}
-    obvious = thinking_model(model, thinking_config, fast=False)
-    if type(obvious) is QuietSTaR:  # only the paper's own settings have that form
-        forms["obvious"] = obvious
+    forms["obvious"] = thinking_model(model, thinking_config, fast=False)
+    if type(forms["obvious"]) is not QuietSTaR:  # only the paper's own settings have that form
+        del forms["obvious"]
     for form in forms.values():  # at a gate of 0 there would be no rewards
         torch.nn.init.normal_(form.to(device).mixing_head.last.weight, std=0.02)
     tokens = torch.randint(V, (config.texts, S + thinking_config.n_true), device=device)

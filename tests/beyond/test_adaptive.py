@@ -79,5 +79,5 @@ def test_a_thought_longer_than_the_gain_head_knows_is_refused():
     quiet = tiny(thought_kind="any_length", thought_len=2, n_true=1, gain_head=True)
     with pytest.raises(ValueError, match="thought_len"):
         worth_its_price(quiet.with_settings(thought_len=3), 0.0)
-    shorter = worth_its_price(quiet.with_settings(thought_len=1), -1.0)
-    assert shorter(torch.zeros(1, 16).double()).tolist() == [1], "paid by the token"
+    shorter = worth_its_price(quiet.with_settings(thought_len=1), -1.0)  # paid by the token
+    assert shorter(torch.zeros(1, 16).double()).tolist() == [1]

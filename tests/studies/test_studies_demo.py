@@ -31,5 +31,3 @@ def test_a_text_without_answers_is_refused_before_anything_is_trained(work, monk
     monkeypatch.setattr(demo, "train_all", lambda *_: pytest.fail("trained"))
     with pytest.raises(ValueError, match="answers"):
         demo.demo(demo.DemoConfig(out=str(work)))
-    with pytest.raises(ValueError, match="base"):
-        demo.demo(demo.DemoConfig(out=str(work / "data")))
