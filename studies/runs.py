@@ -33,8 +33,8 @@ class StudyConfig:
     def __post_init__(self):
         if not re.fullmatch(r" *[0-9]+ *(, *[0-9]+ *)*", self.seeds):
             raise ValueError(f"seeds must be numbers with commas between them, not {self.seeds!r}")
-        if min(self.jobs, self.texts) < 1:
-            raise ValueError("jobs and texts must be at least 1")
+        if self.jobs < 1 or self.texts < 2:
+            raise ValueError("jobs must be at least 1, texts 2")
 
     def all_seeds(self):
         return [int(seed) for seed in self.seeds.split(",")]

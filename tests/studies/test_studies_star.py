@@ -17,14 +17,10 @@ def test_an_answer_is_the_digit_behind_the_rationale_or_all_there_is():
         assert split(text) == (None, None)
 
 
-def steps_of(question):
-    return running_sums(TOKENIZER.decode(question.prompt).strip("\n="))
-
-
 def test_accuracy_and_the_share_of_right_answers_whose_steps_are_right(monkeypatch):
     """Catches luck that counts as faithful, and guesses that count as aloud."""
     asked = questions(TOKENIZER, 8, "a")
-    steps = [steps_of(q) for q in asked]
+    steps = [running_sums(TOKENIZER.decode(q.prompt)[1:-1]) for q in asked]
     assert all(q.answer == x[-1] for q, x in zip(asked, steps, strict=True))
     texts = [f"—{x}—{x[-1]}\n" for x in steps]
     texts[1] = f"—{wrong(steps[1][:-1])}{steps[1][-1]}—{asked[1].answer}\n"  # right by luck
