@@ -3,7 +3,7 @@ The numbers of quiet_star.py in less time and memory.
 
   FastQuietSTaR(model, config)(tokens, ...)  ==  QuietSTaR(model, config)(tokens, ...)
 
-in loss, metrics and gradients. Five pieces, each with what it replaces in quiet_star.py;
+in loss, metrics and gradients, by the same noise. Five pieces, each with what it replaces there;
 tests/test_fast.py holds it to that.
 
   1. two-part attention     no scores between different thoughts, which may not see each other
@@ -103,7 +103,7 @@ class FastThoughtCache:
 
 
 # --------------------------------------------------------------------------------------------------
-# 2. Fewer forward passes: FastQuietSTaR.think, below
+# 2. Fewer forward passes: FastQuietSTaR.think, below, has another loop than QuietSTaR.think
 # --------------------------------------------------------------------------------------------------
 # 3. log p by blocks
 #
@@ -201,8 +201,6 @@ def tempered(logits, temperature):
 
 
 # ---- What else is asked of logits, here and there
-
-
 def text_loss(head, hidden, tokens, documents=None):
     """Plain language modelling: the mean NLL of x_1, x_2, ... of texts, tokens (B, L), whose hidden
     states are (B, L or L - 1, C). documents: as in QuietSTaR.forward."""
@@ -311,8 +309,9 @@ def think_next(quiet, tokens, cache, temperature=0.0, generator=None):
     hidden = model(torch.cat((x, start) if m else (x, start, end), dim=1), cache=cache)
     h_base, h = hidden[:, x.shape[1] - 1], hidden[:, -1]
     thought = tokens.new_empty(len(tokens), m)
+    noise = torch.rand(thought.shape, generator=generator, device=tokens.device)
     for s in range(m):
-        thought[:, s] = sample(model.logits(h), temperature, generator=generator)
+        thought[:, s] = sample(model.logits(h), temperature, noise[:, s])
         x = quiet.next_input(h[:, None], model.tok_embeddings(thought[:, s : s + 1]))
         x = torch.cat((x, end), dim=1) if s == m - 1 else x  # t_m and end share a pass
         h = model(x, cache=cache)[:, -1]
@@ -343,7 +342,7 @@ class FastQuietSTaR(QuietSTaR):
         """How far behind start each step stands: as far as it is counted, but see AnyLength."""
         return step
 
-    # 2. fewer forward passes, m + 1 a thought: replaces the passes of QuietSTaR.think
+    # 2. fewer forward passes, m + 1 for a thought that is sampled, 1 for one that is given
 
     def think(self, text, positions, thoughts=None, noise=None):
         B, N, S, m = self.shape_of(positions, thoughts)
@@ -358,9 +357,9 @@ class FastQuietSTaR(QuietSTaR):
 
         start, end = (vector.expand(B, 1, S, 1, -1) for vector in self.thought_tokens())
         row = torch.arange(B, device=positions.device)[:, None, None]
-        after = positions[:, :, None] + torch.arange(a, device=positions.device)
-        after = after.clamp(max=L - 1)
-        true = text.embedded[row, after[:, :, 1:]][:, None]  # (B, 1, S, a - 1, C)
+        reads = positions[:, :, None] + torch.arange(a, device=positions.device)
+        reads = reads.clamp(max=L - 1)
+        true = text.embedded[row, reads[:, :, 1:]][:, None]  # (B, 1, S, a - 1, C)
         known = self.after_thought(end, true)
         if thoughts is None:  # one step at a time; then t_m and all that is known in one pass
             x, tokens, h_policy = start, [], []
@@ -379,7 +378,7 @@ class FastQuietSTaR(QuietSTaR):
             h = read_steps(join(start, self.model.tok_embeddings(tokens), known))
             h_policy = h[:, :, :, :m]
         h_thought = h[:, :, :, -known.shape[3] :].expand(B, N, S, -1, -1)
-        return Thinking(tokens, h_policy, text.hidden[row, after][:, None], h_thought)
+        return Thinking(tokens, h_policy, text.hidden[row, reads][:, None], h_thought)
 
     def after_thought(self, end, true):
         """What is read after t_m: end (B, 1, S, 1, C), and the true tokens but the last."""

@@ -9,7 +9,7 @@ more likely are reinforced. Algorithm 1 of the paper, and the function that does
            h_base    <- hidden states of the text                         QuietSTaR.read
     for every position i that thinks, each n_thoughts times, all at once  thought_mask
   THINK    t_1 .. t_m ~ model( . | x_0 .. x_i, start)                     QuietSTaR.think
-           h_thought <- model reads t_1 .. t_m, end, x_{i+1} .. x_{i+a-1}
+           h_thought <- hidden states as it reads on: end, x_{i+1} .. x_{i+a-1}
   TALK     w         <- mixing head(h_base, h_thought)                    QuietSTaR.talk
            p_mixed   <- softmax(output((1-w) h_base + w h_thought))
   LEARN    reward    =  sum_j log p_mixed(x_{i+j}) - log p_base(x_{i+j})  QuietSTaR.credit
@@ -58,8 +58,8 @@ def thought_mask(query, key, sliding_window=None):
     """Which token may see which, when all positions of a text think at once: bool (..., Q, K).
 
     query and key are triples (position, thought, step) of integers, each (..., Q) or (..., K). A
-    token of a thought is step s of thought n of position i; n differs within a text. A token of the
-    text has its position, and n = s = -1. The position id of any token is i + 1 + s.
+    token of a thought is step s of thought n of position i (n tells apart thoughts of a position).
+    A token of the text has its position, and n = s = -1. A token's position id is i + 1 + s.
 
     Three text tokens a b c, each with a thought of two steps (a' a", ...), laid out step by step:
 
@@ -147,8 +147,8 @@ class MixingHead(nn.Module):
 
 # ---- 3. Advantages (section 4.4), and means
 def thought_advantage(reward, clamp, baseline="others"):
-    """reward - baseline, (B, N, ...): the baseline is the mean reward of the position's others. A
-    single thought has none: its baseline is 0, as with "none"."""
+    """reward - baseline, (B, N, ...): the baseline is the mean reward of the position's "others" (0
+    for a single thought), or that of "all" N, which leaves (N - 1) / N of the gradient."""
     of_others = (reward.sum(1, keepdim=True) - reward) / max(1, reward.shape[1] - 1)
     baselines = {"others": of_others, "all": reward.mean(1, keepdim=True), "none": 0.0}
     advantage = reward - baselines[baseline]
@@ -163,7 +163,7 @@ def mean_weights(valid):
 
 
 def weighted_mean(weights, values):
-    """sum(weights (B, ...) * values), where values (B, N, ...) of thoughts are averaged over N."""
+    """sum(weights (B, ...) * values (B, ...)); values (B, N, ...) are first averaged over N."""
     values = values.mean(1) if values.dim() > weights.dim() else values
     return torch.where(weights > 0, values * weights.to(values.dtype), 0).sum()  # 0 * inf is nan
 
@@ -175,7 +175,7 @@ Text = namedtuple("Text", "embedded hidden cache")
 # the same document? token_weights (B, S, a), position_weights (B, S): see mean_weights.
 Targets = namedtuple("Targets", "tokens valid log_p_base token_weights position_weights")
 # thoughts (B, N, S, m) t_1 .. t_m, and hidden states: h_policy (B, N, S, m, C) predict t_1 .. t_m;
-# h_base (B, 1, S, a, C) and h_thought (B, N, S, a, C) predict true tokens without and after them.
+# h_base (B, 1, S, a, C) predict true tokens without the thought, h_thought (B, N, S, a, C) with it.
 Thinking = namedtuple("Thinking", "thoughts h_policy h_base h_thought")
 Prediction = namedtuple("Prediction", "h_base h_mixed gate thoughts")
 
@@ -244,9 +244,9 @@ class QuietSTaR(nn.Module):
         B, N, S, m = shape = self.shape_of(positions, thoughts)
         a, L = self.config.n_true, text.hidden.shape[1]
         row = torch.arange(B, device=positions.device)[:, None, None]
-        after = positions[:, :, None] + torch.arange(a, device=positions.device)  # i .. i+a-1
-        after = after.clamp(max=L - 1)  # past the text's end any token will do: it is not valid
-        true = text.embedded[row, after][:, None].expand(B, N, S, a, -1)
+        reads = positions[:, :, None] + torch.arange(a, device=positions.device)  # i .. i + a - 1
+        reads = reads.clamp(max=L - 1)  # past the text's end any token will do: it is not valid
+        true = text.embedded[row, reads][:, None].expand(B, N, S, a, -1)  # x_i is not read again
         start, end = (vector.expand(B, N, S, -1) for vector in self.thought_tokens())
         tokens = positions.new_empty(shape) if thoughts is None else thoughts
 
@@ -262,19 +262,19 @@ class QuietSTaR(nn.Module):
             if s < m:  # h predicts t_{s+1}, which is sampled and read next
                 if thoughts is None:
                     u = None if noise is None else noise[..., s]
-                    logits = self.model.logits(h.detach())
+                    logits = self.model.logits(h.detach())  # `learn` makes log p, with a gradient
                     tokens[..., s] = sample(logits, self.config.thought_temperature, u)
                 x = self.next_input(h, self.model.tok_embeddings(tokens[..., s].clone()))
             elif s == m:  # the thought is over
                 x = end
             elif s < m + a:  # a true token is next, whatever h predicts (teacher forcing)
                 x = true[:, :, :, s - m]
-        h_policy = torch.stack(hidden[: m + 1], dim=3)[:, :, :, :m]
+        h_policy = torch.stack(hidden[: m + 1], dim=3)[:, :, :, :m]  # m may be 0
         h_thought = torch.stack(hidden[m + 1 :], dim=3)
-        return Thinking(tokens, h_policy, text.hidden[row, after][:, None], h_thought)
+        return Thinking(tokens, h_policy, text.hidden[row, reads][:, None], h_thought)
 
     def next_input(self, h, embedded):
-        """What a thought reads after h: the embedding of the token that it sampled there."""
+        """What a thought reads after h: the embedding of the token sampled there, not h itself."""
         return embedded
 
     def talk(self, h_base, h_thought):
@@ -306,8 +306,8 @@ class QuietSTaR(nn.Module):
                 log_p = self.log_prob(thinking.h_thought, targets.tokens[:, None])
             reward, advantage = self.credit(log_p, h_mixed, targets)
 
-        # REINFORCE: the value of this term means nothing. Its gradient is, in expectation (without
-        # the clamp, at equal temperatures), minus that of the expected reward by way of sampling.
+        # REINFORCE: the value of this term means nothing. On average its gradient is minus that of
+        # the expected reward by way of sampling (baseline "others", no clamp, equal temperatures).
         temperature = self.config.log_prob_temperature
         log_prob = self.log_prob(thinking.h_policy, thinking.thoughts, temperature)  # (B, N, S, m)
         reinforce = -weighted_mean(targets.position_weights, (advantage * log_prob).sum(-1))
@@ -350,8 +350,9 @@ class QuietSTaR(nn.Module):
             return positions(text.hidden.detach())
         if positions is None and L > self.config.n_true:
             return torch.arange(L - self.config.n_true, device=text.hidden.device).expand(B, -1)
-        if positions is None or not 0 <= positions.min() <= positions.max() < L:
-            raise ValueError(f"the text has {L} tokens: there are none behind these positions")
+        none = positions is None or not positions.numel()
+        if none or positions.min() < 0 or positions.max() >= L:
+            raise ValueError(f"positions must be at least one, from 0 to {L - 1}")
         return positions
 
     def with_settings(self, **changes):
@@ -390,11 +391,10 @@ def generate_with_thoughts(quiet, tokens, *args, **kwargs):
 
 # ---- How this differs from the paper and from the authors' release, and why
 # 1. The gate w multiplies the prediction after the thought, as in the release; in the paper, the
-#    other one. It has no sigmoid and starts at 0: no thought has a reward until w moves.
-# 2. The baseline is the mean reward of the other N - 1 thoughts. Paper and release take that of all
-#    N. Negative advantages are dropped, as in both, which does bias the gradient.
-# 3. log p(thought) is the sum over its m tokens, at the temperature of sampling. The release takes
-#    their mean, at 3. With its baseline, our reinforce_weight 1 is its beta = m N / (N - 1), which
-#    is 18 for m = 9 and N = 2. Its beta is 1e6: almost all of the gradient is REINFORCE's.
-# 4. Thoughts are greedy in evaluation, as in the paper. The release samples even there.
-# 5. Weights are float32; in the release, bfloat16. train.py thinks at a quarter of the positions.
+#    other one. It has no sigmoid and starts at 0: mixed rewards are 0 until w moves.
+# 2. The baseline is the mean reward of the other N - 1 thoughts; in paper and release, of all N.
+# 3. Half of the loss is NLL_base, as in the release; the paper has NLL_mixed alone.
+# 4. log p(thought) is a sum over m tokens, at the temperature of sampling; in the release a mean,
+#    at 3. Else reinforce_weight 1 is its beta = m N / (N - 1), 18 for m = 9, N = 2: it takes 1e6.
+# 5. Thoughts are greedy in evaluation, as in the paper; the release samples. Its weights are
+#    bfloat16, ours float32. train.py thinks at a quarter of the positions by default.

@@ -35,7 +35,7 @@ from data.batches import batch_offsets, check_sizes, position_chance, read_batch
 from data.dataset import open_dataset
 from fast import text_loss
 from lib.config import from_cli, one_line_errors
-from lib.files import lock, reason
+from lib.files import folder_kind, lock, reason
 from lib.parallel import (
     average_gradients,
     average_metrics,
@@ -50,6 +50,7 @@ from lib.runs import (
     load_model,
     log_line,
     open_run,
+    read_config,
     save_run,
     set_start_and_end,
     start_thoughts,
@@ -141,7 +142,7 @@ def build_model(train, model_config, thinking_config, given, tokenizer, bfloat16
     if start is not transformer:  # it thinks already
         model.mixing_head.load_state_dict(start.mixing_head.state_dict())
         set_start_and_end(model, *start.thought_tokens())
-        if hasattr(model, "gain_head") and hasattr(start, "gain_head"):
+        if all(hasattr(x, "gain_head") for x in (model, start)) and model.lengths == start.lengths:
             model.gain_head.load_state_dict(start.gain_head.state_dict())
     elif train.start_text:
         with suppress(ValueError):  # characters that the miniature's alphabet lacks
@@ -199,7 +200,8 @@ def loss_of(train, job, model, tokens, documents, **how):
 
 
 def one_step(train, job, step):
-    """The gradients of this process's texts in a step, and metrics: the means over these texts."""
+    """Add the gradients of this process's texts in a step to .grad. Returns metrics: the means over
+    these texts."""
     processes, model = job.processes, job.model
     texts = train.batch_size // processes.world
     micro_batch = train.micro_batch or texts
@@ -217,8 +219,8 @@ def one_step(train, job, step):
         )
         if train.objective == "quiet_star":
             uniform = chance[part].to(processes.device)
-            where = train.think_at, train.think_share, tokens, uniform, job.start_id
-            how["positions"] = think_where(model, *where)
+            places = train.think_at, train.think_share, tokens, uniform, job.start_id
+            how["positions"] = think_where(model, *places)
             how["noise"] = noise[part].to(processes.device)
         loss, new = loss_of(train, job, model, tokens, documents, **how)
         share = micro_batch / texts
@@ -235,7 +237,8 @@ def look_is_due(train, step):
 
 @torch.no_grad()
 def evaluate(train, job):
-    """Metrics on the same held-out spans each time, each process its share; thoughts are greedy."""
+    """Metrics on the same held-out spans each time, each process its share. All positions think
+    (in training it may be some), and thoughts are greedy."""
     processes, model, names = job.processes, job.model, ["nll_base"]
     offsets = batch_offsets(job.held_out, job.length, train.eval_texts, 0, 0)
     offsets = offsets[processes.rank :: processes.world]
@@ -263,18 +266,19 @@ def evaluate(train, job):
 def run(train, model_config, thinking_config, given):
     """Train as told, from wherever the run in train.out stands. Returns when max_steps are done."""
     with one_line_errors("train.py"), ExitStack() as held:
-        job, *where = set_up(train, model_config, thinking_config, given, held)
+        job, *progress = set_up(train, model_config, thinking_config, given, held)
         try:
-            train_until_done(train, job, *where, held)
+            train_until_done(train, job, *progress, held)
         except (ValueError, OSError) as error:
             raise ValueError(f"{reason(error)}; {what_is_kept(train.out)}") from None
 
 
 def set_up(train, model_config, thinking_config, given, held):
-    """All that a run works with, the step it stands at, its seconds so far, and the metrics of this
-    step if they are not in the log yet. It finds what the user may have got wrong, before any work:
-    ValueError, OSError. held: the claim on the folder."""
+    """All that a run works with, and its progress (see open_run). It finds what the user may have
+    got wrong, before any work: ValueError, OSError. held: the claim on the folder."""
     processes = start_processes(train.device, train.parallel)
+    if folder_kind(train.out):
+        read_config(train.out)  # refuses what is no run
     prepare_what_is_missing(train, processes)
     data, held_out = open_dataset(train.data, "train"), open_dataset(train.data, "val")
     length = train.span + (thinking_config.n_true if train.objective == "quiet_star" else 1)
@@ -306,9 +310,9 @@ def set_up(train, model_config, thinking_config, given, held):
     if processes.first:
         Path(train.out).mkdir(parents=True, exist_ok=True)
         held.enter_context(lock(train.out, "training"))
-    where = open_run(train.out, settings, model, optimizer, tokenizer, processes)
-    if processes.first and where[0] < train.max_steps:
-        steps = f"steps {where[0]} to {train.max_steps}"
+    progress = open_run(train.out, settings, model, optimizer, tokenizer, processes)
+    if processes.first and progress[0] < train.max_steps:
+        steps = f"steps {progress[0]} to {train.max_steps}"
         steps += f" on {processes.world} x {processes.device.type}"
         tqdm.write(f"{train.out}: {train.objective}, {size:,} parameters, {steps}")
     autocast = nullcontext
@@ -318,12 +322,13 @@ def set_up(train, model_config, thinking_config, given, held):
     if train.think_at in ("aloud", "start"):
         start_id = start_token(tokenizer, train.start_text)
     job = Job(processes, data, held_out, length, model, optimizer, start_id, autocast)
-    return job, *where
+    return job, *progress
 
 
 def train_until_done(train, job, step, seconds, unlogged, held):
-    """The loop over steps. A step is saved before held-out text is looked at, and logged last, so
-    a run that dies there goes on with the look. unlogged: the metrics of `step`, if it died so."""
+    """The loop over steps. A step is saved before held-out text is looked at, and logged last: a
+    run that dies in between goes on with the look. unlogged: metrics of a step that was saved, but
+    not logged."""
     processes, model, optimizer = job.processes, job.model, job.optimizer
     out = Path(train.out)
     if step >= train.max_steps and not unlogged:
@@ -332,8 +337,8 @@ def train_until_done(train, job, step, seconds, unlogged, held):
     log = None
     if processes.first:
         log = held.enter_context(open(out / "log.jsonl", "ab", buffering=0))
-    quiet = not processes.first or None
-    bar = tqdm(total=train.max_steps, initial=step, disable=quiet, dynamic_ncols=True)
+    hidden = not processes.first or None  # None: where nobody looks at a terminal
+    bar = tqdm(total=train.max_steps, initial=step, disable=hidden, dynamic_ncols=True)
     if unlogged:
         look_and_log(train, job, unlogged, log, bar)
     stopping = False
@@ -348,7 +353,7 @@ def train_until_done(train, job, step, seconds, unlogged, held):
 
         # 2. this process's texts, in micro-batches whose mean gradient is that of all of them
         metrics = one_step(train, job, step)
-        release(model, processes)  # gradients and weights are of this process's slice from here on
+        release(model, processes)
 
         # 3. average over processes, and take the step
         average_gradients(model, processes)
@@ -357,7 +362,7 @@ def train_until_done(train, job, step, seconds, unlogged, held):
         metrics["grad_norm"] = clip_gradients(train, model)
         if not math.isfinite(metrics["loss"] + metrics["grad_norm"]):
             what = f"loss {metrics['loss']}, norm of the gradient {metrics['grad_norm']}"
-            raise ValueError(f"step {step}: {what}: try a lower --lr, and another --out")
+            raise ValueError(f"step {step + 1}: {what}: try a lower --lr, and another --out")
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
         step += 1
@@ -365,7 +370,8 @@ def train_until_done(train, job, step, seconds, unlogged, held):
         seconds += took
         metrics |= {"step": step, "lr": lr, "seconds": seconds}
         metrics["tokens_per_second"] = train.batch_size * train.span / took
-        metrics["peak_memory_gb"] = peak_memory(processes.device.type) / 1e9
+        if peak := peak_memory(processes.device.type):
+            metrics["peak_memory_gb"] = peak / 1e9
 
         # 4. save, look at held-out text, and log
         if stopping or step % train.save_every == 0 or look_is_due(train, step):

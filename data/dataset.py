@@ -114,6 +114,7 @@ def open_dataset(folder, split):
         size = path.stat().st_size
         if not tokens or size != tokens * dtype.itemsize:
             raise ValueError(f"{size} bytes for {tokens} tokens")
+    with reading(path, "cannot be mapped into memory here: copy it to a local disk"):
         return Dataset(np.memmap(path, dtype, mode="r"), meta, path, meta["checksums"][split])
 
 

@@ -7,10 +7,13 @@ import bz2
 import gzip
 import hashlib
 import io
+import json
 import lzma
+import os
 import sys
 import zlib
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
@@ -45,6 +48,8 @@ def prepare_text(documents, out, source, config, **progress):
     """
     with one_line_errors("prepare.py", f"stopped: the same command begins again in {out}"):
         out, tokenizer = Path(out), load_tokenizer(config.tokenizer)
+        if tokenizer.eos_id is None:
+            raise ValueError(f"{config.tokenizer} has no token that ends a document")
         plan = {"source": source, "tokenizer": tokenizer.to_json(), "val_share": config.val_share}
         plan["max_tokens"] = config.max_tokens
         out.mkdir(parents=True, exist_ok=True)
@@ -63,13 +68,13 @@ def prepare_text(documents, out, source, config, **progress):
 def write_documents(documents, out, tokenizer, plan, bar):
     """Write both splits, each under a temporary name until all is encoded; then meta.json."""
     counts, checksums, documents_read = {"train": 0, "val": 0}, {"train": 0, "val": 0}, 0
-    end = [] if tokenizer.eos_id is None else [tokenizer.eos_id]
 
     def write(train, val):
         nonlocal documents_read
         for text, position in documents:
             documents_read += 1
-            ids = np.concatenate([tokenizer.encode_array(text), end]).astype(id_type(tokenizer))
+            ids = np.append(tokenizer.encode_array(text), tokenizer.eos_id)
+            ids = ids.astype(id_type(tokenizer))
             name = "val" if is_held_out(text, plan["val_share"]) else "train"
             (val if name == "val" else train).write(ids.tobytes())
             counts[name] += len(ids)
@@ -97,39 +102,82 @@ def is_held_out(text, val_share):
 
 
 def text_files(source, pattern="*"):
-    """The files that `source` is, or has in it, but for hidden ones. ValueError if none."""
-    source = Path(source)
-    paths = [source] if source.is_file() else sorted(source.rglob(pattern))
-    names = {path: path.relative_to(source).parts for path in paths if path.is_file()}
-    files = [path for path, parts in names.items() if not any(x.startswith(".") for x in parts)]
+    """The files that `source` is, or has in it, but for hidden ones; links are followed. ValueError
+    if there are none."""
+    source, paths, folders = Path(source), [], set()
+    for folder, inside, names in os.walk(source, followlinks=True):
+        if os.path.realpath(folder) in folders:  # a link that leads back
+            inside.clear()
+            continue
+        folders.add(os.path.realpath(folder))
+        inside[:] = [name for name in inside if not name.startswith(".")]
+        paths += [Path(folder, name) for name in names if not name.startswith(".")]
+    files = [path for path in sorted(paths) if path.is_file() and path.match(pattern)]
+    if source.is_file():
+        return [source]
     if not files:
         raise ValueError(f"there is no file {source}, and no folder of files like {pattern}")
     return files
 
 
+def about_files(files):
+    """What tells whether files are still the same: [name, CRC-32 of the content] of each."""
+    about = []
+    for path in files:
+        checksum = 0
+        with reading(path, "cannot be read"), open(path, "rb") as file:
+            while block := file.read(2**20):
+                checksum = zlib.crc32(block, checksum)
+        about.append([path.name, checksum])
+    return about
+
+
 def read_documents(files, separator="\n\n\n", key="text"):
     """The documents of files, (text, bytes of the files read so far), blank ones left out. Raises
-    ValueError; but of several files, one that is not UTF-8 is named and left out.
+    ValueError; but of several files, one that is no UTF-8 text is named and left out.
 
-    Files may be compressed (.gz, .xz, .bz2). A line of .jsonl, .json or .ndjson is an object with a
-    text at `key`. In other files the documents are apart by `separator` ("": each file is one).
+    Files may be compressed (.gz, .xz, .bz2). In JSON lines (.jsonl, .json, .ndjson, or the first
+    line is an object) each line is an object with a text at `key`. In other files the documents are
+    apart by `separator` ("": each file is one).
     """
     before = 0
     for path in files:
         with reading(path, "cannot be read"), open(path, "rb") as raw:
             packed = path.suffix in OPEN
-            file = io.TextIOWrapper(OPEN[path.suffix](raw) if packed else raw, "utf-8-sig")
+            unpacked = io.BufferedReader(OPEN[path.suffix](raw)) if packed else raw
             suffix = path.with_suffix("").suffix if packed else path.suffix
-            as_json = suffix in (".jsonl", ".json", ".ndjson")
             try:
-                for text in of_lines(file, key) if as_json else cut(file, separator):
+                for text in documents_in(unpacked, suffix, separator, key):
                     if text.strip():
                         yield text.strip("\n"), before + raw.tell()
-            except UnicodeDecodeError:
+            except UnicodeError as error:
                 if len(files) == 1:
                     raise
-                print(f"{path} is not UTF-8: left out from there on", file=sys.stderr)
+                print(f"{path} is left out from here on ({error})", file=sys.stderr)
         before += path.stat().st_size
+
+
+def documents_in(file, suffix, separator, key):
+    """The documents of one file, opened to read bytes. Raises UnicodeError if it holds no text."""
+    if b"\0" in file.peek(512)[:512]:  # so do archives, UTF-16 and office files
+        raise UnicodeError("it is no text: plain text and JSON lines are read, in .gz, .xz, .bz2")
+    file = io.TextIOWrapper(file, "utf-8-sig")
+    if suffix in (".jsonl", ".json", ".ndjson"):
+        yield from of_lines(file, key)
+        return
+    first = "\n"
+    while first.isspace():
+        first = file.readline(2**20)
+    documents = of_lines(chain([first], file), key) if is_object(first) else None
+    yield from documents or cut(file, separator, first)
+
+
+def is_object(line):
+    """Is a line the JSON of an object?"""
+    try:
+        return isinstance(json.loads(line), dict)
+    except ValueError:
+        return False
 
 
 def of_lines(file, key):
@@ -141,11 +189,13 @@ def of_lines(file, key):
             yield text
 
 
-def cut(file, separator, size=2**20):
-    """The stretches of a text file between separators, read bit by bit."""
-    rest = "" if separator else file.read()
+def cut(file, separator, rest="", size=2**20):
+    """The stretches of a text file between separators, read bit by bit. rest: its beginning, if
+    that was read already."""
+    if not separator:
+        rest += file.read()
     # A long rest is searched again only when as much has been read, so that the time is linear.
     while chunk := file.read(max(size, len(rest))):
         *stretches, rest = (rest + chunk).split(separator)
         yield from stretches
-    yield rest
+    yield from rest.split(separator) if separator else [rest]

@@ -10,18 +10,29 @@ overrule all. Mistakes take one line.
 import argparse
 import dataclasses
 import inspect
+import os
 import re
 import sys
 import tomllib
 import typing
 from contextlib import contextmanager
+from pathlib import Path
 
-from lib.files import brief, check, reading
+from lib.files import check, one_line, reading
+
+# settings that are paths
+PATHS = ("out", "data", "init_from", "run", "base", "text", "source", "tokenizer")
 
 
 class OneLineParser(argparse.ArgumentParser):
     def error(self, message):
-        self.exit(2, f"{self.prog}: error: {' '.join(message.split())[:400]} (see --help)\n")
+        self.exit(2, f"{self.prog}: error: {one_line(message, 400)} (see --help)\n")
+
+
+def plain_path(text):
+    """A path in its normal form: `base/`, `./base` and the whole path are `base`, if it is here."""
+    path, here = Path(os.path.expanduser(text)), Path.cwd()
+    return str(path.relative_to(here) if path.is_relative_to(here) else path)
 
 
 def from_cli(description, *classes, preset_only=(), argv=None):
@@ -29,34 +40,34 @@ def from_cli(description, *classes, preset_only=(), argv=None):
     that are preset_only have no flags."""
     how = argparse.RawDescriptionHelpFormatter
     parser = OneLineParser(description=description, allow_abbrev=False, formatter_class=how)
-    parser.add_argument("--config", metavar="FILE.toml", action="append", default=[],
-                        help="a preset; flags overrule it")  # fmt: skip
+    how = {"metavar": "FILE.toml", "action": "append", "default": [], "type": plain_path}
+    parser.add_argument("--config", help="a preset; flags overrule it", **how)
     for cls in [cls for cls in classes if cls not in preset_only]:
         group = parser.add_argument_group(cls.__name__)
         helps = comments(cls)
         for name, field in fields_of(cls).items():
             text = f"{helps.get(name, '')} (default: {field.default})".replace("%", "%%")
             group.add_argument(f"--{name}", default=argparse.SUPPRESS, help=text, **option(field))
-    given = vars(parser.parse_args(argv))
-    presets, flags = given.pop("config"), given
+    given, flags = {}, vars(parser.parse_args(argv))
+    presets = flags.pop("config")
     try:
-        given = {}
         for preset in presets:
             with reading(preset, "cannot be read as TOML"), open(preset, "rb") as file:
                 given |= tomllib.load(file)
         given |= flags
-        for name in sorted(given.keys() - fields_of(*classes).keys()):
-            raise ValueError(f"there is no setting {brief(name)!r}")
-        parts = []
+        unknown, parts = dict(given), []
         for cls in classes:
-            parts.append(settings(cls, {x: given[x] for x in fields_of(cls) if x in given}))
+            known = {name: unknown.pop(name) for name in fields_of(cls) if name in unknown}
+            parts.append(settings(cls, known))
+        if unknown:
+            settings(cls, unknown)  # refuses the first of them
     except ValueError as error:
         parser.error(f"{error} (with --config={', '.join(presets)})" if presets else str(error))
     return *parts, given
 
 
-def fields_of(*classes):
-    return {field.name: field for cls in classes for field in dataclasses.fields(cls)}
+def fields_of(cls):
+    return {field.name: field for field in dataclasses.fields(cls)}
 
 
 def comments(cls):
@@ -77,15 +88,16 @@ def option(field):
 
 def settings(cls, given):
     """cls(**given), a dataclass. ValueError for a wrong name or type, and for numbers that are
-    negative, infinite or huge: all of them count or weigh something."""
+    negative, infinite or huge: all of them count or weigh something. PATHS get their one form."""
     for name, value in given.items():
         if name not in fields_of(cls):
-            raise ValueError(f"there is no setting {brief(name)!r}")
+            raise ValueError(f"there is no setting {one_line(repr(name), 80)}")
         check(value, fields_of(cls)[name].type, name)
         most = 3.4e38 if isinstance(value, float) else 2**53
         if isinstance(value, int | float) and not 0 <= value <= most:
             raise ValueError(f"{name} must be from 0 to {most}, not {value}")
-    return cls(**given)
+    paths = {name: plain_path(x) for name, x in given.items() if x and name in PATHS}
+    return cls(**given | paths)
 
 
 def run_script(name, description, function, *classes, argv=None):
@@ -97,14 +109,19 @@ def run_script(name, description, function, *classes, argv=None):
 
 @contextmanager
 def one_line_errors(name, stopped="stopped"):
-    """In here, what a user can mend, and Ctrl-C, end the program with one line on stderr."""
+    """In here, what a user can mend, and Ctrl-C, end the program with one line on stderr. Where
+    stdout or stderr is closed, nobody listens."""
+    if sys.stdout is None or sys.stderr is None:
+        while os.open(os.devnull, os.O_RDWR) < 2:  # or a file of ours would get this number
+            pass
+        sys.stdout, sys.stderr = (x or open(os.devnull, "w") for x in (sys.stdout, sys.stderr))
     try:
         yield
     except KeyboardInterrupt:
         print(f"\n{name}: {stopped}", file=sys.stderr)
         sys.exit(130)
     except (ValueError, OSError) as error:
-        sys.exit(f"{name}: error: {error}")
+        sys.exit(f"{name}: error: {one_line(error)}")
     except (MemoryError, OverflowError, RuntimeError, TypeError) as error:
         if not re.search("memory|overflow", f"{type(error).__name__} {error}".lower()):
             raise

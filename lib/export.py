@@ -10,9 +10,9 @@ from pathlib import Path
 import torch
 
 from lib.config import run_script
-from lib.files import lock, write_json, write_whole
+from lib.files import write_json, write_whole
 from lib.runs import load_run
-from lib.weights import save_mistral
+from lib.weights import claim_folder, save_mistral
 from quiet_star import QuietSTaR
 
 
@@ -21,24 +21,18 @@ class ExportConfig:
     run: str = ""  # folder of the run whose model is to be exported
     out: str = ""  # folder to write
 
-    def __post_init__(self):
-        if not self.run or not self.out:
-            raise ValueError("--run and --out are both needed")
-
 
 def export(run, out):
-    """Write a run's model and tokenizer into a folder, and with a QuietSTaR quiet_star.pt, its
-    other tensors, and quiet_star.json, its settings. Raises ValueError and OSError."""
-    model, tokenizer, _, _ = load_run(run)
+    """Write a run's model and tokenizer into a folder of their own, and with a QuietSTaR
+    quiet_star.pt, its other tensors, and quiet_star.json, its settings. params.json comes last:
+    without it, the folder holds no model. Raises ValueError and OSError."""
+    model, tokenizer, _, step = load_run(run)
     out = Path(out)
-    out.mkdir(parents=True, exist_ok=True)
-    with lock(out):
-        for name in ("params.json", "quiet_star.json", "quiet_star.pt"):
-            (out / name).unlink(missing_ok=True)  # params.json comes last: without it, no model
+    with claim_folder(out, {"run": str(run), "step": step}):
         tokenizer.save(out)
         if isinstance(model, QuietSTaR):
-            weights = model.state_dict()
-            weights = {name: x for name, x in weights.items() if not name.startswith("model.")}
+            parts = model.state_dict().items()
+            weights = {name: x for name, x in parts if not name.startswith("model.")}
             write_whole(out / "quiet_star.pt", lambda file: torch.save(weights, file))
             write_json(out / "quiet_star.json", vars(model.config))
             model = model.model

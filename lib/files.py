@@ -7,8 +7,25 @@ import math
 import os
 import sys
 import typing
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
+
+KINDS = {  # what a folder holds, by the files that only it has
+    "run": ("checkpoint_*.pt", "log.jsonl"),
+    "weights": ("params.json", "consolidated*", "*.safetensors", "pytorch_model*.bin"),
+    "dataset": ("meta.json",),
+}
+MOST_JSON = 2**25  # bytes of a JSON file: once it is read, it may take 30 times its size
+
+
+def folder_kind(folder):
+    """The set of what a folder holds: "run", "weights", "dataset"; empty if it holds none of
+    them. A config.json alone is a run that was only just begun; weights may have one, too."""
+    folder = Path(folder)
+    kinds = {kind for kind, names in KINDS.items() if any(any(folder.glob(x)) for x in names)}
+    if "weights" not in kinds and (folder / "config.json").exists():
+        kinds.add("run")
+    return kinds
 
 
 def write_whole(path, write):
@@ -16,13 +33,15 @@ def write_whole(path, write):
     happens, there is the old file or the new one, never half of one. Raises OSError."""
     temporary = Path(f"{path}.tmp")
     try:
-        with open(temporary, "wb") as file:
+        temporary.unlink(missing_ok=True)
+        with open(temporary, "xb") as file:  # a new file: a link planted there is not followed
             write(file)
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
     except BaseException as error:
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError):
+            temporary.unlink()
         if isinstance(error, OSError | RuntimeError):  # torch.save: RuntimeError on a full disk
             raise OSError(f"cannot write {path}: {reason(error)}") from None
         raise
@@ -38,29 +57,32 @@ def write_json(path, value):
     replace_file(path, json.dumps(value, indent=1).encode())
 
 
+def open_to_append(path):
+    """A file to add bytes to. Raises OSError if there is a link or a pipe, which is not followed
+    (Windows has no such flags)."""
+    flags = getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)
+    return open(path, "ab", buffering=0, opener=lambda *how: os.open(how[0], how[1] | flags, 0o666))
+
+
+def one_line(text, most=600):
+    """The text in one line of at most so many characters, all of which a terminal can print."""
+    text = " ".join(str(text).split())[:most]
+    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
+
+
 def reason(error):
-    """The message of an error, in one line of at most 200 characters."""
-    text = " ".join(str(getattr(error, "strerror", None) or error).split())[:200]
+    """What an error says, in one line of at most 200 characters."""
+    text = one_line(getattr(error, "strerror", None) or error, 200)
     plain = type(error) is ValueError or isinstance(error, OSError)
     return text if plain else f"{type(error).__name__}: {text}"
 
 
-def absent(path, wanted):
-    """One line about a missing file or folder, whose name may be meant as one on the Hub."""
-    path = Path(path)
-    if len(path.parts) == 2 and not path.parent.exists():
-        wanted = f"if that is a name on the Hub: hf download {path} --local-dir=weights/{path.name}"
-    return f"there is no {path}: {wanted}"
-
-
-def brief(text):
-    """The text in one line of at most 80 characters."""
-    return " ".join(str(text).split())[:80]
-
-
 @contextmanager
 def reading(path, problem="is damaged or cut short"):
-    """In here, any error becomes a ValueError in one line that begins with `path`."""
+    """In here, any error becomes a ValueError in one line that begins with `path`. Raises it at
+    once if there is a pipe or a device, which may have no end."""
+    if os.path.exists(path) and not os.path.isfile(path) and not os.path.isdir(path):
+        raise ValueError(f"{path} is no regular file")
     try:
         yield
     except (KeyboardInterrupt, SystemExit, GeneratorExit):
@@ -74,6 +96,8 @@ def reading(path, problem="is damaged or cut short"):
 def read_json(path, wanted=dict, problem="cannot be read"):
     """The JSON in a file, of the wanted shape (see `check`). Raises ValueError."""
     with reading(path, problem):
+        if os.path.getsize(path) > MOST_JSON:
+            raise ValueError(f"it has more than {MOST_JSON} bytes")
         return parse_json(Path(path).read_bytes(), wanted)
 
 
@@ -98,17 +122,14 @@ def check(value, wanted, name="it"):
             if key is not str and key not in value:
                 raise ValueError(f"{name} has no {key!r}")
             for k in value if key is str else [key]:
-                check(value[k], shape, brief(repr(k)))
+                check(value[k], shape, one_line(repr(k), 80))
     elif isinstance(wanted, list):
         check(value, list, name)
         for x in value:
             check(x, wanted[0], f"an element of {name}")
-    else:
-        choices = typing.get_args(wanted) or (wanted,)
-        if not any(matches(value, choice) for choice in choices):
-            names = ", ".join(getattr(choice, "__name__", str(choice)) for choice in choices)
-            names = f"one of {names}" if len(choices) > 1 else names
-            raise ValueError(f"{name} must be {names}, not {brief(repr(value))}")
+    elif not any(matches(value, choice) for choice in typing.get_args(wanted) or [wanted]):
+        kind = wanted.__name__ if isinstance(wanted, type) else wanted
+        raise ValueError(f"{name} must be {kind}, not {one_line(repr(value), 80)}")
 
 
 def matches(value, choice):
@@ -122,7 +143,7 @@ def matches(value, choice):
 def lock(folder, doing="writing"):
     """Claim a folder until the returned file is closed. Raises ValueError if another process has
     claimed it. Where locks do not exist (Windows, some network drives), nothing is claimed."""
-    file = open(Path(folder) / "lock", "a")
+    file = open_to_append(Path(folder) / "lock")
     try:
         import fcntl
 
@@ -146,17 +167,16 @@ def refuse_changes(path, old, new, may_change=()):
     """Raise ValueError, naming the setting, if one differs between two dicts of settings."""
     for name, value in new.items():
         if name not in may_change and old.get(name) != value:
-            was = f"{name}={brief(repr(old.get(name)))}"
+            was = f"{name}={one_line(repr(old.get(name)), 80)}"
             raise ValueError(f"{path} has results with {was}, not {value!r}: choose another --out")
 
 
 def compute_once(path, about, make):
     """make(), a value that JSON can hold. The file `path` stores it with `about`, what it depends
     on, so that a command that was stopped does not compute it again."""
-    try:
+    old = {}
+    with suppress(ValueError):
         old = read_json(path, {"value": object})
-    except ValueError:
-        old = {}
     if old.get("about") != about:
         old = {"about": about, "value": make()}
         write_json(path, old)

@@ -9,9 +9,10 @@ other is here.
 """
 
 import os
-import resource
 import sys
+from contextlib import suppress
 from dataclasses import dataclass
+from datetime import timedelta
 
 import torch
 import torch.distributed as dist
@@ -38,29 +39,36 @@ def pick_device(name):
     return name if name != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
 
 
+def environment(name, least):
+    """A number that torchrun has set in the environment; `least` if not. Raises ValueError."""
+    text = os.environ.get(name, str(least))
+    if not text.isdecimal() or int(text) < least:
+        raise ValueError(f"{name}={text} in the environment: it must be a number from {least}")
+    return int(text)
+
+
 def start_processes(device, parallel):
     """Join the siblings. device: "cpu", "cuda", or "auto": cuda where there is one. Raises
     ValueError."""
-    rank, local = (int(os.environ.get(name, 0)) for name in ("RANK", "LOCAL_RANK"))
-    world = int(os.environ.get("WORLD_SIZE", 1))
-    cuda = pick_device(device) == "cuda"
-    if cuda and local >= torch.cuda.device_count():
-        raise ValueError(
-            f"process {local} finds no GPU of its own: fewer processes, or --device=cpu"
-        )
-    if cuda:
-        torch.cuda.set_device(local)
-    if not dist.is_initialized():
-        backend = "cpu:gloo,cuda:nccl" if cuda else "gloo"
-        if world > 1:
-            store, _, _ = next(dist.rendezvous("env://"))
-            one_machine = os.environ.get("GROUP_WORLD_SIZE") == "1"
-            if one_machine:  # a restart must not find the addresses of processes that died
-                store = dist.PrefixStore(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"), store)
-            dist.init_process_group(backend, store=store, rank=rank, world_size=world)
-        elif parallel == "fsdp":
-            dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)
-    device = torch.device("cuda", local) if cuda else torch.device("cpu")
+    rank, local = environment("RANK", 0), environment("LOCAL_RANK", 0)
+    world, backend = environment("WORLD_SIZE", 1), "gloo"
+    if rank >= world:
+        raise ValueError(f"RANK={rank} in the environment: WORLD_SIZE={world} has no such process")
+    if pick_device(device) == "cpu":
+        device = torch.device("cpu")
+    elif local < torch.cuda.device_count():
+        device, backend = torch.device("cuda", local), "cpu:gloo,cuda:nccl"
+        torch.cuda.set_device(device)
+    else:
+        raise ValueError(f"process {local} finds no GPU: start fewer processes, or --device=cpu")
+    if (world > 1 or parallel == "fsdp") and not dist.is_initialized():
+        store = dist.HashStore() if world == 1 else next(dist.rendezvous("env://"))[0]
+        if os.environ.get("GROUP_WORLD_SIZE") == "1":  # torchrun on one machine
+            # a restart must not find the addresses of processes that died
+            store = dist.PrefixStore(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"), store)
+        how = {"store": store, "rank": rank, "world_size": world}
+        as_long_as_it_takes = timedelta(days=99)  # for all, while the first prepares a long text
+        dist.init_process_group(backend, timeout=as_long_as_it_takes, **how)
     return Processes(rank, world, device, parallel)
 
 
@@ -104,13 +112,12 @@ def shard(model, transformer, processes, bfloat16):
     from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 
     mesh = init_device_mesh(processes.device.type, (processes.world,))
-    policy = MixedPrecisionPolicy()
-    if bfloat16:
-        policy = MixedPrecisionPolicy(torch.bfloat16, torch.float32)
+    types = (torch.bfloat16, torch.float32) if bfloat16 else ()
+    policy = MixedPrecisionPolicy(*types)
     for layer in transformer.layers:
         fully_shard(layer, mesh=mesh, mp_policy=policy, reshard_after_forward=False)
-    if bfloat16:  # but what goes into the model stays float32: the noise that draws thoughts must
-        policy = MixedPrecisionPolicy(torch.bfloat16, torch.float32, cast_forward_inputs=False)
+    # what goes into the model itself stays float32: the noise that draws thoughts must
+    policy = MixedPrecisionPolicy(*types, cast_forward_inputs=False)
     fully_shard(model, mesh=mesh, mp_policy=policy, reshard_after_forward=False)
     model.set_reshard_after_backward(False)
 
@@ -128,31 +135,14 @@ def full(tensor):
     return tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
 
 
-def to_full(state, processes):
-    """Dicts and lists of tensors, in one piece on the first process's CPU if they are spread over
-    all. All must ask."""
-    if isinstance(state, dict):
-        return {key: to_full(x, processes) for key, x in state.items()}
-    if processes.parallel == "fsdp" and isinstance(state, torch.Tensor):
-        state = full(state)
-        return state.cpu() if processes.first else None
-    return state
-
-
-def slice_like(tensor, other):
-    """This process's slice of a tensor that all have in one piece, if `other` is spread over all;
-    else the tensor."""
-    if not hasattr(other, "full_tensor"):
-        return tensor
-    from torch.distributed.tensor import distribute_tensor
-
-    tensor = tensor.to(other.device)
-    return distribute_tensor(tensor, other.device_mesh, other.placements, src_data_rank=None)
-
-
 def peak_memory(device):
-    """The most bytes that this process ever had in use, on a "cuda" device or in main memory."""
+    """The most bytes that this process ever had in use, on a "cuda" device or in main memory. 0
+    where the system does not tell (Windows)."""
     if device == "cuda":
         return torch.cuda.max_memory_allocated()
-    unit = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+    with suppress(ImportError):
+        import resource
+
+        unit = 1 if sys.platform == "darwin" else 1024
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+    return 0

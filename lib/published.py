@@ -9,29 +9,29 @@ a vocabulary of 32,002. Its start and end of thought and its mixing head are amo
   n_ahead                                 tokens of a thought, start, end, and the first true token
 """
 
+import sys
+
 from lib.checkpoint import checked_weight
-from lib.files import read_json, reading
+from lib.files import check, read_json, reading
 from lib.weights import stored_tensors
 
 THINKS = ("talk_head.", "start_embedding", "end_embedding")  # how the names of these tensors begin
 VOCABULARY = 32000
 
 
-def is_published(folder):
-    """Are these weights of a model that the authors' code trained?"""
-    if (folder / "params.json").exists():
-        return False
-    return any(name.startswith(THINKS) for _, name, _ in stored_tensors(folder))
-
-
 def read_published(folder, dtype):
     """The tensors of a QuietSTaR that are not its Transformer's, {name: tensor}, and the settings
-    of its QuietSTaRConfig. Raises ValueError if a tensor is missing."""
+    of its QuietSTaRConfig; None if the authors' code did not train these weights. Raises ValueError
+    if a tensor is missing."""
+    if (folder / "params.json").exists():  # the official layout
+        return None
     theirs = {
-        name: checked_weight(tensor, name, path).to(dtype, copy=True)
+        name: checked_weight(tensor, name, path).to(dtype)
         for path, name, tensor in stored_tensors(folder)
         if name.startswith(THINKS)
     }
+    if not theirs:
+        return None
     with reading(folder, "lacks a tensor of the authors' release"):
         weights = {
             "mixing_head.first.weight": theirs["talk_head.0.0.weight"],
@@ -42,7 +42,12 @@ def read_published(folder, dtype):
             "thought_tokens.start": theirs["start_embedding"][0],
             "thought_tokens.end": theirs["end_embedding"][0],
         }
-    config = read_json(folder / "config.json")
-    n_true = config.get("n_ahead_talk", 4)
-    settings = {"n_true": n_true, "thought_len": config.get("max_thoughts", 13) - n_true - 4}
-    return weights, {**settings, "embedding_scale": 100.0, "log_prob_temperature": 3.0}
+    path = folder / "config.json"
+    config = {"n_ahead_talk": 4, "max_thoughts": 13} | read_json(path)
+    with reading(path, "cannot be used"):
+        check(config, {"n_ahead_talk": int, "max_thoughts": int})
+    n_true, most = config["n_ahead_talk"], config["max_thoughts"]
+    length = most - n_true - 4
+    print(f"{path}: max_thoughts={most}: thoughts of {length} tokens", file=sys.stderr)
+    settings = {"n_true": n_true, "thought_len": length, "embedding_scale": 100.0}
+    return weights, {**settings, "log_prob_temperature": 3.0}

@@ -164,7 +164,9 @@ def load_questions(kind, folder, n=0):
     wanted = {"question": str, "answer": str} | ({} if kind == "gsm8k" else {"choices": [str]})
     if not path.exists():
         raise ValueError(f"there is no {path}: python data/{kind}/prepare.py makes it")
-    for number, line in enumerate(path.read_bytes().splitlines()):
+    with reading(path):
+        lines = path.read_bytes().splitlines()
+    for number, line in enumerate(lines):
         with reading(f"{path}, line {number + 1},", "is no question"):
             q = {**parse_json(line, wanted), "number": number}
             if kind == "gsm8k" and number_in(q["answer"]) is None:

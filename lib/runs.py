@@ -9,58 +9,49 @@ Run folders: what training leaves behind, and how everything else reads it.
 A folder of weights with their tokenizer (lib/weights.py) serves wherever a run only has to be read.
 """
 
+import glob
 import json
 import math
 import signal
 import sys
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 import torch
+from torch.distributed.checkpoint.state_dict import StateDictOptions, get_state_dict, set_state_dict
 
 from beyond.kinds import ThinkingConfig, thinking_model
 from beyond.lora import add_lora, merge_lora, rank_in
-from lib.checkpoint import (
-    checked_weight,
-    checkpoints,
-    load_tensors,
-    read_checkpoint,
-    save_checkpoint,
-)
+from lib.checkpoint import check_state, checkpoints, load_tensors, read_checkpoint, save_checkpoint
 from lib.config import settings
-from lib.files import (
-    absent,
-    parse_json,
-    read_json,
-    reading,
-    refuse_changes,
-    replace_file,
-    write_json,
-)
-from lib.parallel import slice_like, to_full
-from lib.published import THINKS, VOCABULARY, is_published, read_published
+from lib.files import folder_kind, parse_json, read_json, reading, refuse_changes, replace_file
+from lib.published import THINKS, VOCABULARY, read_published
 from lib.tokenizer import from_json, load_tokenizer
-from lib.weights import load_mistral
+from lib.weights import SkipInit, load_mistral
 from model import ModelConfig, Transformer
 from quiet_star import QuietSTaR
 
+WHOLE = StateDictOptions(full_state_dict=True, cpu_offload=True)  # however weights are spread
 FORMAT = 3  # of config.json; runs of commit 5897d14 have 2, those before 9226c12 none
 TRAIN = {"objective": str, "data": str, "init_from": str, "span": int, "seed": int}
 SECTIONS = {"train": TRAIN, "model": dict, "quiet_star": dict, "tokenizer": dict, "data": dict}
-WEIGHTS = ("params.json", "*.safetensors", "pytorch_model*.bin")  # a run has none of these
-MAY_CHANGE = (  # the settings that may change when a run goes on
+MAY_CHANGE = (  # the settings that may change when a run goes on; its data is known by checksums
     "max_steps micro_batch think_at_once fast eval_every eval_texts save_every parallel device out "
-    "base_preset"
+    "data base_preset"
 ).split()
 
 
 def read_config(folder):
-    """The settings of a run: {section: {name: value}}. Raises ValueError."""
-    path = Path(folder) / "config.json"
-    if not path.exists():
-        raise ValueError(f"{folder} holds neither a run (config.json) nor weights ({WEIGHTS})")
+    """The settings of a run: {section: {name: value}}. Raises ValueError if the folder holds no
+    run, or anything else as well."""
+    path, kind = Path(folder) / "config.json", folder_kind(folder)
+    if not kind:
+        hub = "hf download NAME --local-dir=FOLDER fetches weights"
+        raise ValueError(f"there is neither a run nor weights in {folder} ({hub})")
+    if kind != {"run"}:
+        raise ValueError(f"{folder} holds {' and '.join(sorted(kind))}: it must hold a run alone")
     if read_json(path).get("format") != FORMAT:
         raise ValueError(f"{path} is no run of this version; commit 5897d14 reads those before it")
     return read_json(path, SECTIONS)
@@ -75,11 +66,9 @@ def log_line(metrics):
 def read_log(folder):
     """The lines of log.jsonl, a list of dicts, up to the first that is cut short."""
     path, lines = Path(folder) / "log.jsonl", []
-    for line in path.read_bytes().splitlines() if path.exists() else []:
-        try:
+    with reading(path), suppress(FileNotFoundError, ValueError):
+        for line in path.read_bytes().splitlines():
             lines.append(parse_json(line, {"step": int, "seconds": float, str: float | None}))
-        except ValueError:
-            break
     return lines
 
 
@@ -90,19 +79,9 @@ def steps_done(folder):
 
 def what_is_kept(folder):
     """For an error message: the checkpoint that a run can go on from."""
-    paths = checkpoints(folder)
-    if not paths:
+    if not checkpoints(folder):
         return "there is no checkpoint yet"
-    return f"the last good checkpoint is kept ({paths[0]})"
-
-
-def load_weights(module, weights, path, assign=False):
-    """module.load_state_dict, of this process's slices. Raises ValueError, naming a tensor."""
-    wanted = module.state_dict()
-    with reading(path, "does not fit this model"):
-        weights = {name: checked_weight(x, name, path) for name, x in weights.items()}
-        weights = {name: slice_like(x, wanted.get(name)) for name, x in weights.items()}
-        module.load_state_dict(weights, assign=assign)
+    return f"the last good checkpoint is kept ({read_checkpoint(folder)['path']})"
 
 
 def load_run(folder, device="cpu"):
@@ -111,13 +90,13 @@ def load_run(folder, device="cpu"):
     path = Path(folder) / "config.json"
     config, state = read_config(folder), read_checkpoint(folder)
     tokenizer, weights = from_json(config["tokenizer"], folder), state["model"]
-    with reading(path, "does not fit the checkpoint beside it"), torch.device("meta"):
+    with reading(path, "does not fit the checkpoint beside it"), torch.device("meta"), SkipInit():
         model = transformer = Transformer(settings(ModelConfig, config["model"]))
         if rank := rank_in(weights):
             add_lora(transformer, rank)
         if config["train"]["objective"] == "quiet_star":
             model = thinking_model(transformer, settings(ThinkingConfig, config["quiet_star"]))
-    load_weights(model, weights, path, assign=True)
+        model.load_state_dict(weights, assign=True)
     transformer.tie()
     if rank:
         merge_lora(transformer)
@@ -128,13 +107,11 @@ def load_model(folder, device="cpu", dtype=torch.float32):
     """The model of a run, or of a folder of weights, in a dtype: (model, tokenizer, config, step).
     Weights have no config and no steps: None and 0. They are a QuietSTaR if `export` or the
     paper's authors (lib/published.py) stored one there. Raises ValueError."""
-    folder = Path(folder)
-    if not folder.is_dir():
-        raise ValueError(absent(folder, "a run, or weights with their tokenizer, is wanted"))
-    if not any(path for name in WEIGHTS for path in folder.glob(name)):
+    folder, kind = Path(folder), folder_kind(folder)
+    if "weights" not in kind or "run" in kind:
         model, *rest = load_run(folder)
         return model.to(device, dtype), *rest
-    tokenizer, published = load_tokenizer(folder), is_published(folder)
+    tokenizer, published = load_tokenizer(folder), read_published(folder, dtype)
     size = min(tokenizer.vocab_size, VOCABULARY) if published else tokenizer.vocab_size
     model = load_mistral(folder, dtype, size, THINKS if published else ())
     if model.config.vocab_size < size:
@@ -142,14 +119,15 @@ def load_model(folder, device="cpu", dtype=torch.float32):
         raise ValueError(f"the tokenizer in {folder} {problem}")
     path, config = folder / "quiet_star.json", None
     if published:
-        weights, config = read_published(folder, dtype)
+        weights, config = published
     elif path.exists() or path.with_suffix(".pt").exists():
-        weights, config = load_tensors(folder / "quiet_star.pt"), read_json(path)
+        weights, config = load_tensors(path.with_suffix(".pt")), read_json(path)
+        check_state(weights, path.with_suffix(".pt"))
     if config:
         with reading(path, "does not fit the weights beside it"):
             quiet = thinking_model(model, settings(ThinkingConfig, config)).to(dtype)
-        parts = {name: part for name, part in quiet.named_children() if part is not model}
-        load_weights(torch.nn.ModuleDict(parts), weights, folder)  # the rest is loaded already
+            parts = {name: part for name, part in quiet.named_children() if part is not model}
+            torch.nn.ModuleDict(parts).load_state_dict(weights)  # the rest is loaded already
         model = quiet
     return model.to(device).eval(), tokenizer, None, 0
 
@@ -192,7 +170,7 @@ def set_start_and_end(quiet, start, end):
 
 def last_run():
     """The folder in out/ whose thinking model was saved last. Raises ValueError."""
-    paths = Path("out").glob("**/checkpoint_*.pt")
+    paths = map(Path, glob.glob("out/**/checkpoint_*.pt", recursive=True))  # follows links
     for path in sorted(paths, key=lambda path: path.stat().st_mtime, reverse=True):
         if read_config(path.parent)["train"]["objective"] == "quiet_star":
             print(f"--run={path.parent}, the run that was trained last", file=sys.stderr)
@@ -205,51 +183,45 @@ def open_run(out, wanted, model, optimizer, tokenizer, processes):
     one if the log lacks them). wanted: its settings, {section: {name: value}}. Raises ValueError,
     OSError."""
     out, step, seconds, unlogged = Path(out), 0, 0.0, None
-    if (out / "config.json").exists():
+    if folder_kind(out):
         old = read_config(out)
         for section in SECTIONS:
             refuse_changes(out, old[section], wanted[section], MAY_CHANGE)
     if checkpoints(out):
         state = read_checkpoint(out)
-        load_weights(model, state["model"], out)
-        with reading(out, "does not fit this optimizer"):
-            load_optimizer(optimizer, state["optimizer"])
+        with reading(out, "does not fit this model and optimizer"):
+            how = {"model_state_dict": state["model"], "optim_state_dict": state["optimizer"]}
+            set_state_dict(model, optimizer, options=WHOLE, **how)
         step, seconds = state["step"], state["metrics"]["seconds"]
         if all(line["step"] != step for line in read_log(out)):
             unlogged = state["metrics"]
     if processes.first:
         tokenizer.save(out)
-        write_json(out / "config.json", {"format": FORMAT, **wanted})
+        config = json.dumps({"format": FORMAT, **wanted}, indent=1)
+        replace_file(out / "config.json", config.encode())
         lines = [json.dumps(line) + "\n" for line in read_log(out) if line["step"] <= step]
         replace_file(out / "log.jsonl", "".join(lines).encode())
     return step, seconds, unlogged
 
 
-def load_optimizer(optimizer, state):
-    """optimizer.load_state_dict, of this process's slices."""
-    parameters = [p for group in optimizer.param_groups for p in group["params"]]
-    for i, values in state["state"].items():
-        values |= {name: slice_like(x, parameters[i]) for name, x in values.items() if x.dim()}
-    optimizer.load_state_dict(state)
-
-
 def save_run(out, model, optimizer, metrics, processes):
     """Write a checkpoint of the run after the step that has these metrics. Raises OSError, and
     ValueError if a weight is not finite."""
-    step = metrics["step"]
-    state = to_full({"model": model.state_dict(), "optimizer": optimizer.state_dict()}, processes)
+    weights, moments = get_state_dict(model, optimizer, options=WHOLE)
     if processes.first:
-        if not all(x.isfinite().all() for x in state["model"].values()):
-            raise ValueError(f"the weights are not finite after step {step}")
-        save_checkpoint(out, {"step": step, "metrics": metrics, **state})
+        state = {"step": metrics["step"], "metrics": metrics}
+        save_checkpoint(out, {**state, "model": weights, "optimizer": moments})
 
 
 @contextmanager
 def stop_on_signals():
-    """Ctrl-C, SIGTERM and Slurm's SIGUSR1 set stop["asked"] in here and do nothing else."""
+    """Ctrl-C, SIGTERM, Slurm's SIGUSR1 and SIGHUP (the terminal was closed) set stop["asked"] in
+    here and do nothing else. What is ignored already (SIGHUP, under nohup) stays so."""
     stop, handlers = {"asked": False}, {}
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
-        handlers[number] = signal.signal(number, lambda *_: stop.update(asked=True))
+    for name in ("SIGINT", "SIGTERM", "SIGUSR1", "SIGHUP"):
+        number = getattr(signal, name, None)  # Windows has only the first two
+        if number and signal.getsignal(number) != signal.SIG_IGN:
+            handlers[number] = signal.signal(number, lambda *_: stop.update(asked=True))
     try:
         yield stop
     finally:

@@ -5,8 +5,8 @@ Text to token ids and back.
   BPETokenizer             tekken.json of Mistral, tokenizer.json of Hugging Face; with tiktoken
   SentencePieceTokenizer   tokenizer.model of Mistral and Llama; needs the package sentencepiece
 
-from_json makes a tokenizer again from what its to_json() and save(folder) left. Two tokenizers are
-the same if their to_json() are equal. Text that looks like a special token is encoded as text.
+Two tokenizers are the same if their to_json() are equal. Text that looks like a special token is
+encoded as text.
 """
 
 import codecs
@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 import tiktoken
 
-from lib.files import check, parse_json, reading, replace_file
+from lib.files import parse_json, reading, replace_file, write_json
 from lib.tokenizer_files import read_byte_bpe, read_tekken
 
 FILES = ("tokenizer.model", "tekken.json", "tokenizer.json", "alphabet.json")
@@ -36,7 +36,10 @@ class Tokenizer:
     pieces          {id: bytes}; ids below vocab_size that are not in it have no text
     bos_id, eos_id  ids that begin and end a text, or None
     ends            ids of all special tokens: no text has one, and a model that says one has ended
+    names           {"bos_token": name or None, "eos_token": ...}, if the file does not say them
     """
+
+    names = None
 
     def __init__(self, file, content, pieces, vocab_size, bos_id=None, eos_id=None, special=()):
         self.file, self.content, self.pieces, self.vocab_size = file, content, pieces, vocab_size
@@ -63,12 +66,16 @@ class Tokenizer:
 
     def to_json(self):
         """A description of the tokenizer, for from_json."""
-        return {"file": self.file, "sha256": hashlib.sha256(self.content).hexdigest()}
+        sha256 = hashlib.sha256(self.content).hexdigest()
+        return {"file": self.file, "sha256": sha256, "begin_end": [self.bos_id, self.eos_id]}
 
     def save(self, folder):
         """Write the tokenizer's file into a folder. Raises OSError."""
-        Path(folder).mkdir(parents=True, exist_ok=True)
-        replace_file(Path(folder) / self.file, self.content)
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        if self.names:
+            write_json(folder / "tokenizer_config.json", self.names)
+        replace_file(folder / self.file, self.content)
 
 
 class CharTokenizer(Tokenizer):
@@ -96,24 +103,52 @@ class BPETokenizer(Tokenizer):
     """Byte-pair encoding, done by tiktoken.
 
     ranks      {bytes: id} of what is merged, the lowest id first
-    pattern    regular expression: merging never crosses the borders of its matches
-    added      {text: id} of tokens that are cut out of a text before merging
+    pattern    regular expression: merging never crosses the borders of its matches, the words
+    lacks      bytes without an id: they are dropped from words
+    added      {text: id} of tokens that are cut out of a text before that
     normalize  applied to a text first
     """
 
-    def __init__(self, file, content, ranks, pattern, added=(), normalize=str, **common):
-        if b"" in ranks or any(bytes([b]) not in ranks for b in range(256)):
+    def __init__(
+        self,
+        file,
+        content,
+        ranks,
+        pattern,
+        lacks=b"",
+        added=(),
+        normalize=str,
+        names=None,
+        **common,
+    ):
+        if b"" in ranks or any(bytes([b]) not in ranks for b in range(256) if b not in lacks):
             raise ValueError("its vocabulary lacks a byte, or has a token of no bytes")
         super().__init__(file, content, **common)
+        self.pattern, self.lacks, self.added = pattern, lacks, dict(added)
+        self.normalize, self.names = normalize, names
         self.encoding = tiktoken.Encoding(
-            file, pat_str=pattern, mergeable_ranks=ranks, special_tokens=dict(added)
+            file, pat_str=pattern, mergeable_ranks=ranks, special_tokens=self.added
         )
-        self.normalize = normalize
         self.encode("a b")  # tiktoken panics at a useless pattern: better now than later
 
     def encode_array(self, text):
-        ids = self.encoding.encode_to_numpy(self.normalize(text), allowed_special="all")
-        return ids[ids < self.vocab_size].astype(np.int64)
+        text = self.normalize(text)
+        if self.lacks and not set(self.lacks).isdisjoint(text.encode("utf-8", "replace")):
+            return np.array(list(self.encode_words(text)), np.int64)
+        return self.encoding.encode_to_numpy(text, allowed_special="all").astype(np.int64)
+
+    def encode_words(self, text):
+        """Yields the ids of a text word by word: tiktoken itself cannot drop a byte from a word."""
+        import regex  # a package that tiktoken needs, too
+
+        names = "|".join(map(regex.escape, self.added)) or "(?!)"
+        for part in regex.split(f"({names})", text):
+            if part in self.added:
+                yield self.added[part]
+                continue
+            for word in regex.finditer(self.pattern, part):
+                word = word[0].encode("utf-8", "replace").translate(None, self.lacks)
+                yield from self.encoding._encode_single_piece(word) if word else ()
 
 
 class SentencePieceTokenizer(Tokenizer):
@@ -126,6 +161,8 @@ class SentencePieceTokenizer(Tokenizer):
         library.LoadFromSerializedProto(content)
         special = [i for i in range(library.vocab_size()) if library.is_control(i)]
         pieces = {i: library.id_to_piece(i) for i in range(library.vocab_size())}
+        if len(set(pieces.values())) < len(pieces):
+            raise ValueError("a piece is given twice")
         for i, piece in pieces.items():
             if library.is_byte(i):  # its name is like <0x0A>
                 pieces[i] = bytes([int(piece[1:-1], 16)])
@@ -155,7 +192,7 @@ def load_tokenizer(path):
         if "alphabet" in file:
             return from_json(file)
         if "model" in file:
-            return BPETokenizer("tokenizer.json", content, **read_byte_bpe(file))
+            return BPETokenizer("tokenizer.json", content, **read_byte_bpe(file, path.parent))
         return BPETokenizer("tekken.json", content, **read_tekken(file))
 
 
@@ -164,11 +201,9 @@ def from_json(description, folder=None):
     Raises ValueError."""
     with reading(folder or "a tokenizer", "names no tokenizer that is known here"):
         if description.get("kind") == "char":
-            check(description, {"alphabet": str})
             return CharTokenizer(description["alphabet"])
-        check(description, {"file": str, "sha256": str})
-    path = Path(folder) / description["file"]
+        path = Path(folder) / description["file"]
     tokenizer = load_tokenizer(path)
-    if tokenizer.to_json()["sha256"] != description["sha256"]:
+    if not description.items() <= tokenizer.to_json().items():
         raise ValueError(f"{path} is another tokenizer than the one that was used before")
     return tokenizer

@@ -6,14 +6,16 @@ that it gives the ids of the library they were made for. What is not implemented
 import base64
 import unicodedata
 
-from lib.files import check
+from lib.files import check, read_json
 
 GPT2 = r"'(?:[sdmt]|ll|ve|re)| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
 # Digits are cut out one by one before GPT-2's pattern is applied, so that it finds the end of a
 # text in front of each.
 GPT2_DIGITS = r"'(?:[sdmt]|ll|ve|re)|\p{N}| ?\p{L}+| ?[^\s\p{L}\p{N}]+|\s+(?=\p{N})|\s+(?!\S)|\s+"
-BEGIN = ("<s>", "<|begin_of_text|>", "<|endoftext|>")
-END = ("</s>", "<|end_of_text|>", "<|endoftext|>")
+KNOWN = {  # names of the tokens that begin and end a text, where nothing else says them
+    "bos_token": ("<s>", "<|begin_of_text|>", "<|endoftext|>"),
+    "eos_token": ("</s>", "<|end_of_text|>", "<|endoftext|>"),
+}
 
 
 def read_tekken(file):
@@ -36,41 +38,61 @@ def read_tekken(file):
     }
 
 
-def read_byte_bpe(file):
-    """The content of a tokenizer.json of Hugging Face (GPT-2, SmolLM2, Llama 3, Qwen2) -> arguments
-    of a BPETokenizer, a dict. Raises ValueError."""
-    check(file, {"model": {"vocab": {str: int}, "merges": list}})
-    vocab, added, normalizer = file["model"]["vocab"], file["added_tokens"], file["normalizer"]
-    check(added, [{"content": str, "id": int}])
+def read_byte_bpe(file, folder):
+    """The content of a tokenizer.json of Hugging Face (GPT-2, SmolLM2, Llama 3, Qwen2) in a folder
+    -> arguments of a BPETokenizer, a dict. Raises ValueError."""
+    added = [{"content": str, "id": int}]
+    check(file, {"model": {"vocab": {str: int}, "merges": list}, "added_tokens": added})
+    vocab, normalizer = file["model"]["vocab"], file["normalizer"]
     if normalizer not in (None, {"type": "NFC"}):
         raise ValueError(f"the normalizer {normalizer} is not implemented")
-    special = {token["content"]: token["id"] for token in added if token.get("special", True)}
-    text = {token["content"]: token["id"] for token in added if not token.get("special", True)}
+    added = {token["content"]: token for token in file["added_tokens"]}
+    names = vocab | {name: token["id"] for name, token in added.items()}
+    special = {name: names[name] for name in added if added[name].get("special", True)}
+    begin_end = begin_and_end(folder, names, special)
+    special |= {name: names[name] for name in begin_end.values() if name is not None}
+    text = {name: names[name] for name in added if name not in special}
     byte_of = {char: bytes([b]) for b, char in byte_characters().items()}
     words = {word: i for word, i in vocab.items() if word not in special | text}
     pieces = {i: b"".join(byte_of[char] for char in word) for word, i in words.items()}
     pieces |= {i: word.encode("utf-8") for word, i in text.items()}
-    names = vocab | special | text
-    size = 1 + max(names.values())
-    # A byte without an id is one that no text has; tiktoken wants a rank of it all the same.
-    ranks = {byte: words.get(char, size + byte[0]) for char, byte in byte_of.items()}
-    merges = [
-        pair.split(" ") if isinstance(pair, str) else pair for pair in file["model"]["merges"]
-    ]
-    merged = list(dict.fromkeys(words[left + right] for left, right in merges))
+    ranks = {byte: words[char] for char, byte in byte_of.items() if char in words}
+    # A merge is ["a", "b"], or "a b" in older files: no word has a space, whose character is Ġ.
+    merges = ["".join(pair).replace(" ", "") for pair in file["model"]["merges"]]
+    merged = list(dict.fromkeys(words[word] for word in merges))
     if merged != sorted(merged):
         raise ValueError("merges in another order than that of their ids are not implemented")
     return {
         "ranks": ranks | {pieces[i]: i for i in merged},
         "pattern": split_pattern(file["pre_tokenizer"]),
         "pieces": pieces,
-        "vocab_size": size,
-        "bos_id": next((names[name] for name in BEGIN if name in names), None),
-        "eos_id": next((names[name] for name in END if name in names), None),
+        "lacks": b"".join(byte for byte in byte_of.values() if byte not in ranks),
+        "vocab_size": 1 + max(names.values()),
+        "bos_id": names.get(begin_end["bos_token"]),
+        "eos_id": names.get(begin_end["eos_token"]),
         "special": special.values(),
+        "names": begin_end,
         "added": text,
         "normalize": (lambda text: unicodedata.normalize("NFC", text)) if normalizer else str,
     }
+
+
+def begin_and_end(folder, names, special):
+    """{"bos_token": the name of the token that begins a text, or None, "eos_token": that ends it}.
+    tokenizer_config.json says the names, or else config.json the ids, if these are special; where
+    neither does, names that are known are looked for. names, special: {name: id}."""
+    named, numbered = (
+        read_json(folder / file) if (folder / file).exists() else {}
+        for file in ("tokenizer_config.json", "config.json")
+    )
+    name_of, found = {i: name for name, i in special.items()}, {}
+    for kind, known in KNOWN.items():
+        i = numbered.get(f"{kind}_id")
+        name = name_of.get(i[0] if isinstance(i, list) else i)  # several may end a text
+        name = name or next((name for name in known if name in names), None)
+        name = named.get(kind, name)
+        found[kind] = name["content"] if isinstance(name, dict) else name
+    return found
 
 
 def split_pattern(section):

@@ -6,10 +6,11 @@ import dataclasses
 from pathlib import Path
 
 import torch
+from torch.overrides import TorchFunctionMode
 
 from lib.checkpoint import checked_weight, load_tensors
 from lib.config import settings
-from lib.files import check, read_json, reading, write_json, write_whole
+from lib.files import check, lock, read_json, reading, refuse_another, write_json, write_whole
 from model import ModelConfig, Transformer
 
 HUGGING_FACE_NAMES = {  # parts of a tensor's name there: the same in the official layout
@@ -39,8 +40,9 @@ NOT_SHAPE = {"max_seq_len", "max_position_embeddings", "max_batch_size", "model_
 
 
 def load_mistral(folder, dtype=None, rows=None, skip=()):
-    """The Transformer of a folder of weights, on the CPU. Raises ValueError, which names the file
-    and the tensor, if they do not fit.
+    """The Transformer of a folder of weights, on the CPU. They stay in their files, mapped into
+    memory that processes share, until they are changed: only what `dtype` converts is copied, and
+    Hugging Face's wq and wk. Raises ValueError, which names file and tensor, if they do not fit.
 
     dtype    of the weights; None: as they are stored
     rows     how many tokens of the vocabulary to load, from the first; None: all. Rows that the
@@ -49,32 +51,45 @@ def load_mistral(folder, dtype=None, rows=None, skip=()):
     """
     folder = Path(folder)
     official = any(folder.glob("consolidated*"))
-    if official:
-        config = official_config(folder / "params.json")
-    else:
-        config = hugging_face_config(folder / "config.json")
+    path = folder / ("params.json" if official else "config.json")
+    config = official_config(path) if official else hugging_face_config(path)
     if rows is not None:
         config = dataclasses.replace(config, vocab_size=min(rows, config.vocab_size))
     weights = {}
-    for path, name, tensor in stored_tensors(folder):
+    for file, name, tensor in stored_tensors(folder):
         if name.startswith(skip) or name.endswith("rotary_emb.inv_freq"):  # inv_freq: a constant
             continue
-        tensor = checked_weight(tensor, name, path)
-        with reading(path, f"does not fit: {name}"):
+        tensor = checked_weight(tensor, name, file)
+        with reading(file, f"does not fit: {name}"):
             if not official:
                 name, tensor = as_official(name, tensor, config)
-            if rows is not None and name in ("tok_embeddings.weight", "output.weight"):
-                tensor = tensor[: config.vocab_size]
+            if name in ("tok_embeddings.weight", "output.weight"):
+                tensor = tensor[:rows]
             if name in weights:
                 raise ValueError("another file holds it, too")
-            weights[name] = tensor.to(dtype, copy=True)
-    if config.tied_embeddings and "tok_embeddings.weight" in weights:
+            weights[name] = tensor.to(dtype)
+    with reading(path, "does not fit the weights beside it"):
+        return transformer_of(weights, config)
+
+
+def transformer_of(weights, config):
+    """The Transformer that these tensors, {name: tensor}, are the weights of: not their copies."""
+    if config.tied_embeddings:
         weights["output.weight"] = weights["tok_embeddings.weight"]
-    with reading(folder, "does not fit its own configuration"), torch.device("meta"):
-        model = Transformer(config)  # on "meta" it takes no memory: it is given that of `weights`
-        model.load_state_dict(weights, assign=True)
+    with torch.device("meta"), SkipInit():  # without memory
+        model = Transformer(config)
+    model.load_state_dict(weights, assign=True)
     model.tie()
     return model
+
+
+class SkipInit(TorchFunctionMode):
+    """In here, torch.nn.init does nothing: on "meta" tensors, which have no numbers, it imports a
+    compiler, for a second or more."""
+
+    def __torch_function__(self, function, types, args=(), kwargs=None):
+        if getattr(function, "__module__", None) != "torch.nn.init":
+            return function(*args, **(kwargs or {}))
 
 
 def stored_tensors(folder):
@@ -101,10 +116,9 @@ def stored_tensors(folder):
 def read_safetensors(path):
     """{name: tensor} of a .safetensors file. Raises ValueError."""
     with reading(path):
-        from safetensors import safe_open  # a package that only such files need
+        from safetensors.torch import load_file  # a package that only such files need
 
-        with safe_open(path, framework="pt") as file:
-            return {name: file.get_tensor(name) for name in file.keys()}
+        return load_file(path)
 
 
 def as_official(name, tensor, config):
@@ -137,6 +151,12 @@ def hugging_face_config(path):
         for name, values in IMPLEMENTED.items():
             if c.get(name, values[0]) not in values:
                 raise ValueError(f"{name}={c[name]}")
+        window = c["sliding_window"] if c["model_type"] == "mistral" else None
+        kinds = set(c.get("layer_types") or ())
+        if kinds == {"full_attention"}:
+            window = None
+        elif kinds and (window is None or kinds != {"sliding_attention"}):
+            raise ValueError(f"layer_types={c['layer_types']}")
         params = {
             "dim": c["hidden_size"],
             "n_layers": c["num_hidden_layers"],
@@ -147,7 +167,7 @@ def hugging_face_config(path):
             "norm_eps": c["rms_norm_eps"],
             "vocab_size": c["vocab_size"],
             "rope_theta": c.get("rope_theta", 10000.0),
-            "sliding_window": c["sliding_window"] if c["model_type"] == "mistral" else None,
+            "sliding_window": window,
             "attention_bias": c["model_type"] == "qwen2",
             "tied_embeddings": c.get("tie_word_embeddings", False),
         }
@@ -157,6 +177,20 @@ def hugging_face_config(path):
             params["rope_high"] = c["high_freq_factor"]
             params["rope_context"] = c["original_max_position_embeddings"]
         return settings(ModelConfig, params)
+
+
+def claim_folder(folder, asked):
+    """Make and lock a folder for weights made from what `asked` names, {name: value}: a file, which
+    holds the lock until it is closed. Raises ValueError if the folder holds anything else."""
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    claim, about = lock(folder), folder / "export.json"
+    refuse_another(about, asked)
+    names = {path.name for path in folder.iterdir()} - {"lock", "export.json.tmp"}
+    if names and about.name not in names:
+        raise ValueError(f"{folder} holds other files ({min(names)}): choose another --out")
+    write_json(about, {"asked": asked})
+    return claim
 
 
 def save_mistral(model, folder):

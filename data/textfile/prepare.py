@@ -16,7 +16,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from data.text import TokenizeConfig, prepare_text, read_documents, text_files  # noqa: E402
+from data.text import TokenizeConfig, about_files, prepare_text, read_documents, text_files  # noqa: E402
 from lib.config import run_script  # noqa: E402
 
 
@@ -32,12 +32,12 @@ class TextfileConfig:
 def prepare(config, tokenize):
     if not config.source:
         raise ValueError("--source=FILE or FOLDER says what is to be read")
-    sizes = {path: path.stat().st_size for path in text_files(config.source, config.pattern)}
+    files = text_files(config.source, config.pattern)
     separator = config.separator.replace(r"\n", "\n").replace(r"\t", "\t")
-    source = {"files": [[path.name, size] for path, size in sizes.items()]}
-    source |= {"separator": separator, "key": config.key}
-    documents = read_documents(list(sizes), separator, config.key)
-    prepare_text(documents, config.out, source, tokenize, total=sum(sizes.values()), unit="B")
+    source = {"files": about_files(files), "separator": separator, "key": config.key}
+    documents = read_documents(files, separator, config.key)
+    total = sum(path.stat().st_size for path in files)
+    prepare_text(documents, config.out, source, tokenize, total=total, unit="B")
 
 
 if __name__ == "__main__":

@@ -105,7 +105,8 @@ def test_max_tokens_ends_it_with_the_document_that_reaches_them(tmp_path, config
 def test_cutting_a_file_bit_by_bit_is_splitting_it(separator, size):
     """Catches a separator that lies across two reads."""
     text = separator.join(["one", "", "a", "aab", "b\n\n", "end"]) + separator
-    assert list(cut(io.StringIO(text), separator, size)) == text.split(separator)
+    file = io.StringIO(text)
+    assert list(cut(file, separator, file.read(5), size)) == text.split(separator)
     assert list(cut(io.StringIO(text), "")) == [text]
 
 
@@ -143,6 +144,78 @@ def test_of_many_files_one_that_is_not_utf_8_is_named_and_left_out(tmp_path, cap
     (tmp_path / "b.txt").write_text("good")
     assert [text for text, _ in read_documents(text_files(tmp_path))] == ["good"]
     assert "a.txt" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "name, content",
+    [
+        ("notes.tar", b"a.txt" + b"\0" * 95 + b"0000644\0" * 3 + b"text " * 90),
+        ("notes.tar.gz", gzip.compress(b"a.txt" + b"\0" * 95 + b"text " * 90)),
+        ("a.txt", "some words".encode("utf-16-le")),
+        ("a.docx", b"PK\x03\x04\x14\0\0\0\x08\0"),
+    ],
+)
+def test_what_is_no_text_is_refused_by_name_or_left_out(tmp_path, capsys, name, content):
+    """Catches an archive or an office file that becomes a corpus, mostly of NULs."""
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(ValueError, match=f"{name}.*plain text"):
+        list(read_documents(text_files(tmp_path)))
+    (tmp_path / "b.txt").write_text("good")
+    assert [text for text, _ in read_documents(text_files(tmp_path))] == ["good"]
+    assert name in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["part-00000", "lines.txt", "part-00000.gz"])
+def test_a_first_line_that_is_an_object_makes_json_lines(tmp_path, name):
+    """Catches braces and all that become text, because the name tells nothing."""
+    lines = b'\n{"text": "one"}\n{"text": "two"}\n'
+    (tmp_path / name).write_bytes(gzip.compress(lines) if name.endswith("gz") else lines)
+    assert [text for text, _ in read_documents(text_files(tmp_path))] == ["one", "two"]
+    with pytest.raises(ValueError, match=f"{name}.*content"):
+        list(read_documents(text_files(tmp_path), key="content"))
+    (tmp_path / name).unlink()
+    (tmp_path / "plain").write_text('{"text": "one", a brace, and no JSON\nmore')
+    assert len(list(read_documents(text_files(tmp_path)))) == 1
+
+
+def test_folders_behind_links_are_read_once(tmp_path):
+    """Catches a sub-folder that is left out without a word, and a link that leads back for ever."""
+    folder, elsewhere = tmp_path / "notes", tmp_path / "elsewhere"
+    folder.mkdir()
+    elsewhere.mkdir()
+    (folder / "a.md").write_text("a")
+    (elsewhere / "b.md").write_text("b")
+    (folder / "link").symlink_to(elsewhere)
+    (elsewhere / "back").symlink_to(folder)
+    assert [path.name for path in text_files(folder, "*.md")] == ["a.md", "b.md"]
+    for pattern in ("/abs", "*.txt"):
+        with pytest.raises(ValueError, match=pattern.replace("*", ".")):
+            text_files(folder, pattern)
+
+
+def test_another_source_of_the_same_names_and_sizes_is_another_text(tmp_path, config, monkeypatch):
+    """Catches an old corpus that comes back as if it were the new one."""
+    notes = tmp_path / "notes"
+    notes.mkdir()
+    for number in range(40):
+        (notes / f"{number}.txt").write_text(f"one {number:3}")
+    flags = [f"--source={notes}", f"--tokenizer={config.tokenizer}", f"--out={tmp_path / 'out'}"]
+    monkeypatch.setattr("sys.argv", ["prepare.py", *flags, "--val_share=0.2"])
+    as_typed("data/textfile/prepare.py")
+    as_typed("data/textfile/prepare.py")  # nothing has changed: it is there
+    (notes / "7.txt").write_text("two   7")
+    with pytest.raises(SystemExit, match="out"):
+        as_typed("data/textfile/prepare.py")
+
+
+def test_documents_want_a_token_that_ends_them(tmp_path, config):
+    """Catches documents that run into each other."""
+    path = tmp_path / "tokenizer" / "tokenizer.json"
+    content = json.loads(path.read_text())
+    content["added_tokens"] = []
+    path.write_text(json.dumps(content))
+    with pytest.raises(SystemExit, match="tokenizer"):
+        prepare_text(numbered(["a", "b"]), tmp_path / "out", {}, config)
 
 
 @pytest.mark.parametrize("corpus", ["c4", "openwebmath"])

@@ -5,6 +5,7 @@ and torch (what torch.save writes).
 """
 
 import json
+import os
 from functools import partial
 
 import torch
@@ -65,6 +66,7 @@ ANY = {
     "empty": of_bytes(lambda content, rng: b""),
     "missing": lambda path, rng: path.unlink(),
     "a folder": lambda path, rng: [path.unlink(), path.mkdir()],
+    "a pipe": lambda path, rng: [path.unlink(), os.mkfifo(path)],
     "a dangling link": lambda path, rng: [path.unlink(), path.symlink_to("nowhere")],
 }
 

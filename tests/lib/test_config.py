@@ -60,13 +60,15 @@ def test_help_is_the_comment_behind_each_field(capsys):
     assert "--name STR of the oven, on its door" in shown
 
 
+ESCAPE = '"\\u001b[31m" = 1'
 FLAGS = ["layer=3", "lay=3", "layers=x", "layers=2.5", "layers=-1", "layers", "more\nlines=1"]
 FLAGS += ["sugar=nan", "sugar=inf", "sugar=0.7", "kind=pear", "cream=maybe", "no-layers"]
 PRESETS = ['layer = "3"', 'layers = "3"', "layers = 2.5", "layers = true", "sugar = -1"]
+PRESETS += [f"layers = {10**30}", "sugar = 1e39"]
 PRESETS += ["sugar = nan", "sugar = 0.7", 'kind = "pear"', "cream = 1", "name = 3", "name = [1]"]
 
 
-@pytest.mark.parametrize("mistake", [*FLAGS, *PRESETS, "x = 1\nx = 2", "\0"], ids=repr)
+@pytest.mark.parametrize("mistake", [*FLAGS, *PRESETS, "x = 1\nx = 2", "\0", ESCAPE], ids=repr)
 def test_a_mistake_ends_in_one_line_that_names_it(tmp_path, mistake, capsys):
     """Catches a traceback, a page of usage, a wrong value that is taken, a preset without name."""
     preset = tmp_path / "my.toml"
@@ -75,7 +77,7 @@ def test_a_mistake_ends_in_one_line_that_names_it(tmp_path, mistake, capsys):
     with pytest.raises(SystemExit) as stop:
         from_cli("", Cake, Oven, argv=argv)
     line = capsys.readouterr().err
-    assert stop.value.code == 2 and line.count("\n") == 1
+    assert stop.value.code == 2 and line.count("\n") == 1 and line[:-1].isprintable()
     name = mistake.replace("=", " ").split()[0] if mistake in [*FLAGS, *PRESETS] else ""
     assert name in line and (mistake in FLAGS or "my.toml" in line)
 
@@ -88,7 +90,12 @@ def test_settings_of_a_file_are_checked_as_flags_are():
             settings(Cake, given)
 
 
-MENDED = [ValueError("no"), OSError("no"), MemoryError(), RuntimeError("CUDA out of memory\nTried")]
+MENDED = [
+    ValueError("\x1b]0;a title\a"),
+    OSError("no\nno"),
+    MemoryError(),
+    RuntimeError("CUDA out of memory\nTried"),
+]
 ENDS = [(error, SystemExit, "^bake.py: .*$") for error in MENDED]
 ENDS += [(KeyboardInterrupt(), SystemExit, "^130$"), (RuntimeError("bug"), RuntimeError, "bug")]
 
@@ -96,5 +103,6 @@ ENDS += [(KeyboardInterrupt(), SystemExit, "^130$"), (RuntimeError("bug"), Runti
 @pytest.mark.parametrize("error, wanted, text", ENDS, ids=repr)
 def test_what_a_user_can_mend_is_one_line_and_a_bug_is_none(error, wanted, text):
     """Catches a traceback for a mistake or a machine too small, and a bug that hides itself."""
-    with pytest.raises(wanted, match=text), one_line_errors("bake.py"):
+    with pytest.raises(wanted, match=text) as stop, one_line_errors("bake.py"):
         raise error
+    assert str(stop.value).isprintable()

@@ -1,7 +1,8 @@
 """An exported folder is the model of the run that it was made from."""
 
+import pytest
 import torch
-from tiny_runs import go
+from tiny_runs import SHAPE, go
 
 from lib.export import export
 from lib.runs import load_model, load_run
@@ -10,8 +11,7 @@ from quiet_star import QuietSTaR
 
 
 def test_a_thinking_model_loads_again_and_can_be_trained(work):
-    """Catches a tensor, a setting or the tokenizer that is left behind, and a plain model that is
-    exported over one that thinks and still thinks."""
+    """Catches a tensor, a setting or the tokenizer that is left behind."""
     go(work, "--out=run", "--max_steps=1", "--thought_len=2")
     export(work / "run", work / "weights")
     quiet, tokenizer, _, _ = load_run(work / "run")
@@ -24,5 +24,31 @@ def test_a_thinking_model_loads_again_and_can_be_trained(work):
     assert torch.equal(load_mistral(work / "weights")(tokens), quiet.model(tokens))
 
     go(work, "--init_from=weights", "--out=more", "--max_steps=1")
+
+
+def contents(folder):
+    return {path.name: path.read_bytes() for path in folder.iterdir() if path.name != "lock"}
+
+
+@pytest.mark.parametrize("kind", ["base", "run", "weights", "of fewer steps", "data"])
+def test_what_a_folder_holds_is_never_exported_over(work, kind):
+    """Catches a run whose config.json is deleted, a folder that is a run and weights, or that holds
+    parts of two models, and a thinking model that is lost."""
+    go(work, "--out=run", "--max_steps=1", "--thought_len=2")
+    if kind in ("weights", "of fewer steps"):
+        export(work / ("run" if kind == "weights" else "base"), work / kind)
+    go(work, "--out=base", "--objective=lm", "--init_from=", "--max_steps=4", *SHAPE)
+    before = contents(work / kind)
+    with pytest.raises(ValueError, match=kind) as error:
+        export(work / "base", work / kind)
+    assert contents(work / kind) == before and "\n" not in str(error.value)
+
+
+def test_an_export_goes_on_where_it_was_stopped(work):
+    """Catches a second try that is refused, or that leaves a part of the first."""
     export(work / "base", work / "weights")
-    assert not isinstance(load_model(work / "weights")[0], QuietSTaR)
+    whole = contents(work / "weights")
+    (work / "weights" / "params.json").unlink()
+    export(work / "base", work / "weights")
+    export(work / "base", work / "weights")
+    assert contents(work / "weights") == whole

@@ -3,13 +3,16 @@
 import errno
 import fcntl
 import json
+import os
 from typing import Literal
 
 import pytest
 
 from lib.files import (
+    MOST_JSON,
     check,
     compute_once,
+    folder_kind,
     lock,
     read_json,
     reading,
@@ -38,9 +41,54 @@ def test_a_write_that_fails_leaves_the_old_file_and_nothing_else(tmp_path, error
         assert str(path) in str(raised.value) and "\n" not in str(raised.value)
 
 
-@pytest.mark.parametrize("content", [None, b"", b"[1]", b'{"n": 1', b"\xff", b"[" * 100_000])
+FOLDERS = {
+    "run": [
+        "config.json",
+        "config.json log.jsonl checkpoint_00000001.pt",
+        "checkpoint_00000001.pt",
+    ],
+    "weights": ["params.json", "config.json model.safetensors", "pytorch_model-00001-of-00002.bin"],
+    "run weights": ["config.json checkpoint_00000001.pt params.json"],
+    "dataset": ["meta.json train.bin"],
+    "": ["", "notes.txt tokenizer.json"],
+}
+
+
+@pytest.mark.parametrize("kinds, names", [(k, names) for k, x in FOLDERS.items() for names in x])
+def test_what_a_folder_is(tmp_path, kinds, names):
+    """Catches weights taken for a run, which training would write into, and a run whose config.json
+    is gone taken for nothing."""
+    for name in names.split():
+        (tmp_path / name).write_bytes(b"")
+    assert folder_kind(tmp_path) == set(kinds.split()) and folder_kind(tmp_path / "absent") == set()
+
+
+@pytest.mark.parametrize("plant", ["a link", "a pipe"])
+def test_what_is_planted_is_neither_followed_nor_waited_for(tmp_path, plant):
+    """Catches a file elsewhere that is overwritten through a link, and a pipe that has no end."""
+    path, elsewhere = tmp_path / "a.json", tmp_path / "elsewhere"
+    elsewhere.write_bytes(b"mine")
+    for name in ("a.json", "a.json.tmp", "lock"):
+        if plant == "a link":
+            (tmp_path / name).symlink_to(elsewhere)
+        else:
+            os.mkfifo(tmp_path / name)
+    with pytest.raises(ValueError, match="a.json"):
+        read_json(path)
+    with pytest.raises(OSError, match="lock"):
+        lock(tmp_path)
+    write_json(path, {"n": 1})
+    assert read_json(path) == {"n": 1} and not path.is_symlink()
+    assert elsewhere.read_bytes() == b"mine" and not (tmp_path / "a.json.tmp").exists()
+
+
+NO_JSON = [None, b"", b"[1]", b'{"n": 1', b"\xff", b"[" * 100_000, b"{}" + b" " * MOST_JSON]
+
+
+@pytest.mark.parametrize("content", NO_JSON, ids=range(len(NO_JSON)))
 def test_a_file_that_is_no_json_object_is_one_line_that_names_it(tmp_path, content):
-    """Catches a traceback, or a line without the file's name, for a missing or damaged file."""
+    """Catches a traceback, or a line without the file's name, for a missing or damaged file, and
+    one that would take all memory."""
     path = tmp_path / "a.json"
     if content is not None:
         path.write_bytes(content)
@@ -55,8 +103,9 @@ def test_any_error_while_reading_names_the_file_but_a_stop_is_a_stop():
     class Panic(BaseException):
         """As tiktoken raises it."""
 
-    with pytest.raises(ValueError, match="some.file .*two lines"), reading("some.file"):
-        raise Panic("two\n lines")
+    with pytest.raises(ValueError, match="some.file .*two lines") as error, reading("some.file"):
+        raise Panic("two\n lines, \x1b[31mred \x9b1m \u202eback")
+    assert str(error.value).isprintable()
     with pytest.raises(KeyboardInterrupt), reading("some.file"):
         raise KeyboardInterrupt
 

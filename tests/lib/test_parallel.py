@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
@@ -16,6 +17,7 @@ from torch.testing import assert_close
 import train as trainer
 from lib.checkpoint import checkpoints, read_checkpoint
 from lib.export import export
+from lib.parallel import start_processes
 from lib.runs import load_run, read_log
 from lib.weights import load_mistral
 
@@ -57,7 +59,7 @@ def launch(folder, processes, *runs):
 
 
 WAYS = {
-    "data": ["--parallel=data"],
+    "texts": ["--parallel=data"],
     "fsdp": ["--parallel=fsdp", "--micro_batch=1"],
     "fast_fsdp": ["--parallel=fsdp", "--fast"],
     "fast_parts": ["--parallel=fsdp", "--fast", "--think_at_once=2", "--micro_batch=1"],
@@ -114,6 +116,22 @@ def test_a_run_goes_on_in_any_number_of_processes_and_any_mode(deep):
     again = load_mistral(deep / "exported").state_dict()
     assert all(torch.equal(other[f"model.{name}"], x) for name, x in again.items())
     go(deep, "--out=from_sharded", "--init_from=sharded", "--max_steps=1")
+
+
+@pytest.mark.parametrize("setting", ["RANK=x", "WORLD_SIZE=0", "LOCAL_RANK=-1", "RANK=3", "RANK=²"])
+def test_a_wrong_environment_is_one_line_that_names_it(setting, monkeypatch):
+    """Catches "invalid literal", and a process of no rank that trains and saves nothing."""
+    monkeypatch.setenv(*setting.split("="))
+    with pytest.raises(ValueError, match=setting):
+        start_processes("cpu", "data")
+
+
+def test_processes_wait_for_each_other_as_long_as_it_takes(monkeypatch):
+    """Catches processes that give up, after half an hour, while the first prepares a long text."""
+    monkeypatch.setattr(torch.distributed, "init_process_group", lambda _, **how: given.update(how))
+    given = {}
+    start_processes("cpu", "fsdp")
+    assert given["timeout"] > timedelta(days=9)
 
 
 def test_a_full_disk_in_a_sharded_run_is_one_line(deep, monkeypatch):

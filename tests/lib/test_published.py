@@ -102,6 +102,24 @@ def test_tokens_that_stand_for_start_and_end_are_neither_read_nor_said(published
     assert max(tokens.max(), thoughts.max()) < 32000
 
 
+@pytest.mark.parametrize(
+    "says, length",
+    [({}, 5), ({"max_thoughts": 10}, 2), ({"n_ahead_talk": 2, "max_thoughts": 9}, 3)],
+)
+def test_the_length_of_thoughts_is_said(published, tmp_path, capsys, says, length):
+    """Catches a config.json that silently gives other thoughts than the paper's."""
+    folder = shutil.copytree(published[0], tmp_path / "published")
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | says))
+    assert load_model(folder)[0].config.thought_len == length
+    assert f"thoughts of {length} tokens" in capsys.readouterr().err
+    for wrong in ("10", 5):
+        (folder / "config.json").write_text(json.dumps(config | {"max_thoughts": wrong}))
+        with pytest.raises(ValueError, match=str(folder)) as error:
+            load_model(folder)
+        assert "\n" not in str(error.value)
+
+
 def test_a_missing_tensor_is_named(published, tmp_path):
     """Catches a model that thinks with a layer of random numbers."""
     folder = tmp_path / "cut"

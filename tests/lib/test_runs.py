@@ -7,12 +7,14 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from tiny_runs import ROOT, flags, go, refusal, same
 
+import train as trainer
 from data.dataset import write_dataset
 from lib.checkpoint import checkpoints, read_checkpoint
 from lib.export import export
@@ -59,9 +61,8 @@ def test_a_change_of_settings_is_refused_by_name(work):
     """Catches a run that goes on as another one, and a refusal that does not name the setting."""
     go(work, "--out=q", "--max_steps=1")
     before = read_checkpoint(work / "q")
-    for flag in ("--lr=0.5", "--thought_len=3", "--seed=7", "--data=other"):
-        if flag == "--data=other":
-            shutil.copytree(work / "data", work / "other")
+    shutil.copytree(work / "base", work / "other")
+    for flag in ("--lr=0.5", "--thought_len=3", "--seed=7", "--init_from=other"):
         message = refusal(work, "--out=q", "--max_steps=2", flag)
         assert flag[2:].partition("=")[0] in message and str(work / "q") in message
     ids = np.random.default_rng(1).integers(0, 6, 600)
@@ -72,10 +73,73 @@ def test_a_change_of_settings_is_refused_by_name(work):
 
 
 def test_settings_that_do_not_change_the_training_may_change(work):
-    """Catches a refusal of more steps, other micro-batches or rarer checkpoints."""
+    """Catches a refusal of more steps, other micro-batches or rarer checkpoints, or of the same
+    text elsewhere."""
     go(work, "--out=q", "--max_steps=1")
-    go(work, "--out=q", "--max_steps=2", "--micro_batch=2", "--save_every=9", "--eval_every=7")
-    assert read_config(work / "q")["train"]["micro_batch"] == 2
+    shutil.move(work / "data", work / "moved")
+    how = ["--max_steps=2", "--micro_batch=2", "--save_every=9", "--eval_every=7"]
+    go(work, "--out=q", "--data=moved", *how)
+    config = read_config(work / "q")["train"]
+    assert config["micro_batch"] == 2 and config["data"] == str(work / "moved")
+
+
+def test_a_folder_has_one_name_however_it_is_written(work, monkeypatch):
+    """Catches a folder called ~, and another run for another way to write the same path."""
+    monkeypatch.chdir(work)
+    monkeypatch.setenv("HOME", str(work))
+    for n, base in enumerate(["base", "base/", ".//base", "~/base", str(work / "base")], 1):
+        line = [*flags(work, "--out=q", f"--max_steps={n}"), "--out=~/q", f"--init_from={base}"]
+        trainer.run(*trainer.settings_from([*line, "--data=~/data/"]))
+    config = read_config("q")["train"]
+    assert [config[name] for name in ("out", "init_from", "data")] == ["q", "base", "data"]
+    assert read_checkpoint("q")["step"] == 5 and not Path("~").exists()
+
+
+def test_a_folder_of_something_else_is_no_place_for_a_run(work):
+    """Catches training into a folder of weights, which would be loaded in its place, into a
+    dataset, or on from checkpoints whose settings are lost."""
+    go(work, "--out=q", "--max_steps=1")
+    export(work / "q", work / "weights")
+    shutil.copytree(work / "q", work / "lost")
+    (work / "lost" / "config.json").unlink()
+    shutil.copytree(work / "q", work / "both")
+    shutil.copy(work / "weights" / "params.json", work / "both")
+    for name in ("weights", "data", "lost", "both"):
+        before = sorted((work / name).iterdir())
+        assert str(work / name) in refusal(work, f"--out={name}", "--max_steps=2")
+        assert sorted((work / name).iterdir()) == before
+        if name in ("lost", "both"):
+            with pytest.raises(ValueError, match=str(work / name)):
+                load_model(work / name)
+
+
+def test_a_thinking_run_is_begun_from_one_of_another_kind(work):
+    """Catches a head of another size, or start and end of thought, that are looked for in vain."""
+    length = ["--thought_kind=any_length", "--gain_head", "--max_steps=1"]
+    go(work, "--out=of3", "--thought_len=3", *length)
+    go(work, "--out=of2", "--thought_len=2", "--init_from=of3", *length)
+    go(work, "--out=sampled", "--init_from=of3", "--gain_head", "--max_steps=1")
+    go(work, "--out=again", "--thought_len=3", "--init_from=sampled", *length)
+    go(work, "--out=empty", "--start_text=", "--max_steps=1")
+    assert load_run(work / "of2")[0].gain_head.last.out_features == 3
+
+
+def test_a_hostile_environment_changes_nothing(work):
+    """Catches another package called as one of ours, a system that does not tell what memory a
+    process took, a home that is not known to argparse, and output that nobody reads."""
+    for name in ("data", "lib", "studies", "beyond", "resource"):
+        (work / "hostile" / name).mkdir(parents=True)
+        (work / "hostile" / name / "__init__.py").write_text("raise ImportError('not ours')")
+    environment = {**os.environ, "PYTHONPATH": str(work / "hostile"), "HOME": str(work)}
+    for out in ("stdout", "both"):
+        line = [*flags(work, "--max_steps=2"), f"--out=~/{out}"]
+        close = '"$0" "$@" >&-' + " 2>&-" * (out == "both")
+        command = ["sh", "-c", close, sys.executable, str(ROOT / "train.py"), *line]
+        done = subprocess.run(command, cwd=work, env=environment, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        log = read_log(work / out)
+        assert len(log) == 2 and "peak_memory_gb" not in log[0]
+        assert read_checkpoint(work / out)["step"] == 2
 
 
 def test_a_run_of_an_older_version_is_one_line_that_names_the_commit_that_reads_it(work):
@@ -90,15 +154,10 @@ def test_a_run_of_an_older_version_is_one_line_that_names_the_commit_that_reads_
     assert "\n" not in str(error.value)
 
 
-@pytest.mark.parametrize(
-    "section, name, value",
-    [
-        ("model", "dim", 8),
-        ("model", "dim", "16"),
-        ("quiet_star", "no_such", 1),
-        ("train", "seed", "x"),
-    ],
-)
+MISFITS = [("model", "dim", 8), ("model", "dim", "16"), ("train", "seed", "x")]
+
+
+@pytest.mark.parametrize("section, name, value", [*MISFITS, ("quiet_star", "no_such", 1)])
 def test_a_config_that_does_not_fit_is_one_line_that_names_it(work, section, name, value):
     """Catches a traceback for a config.json that was edited, or is of another model."""
     go(work, "--out=q", "--max_steps=1")
@@ -121,11 +180,11 @@ def test_weights_that_are_not_finite_are_never_saved(work):
     """Catches a last good checkpoint that is replaced by one of infinite weights: a step of 1e38
     leaves the loss of that step finite."""
     huge = ["--lr=3e38", "--warmup_steps=0", "--max_steps=1", "--weight_decay=9"]
-    assert "not finite after step 1" in refusal(work, "--out=q", *huge)
+    assert "step 1 " in refusal(work, "--out=q", *huge)
     assert not checkpoints(work / "q")
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP])
 def test_a_signal_ends_training_after_a_step_that_is_saved(work, number):
     """Catches a stop that loses the steps since the last checkpoint."""
     settings = flags(work, "--out=q", "--max_steps=100000", "--save_every=100000")
@@ -180,3 +239,7 @@ def test_the_last_run_is_the_thinking_one_that_was_saved_last(work, monkeypatch)
     assert str(last_run()) == "out/a"
     os.utime(checkpoints(work / "out" / "b")[0], (9, 9))
     assert str(last_run()) == "out/b"
+    shutil.move("out/a", "elsewhere")
+    os.utime(checkpoints(work / "elsewhere")[0])
+    Path("out/link").symlink_to("../elsewhere")
+    assert str(last_run()) == "out/link"

@@ -101,6 +101,16 @@ def test_a_tokenizer_is_made_again_from_what_it_left(tmp_path):
         from_json(description, tmp_path)
 
 
+def test_sentencepiece_files_with_a_piece_given_twice_are_refused(tmp_path):
+    """Catches a download that was resumed at the wrong place: twice the ids, for the same text."""
+    content = mistral_file("model.v1").read_bytes()
+    path = tmp_path / "tokenizer.model"
+    for wrong in (content * 2, content + content[:2000]):
+        path.write_bytes(wrong)
+        with pytest.raises(ValueError, match=str(path)):
+            load_tokenizer(path)
+
+
 @pytest.mark.parametrize("content", [None, b"", b"\xff\x00", b'{"model": ', b"{}", b"[]"])
 def test_a_damaged_file_is_one_line_that_names_it(tmp_path, content):
     """Catches a traceback, also for a wrong path, or a tokenizer without tokens."""

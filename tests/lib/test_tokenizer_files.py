@@ -8,7 +8,7 @@ import tokenizers
 from test_tokenizer import CODE, POOLS, mistral_file, strings
 from tokenizers import AddedToken, Regex, decoders, models, normalizers, pre_tokenizers, trainers
 
-from lib.tokenizer import load_tokenizer
+from lib.tokenizer import from_json, load_tokenizer
 
 
 def split(pattern):
@@ -76,11 +76,46 @@ def test_bytes_that_a_vocabulary_lacks_vanish_as_in_the_library(tmp_path):
     trained_bpe(tmp_path, BYTE_LEVEL)
     path = tmp_path / "tokenizer.json"
     file = json.loads(path.read_text("utf-8"))
-    del file["model"]["vocab"]["\u0104"]  # byte 4
+    vocab = file["model"]["vocab"]
+    vocab["\u0104\u0104"] = vocab.pop("\u0104")  # of byte 4: there is no token of one
     path.write_text(json.dumps(file), "utf-8")
     theirs, ours = tokenizers.Tokenizer.from_file(str(path)), load_tokenizer(path)
-    for text in ("\x04", "the \x04 cat", "no such byte"):
-        assert ours.encode(text) == theirs.encode(text).ids
+    texts = ["\x04", "the \x04 cat", "*\x04*", "  \x04  ==\x04=", "a<tool_call>\x04<tool_call>"]
+    for text in (*texts, *(x.replace("*", "\x04") for x in strings(500)), "no such byte"):
+        assert ours.encode(text) == theirs.encode(text).ids, repr(text)
+
+
+BEGIN_END = {"bos_token": "<|im_end|>", "eos_token": {"content": "<s>", "special": True}}
+
+
+@pytest.mark.parametrize(
+    "beside, ids",
+    [
+        ({}, [1, 0]),
+        ({"tokenizer_config.json": BEGIN_END, "config.json": {"eos_token_id": 0}}, [1499, 1]),
+        ({"tokenizer_config.json": {"bos_token": None, "eos_token": "</tool_call>"}}, [None, 1497]),
+        ({"config.json": {"bos_token_id": 1499, "eos_token_id": [1499, 0]}}, [1499, 1499]),
+        ({"config.json": {"bos_token_id": 5, "eos_token_id": None}}, [1, 0]),
+        ({"tokenizer_config.json": {}, "config.json": {"eos_token_id": 1}}, [1, 1]),
+    ],
+)
+def test_begin_and_end_are_those_that_the_files_beside_it_say(tmp_path, beside, ids):
+    """Catches DeepSeek's, Gemma's and BERT's names that are not known, Yi's and Qwen2's that are
+    taken for others, an end that text becomes, and a run that forgets them or takes others."""
+    trained_bpe(tmp_path, BYTE_LEVEL)
+    for file, content in beside.items():
+        (tmp_path / file).write_text(json.dumps(content))
+    ours = load_tokenizer(tmp_path)
+    assert [ours.bos_id, ours.eos_id] == ids
+    assert ours.eos_id in ours.ends.difference(ours.encode("<s></tool_call><|im_end|>"))
+    ours.save(tmp_path / "run")
+    again = from_json(ours.to_json(), tmp_path / "run")
+    assert again.to_json() == ours.to_json() == load_tokenizer(tmp_path / "run").to_json()
+    assert [again.bos_id, again.eos_id] == ids
+    for wrong in ('{"eos_token": "</tool_call>"}', '{"bos_token": "<start>"}', "{"):
+        (tmp_path / "run" / "tokenizer_config.json").write_text(wrong)
+        with pytest.raises(ValueError, match="tokenizer.json"):
+            from_json(ours.to_json(), tmp_path / "run")
 
 
 def test_tekken_is_tiktoken_behind_the_special_tokens():

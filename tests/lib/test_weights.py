@@ -1,15 +1,19 @@
 """Weights of published models give the logits of transformers, or are refused with their names."""
 
 import json
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from tiny_runs import ROOT
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from lib import weights
 from lib.weights import load_mistral, save_mistral
-from model import KVCache
+from model import KVCache, ModelConfig, Transformer
 
 SHAPE = dict(vocab_size=97, hidden_size=24, intermediate_size=40, num_hidden_layers=3)
 SHAPE |= dict(num_attention_heads=4, num_key_value_heads=2, initializer_range=0.3)
@@ -19,6 +23,7 @@ LLAMA3 |= {"high_freq_factor": 4.0, "original_max_position_embeddings": 32}
 KINDS = {
     "mistral": dict(sliding_window=7, head_dim=8),
     "mistral without a window": dict(sliding_window=None),
+    "mistral with a window on no layer": dict(sliding_window=7, layer_types=["full_attention"] * 3),
     "llama": dict(tie_word_embeddings=True),
     "llama 3.1": dict(rope_parameters=LLAMA3, head_dim=16),
     "qwen2": dict(tie_word_embeddings=True),
@@ -74,7 +79,8 @@ def test_hugging_face_folders_give_the_model_of_transformers(tmp_path, kind, lay
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("suffix", ["pth", "safetensors"])
 def test_official_folders_load_again(tmp_path, kind, suffix):
-    """Catches what is written and not read, and a tied head that is stored twice."""
+    """Catches what is written and not read, a tied head that is stored twice, weights that each
+    process copies, and training that reaches their file."""
     theirs = reference(tmp_path / "theirs", kind)
     ours, path = load_mistral(tmp_path / "theirs"), tmp_path / "consolidated.00.pth"
     save_mistral(ours, tmp_path)
@@ -82,11 +88,17 @@ def test_official_folders_load_again(tmp_path, kind, suffix):
     stored = torch.load(path, weights_only=True)
     assert ("output.weight" in stored) != ours.config.tied_embeddings
     if suffix == "safetensors":
-        save_file(stored, tmp_path / "consolidated.safetensors")
         path.unlink()
-    again = load_mistral(tmp_path)
+        path = tmp_path / "consolidated.safetensors"
+        save_file(stored, path)
+    content, again = path.read_bytes(), load_mistral(tmp_path)
+    if (maps := Path("/proc/self/maps")).exists():
+        assert str(path) in maps.read_text()
     assert again.config == ours.config and not list(tmp_path.glob("*.tmp"))
     same_logits(again, theirs)
+    for weight in again.parameters():
+        weight.data.add_(1)
+    assert path.read_bytes() == content
 
 
 NORM = "model.layers.1.input_layernorm.weight"
@@ -126,16 +138,45 @@ def test_tensors_that_do_not_fit_are_named(tmp_path, monkeypatch, change, name):
         ({"use_sliding_window": True}, "use_sliding_window"),
         ({"vocab_size": "97"}, "vocab_size"),
         ({"num_attention_heads": 3}, "config.json"),
+        ({"rms_norm_eps": None}, "rms_norm_eps"),
+        ({"hidden_size": None}, "hidden_size"),
+        ({"layer_types": ["sliding_attention", "full_attention"]}, "layer_types"),
+        ({"model_type": "llama", "layer_types": ["sliding_attention"] * 3}, "layer_types"),
+        ({"layer_types": ["chunked_attention"] * 3}, "layer_types"),
+        ({"head_dim": 2**31}, "config.json"),
     ],
 )
 def test_another_kind_of_model_is_refused_by_name(tmp_path, change, name):
-    """Catches a model that computes something else than its config.json says."""
+    """Catches a model that computes something else than its config.json says; None: no such key."""
     reference(tmp_path)
     path = tmp_path / "config.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | change))
+    config = json.loads(path.read_text()) | change
+    path.write_text(json.dumps({key: x for key, x in config.items() if x is not None}))
     with pytest.raises(ValueError, match=name) as error:
         load_mistral(tmp_path)
     assert str(path) in str(error.value) and "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("kind", ["to_sparse", "char", "tolist"])
+def test_a_tensor_of_another_kind_in_a_second_file_is_one_line(tmp_path, kind):
+    """Catches the traceback of an operation that only ordinary tensors have."""
+    reference(tmp_path)
+    save_mistral(load_mistral(tmp_path), tmp_path)
+    path, second = tmp_path / "consolidated.00.pth", tmp_path / "consolidated.01.pth"
+    weights, name = torch.load(path), "layers.1.attention.wq.weight"
+    torch.save({name: getattr(weights.pop(name), kind)()}, second)
+    torch.save(weights, path)
+    with pytest.raises(ValueError, match=f"{second.name}.*{name}") as error:
+        load_mistral(tmp_path)
+    assert "\n" not in str(error.value)
+
+
+def test_loading_imports_no_compiler(tmp_path):
+    """Catches a model that is initialized before it is loaded, which takes seconds."""
+    save_mistral(Transformer(ModelConfig(vocab_size=9)), tmp_path)
+    code = "import sys; from lib.weights import load_mistral; load_mistral(sys.argv[1]); "
+    code += "assert 'torch._dynamo' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code, tmp_path], check=True, cwd=ROOT)
 
 
 @pytest.mark.parametrize("suffix", ["pth", "safetensors"])
@@ -148,11 +189,23 @@ def test_damaged_files_are_named_and_nothing_in_them_is_run(tmp_path, suffix):
         save_file(torch.load(tmp_path / "consolidated.00.pth"), path)
     else:
         torch.save({"output.weight": print}, path)
-        with pytest.raises(ValueError, match=path.name):
+        with pytest.raises(ValueError, match=path.name) as error:
             load_mistral(tmp_path)
+        assert "weights_only" not in str(error.value) and "is damaged" not in str(error.value)
     path.write_bytes(path.read_bytes()[:-300])
     with pytest.raises(ValueError, match=path.name):
         load_mistral(tmp_path)
     (tmp_path / "params.json").write_text('{"moe": {"num_experts": 8}}')
     with pytest.raises(ValueError, match="params.json.*moe"):
         load_mistral(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["head_dim", "n_heads"])
+def test_a_huge_size_is_one_line(tmp_path, name):
+    """Catches the traceback of torch's allocator."""
+    config = ModelConfig(vocab_size=9)
+    save_mistral(Transformer(config), tmp_path)
+    (tmp_path / "params.json").write_text(json.dumps(vars(config) | {name: 2**31}))
+    with pytest.raises(ValueError, match="params.json") as error:
+        load_mistral(tmp_path)
+    assert "\n" not in str(error.value)

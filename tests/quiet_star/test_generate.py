@@ -40,17 +40,19 @@ def test_speaking_equals_thinking_in_loops(thought_len, opened, window, fast):
     assert len(read[:, 4:].unique()) > 2 and (gates.std() > 0.01 or opened < 1)
 
 
-def test_sampling_with_thoughts_is_drawing_from_each_whole_text_anew():
+@pytest.mark.parametrize("fast", [False, True])
+def test_sampling_with_thoughts_is_drawing_from_each_whole_text_anew(fast):
     """At temperature 1, of three rows. Catches rows that share a draw, or draws of the thoughts'
     generator."""
-    quiet, tokens, new = tiny(thought_len=2, seed=11, fast=True), ids(3, 4), 12
+    quiet, tokens, new = tiny(thought_len=2, seed=11, fast=fast), ids(3, 4), 12
     with torch.no_grad():
         quiet.mixing_head.last.weight *= 0.1
     one, other = (torch.Generator().manual_seed(5) for _ in range(2))
-    read, _, _ = generate_with_thoughts(quiet, tokens, new, generator=one)
-    quiet = quiet.with_settings(thought_temperature=0.0, n_thoughts=1)
+    read, *_ = generate_with_thoughts(quiet, tokens, new, 1.0, 0.8, generator=one)
+    quiet = quiet.with_settings(thought_temperature=0.8, n_thoughts=1)
     for at in range(4, 4 + new):
-        thoughts = think(quiet, read[:, :at], positions=torch.full((3, 1), at - 1))
+        of_thoughts, last = torch.rand(3, 1, 1, 2, generator=other), torch.full((3, 1), at - 1)
+        thoughts = think(quiet, read[:, :at], positions=last, noise=of_thoughts)
         h_mixed, _ = quiet.talk(thoughts.h_base, thoughts.h_thought)
         noise = torch.rand(3, generator=other)
         drawn = sample(quiet.model.logits(h_mixed[:, 0, 0, 0]), noise=noise)
