@@ -8,9 +8,6 @@ thought will bring.
   think_some        the `think` of FastQuietSTaR.speak that thinks so long
 """
 
-import math
-from functools import partial
-
 import torch
 import torch.nn as nn
 
@@ -24,10 +21,9 @@ class GainHead(nn.Module):
     Of thoughts that can end anywhere, those of 0, 1, .. m tokens: (..., C) -> (..., m + 1).
 
     It learns by least squares from what training measures anyway: log p of the true tokens after a
-    thought minus that without one, averaged over the position's thoughts. Of places that look alike
-    to h_base, least squares learns the mean gain: high where thoughts mostly help, near 0 where
-    nothing can be known, however surprised the model is. h_base is cut off from the graph, so the
-    model does not learn to be predictable.
+    thought minus that without one. Of places that look alike to h_base that is the mean gain: near
+    0 where nothing can be known, however surprised the model is. h_base is cut off from the graph,
+    so the model does not learn to be predictable.
     """
 
     def __init__(self, dim, lengths=1):
@@ -45,9 +41,8 @@ class GainHead(nn.Module):
 class WithGainHead(FastQuietSTaR):
     def __init__(self, model, config, **how):
         super().__init__(model, config, **how)
-        self.gain_head = GainHead(model.config.dim, self.lengths)
-
-    lengths = 1  # lengths that a thought is read out at: see AnyLength
+        several = config.thought_kind == "any_length"
+        self.gain_head = GainHead(model.config.dim, config.thought_len + 1 if several else 1)
 
     def learn(self, thinking, h_mixed, gate, log_p_mixed, targets):
         """The loss of the gain head comes on top: its mean squared error. log_p_mixed is
@@ -71,17 +66,16 @@ def worth_its_price(quiet, price):
     """
     if not hasattr(quiet, "gain_head"):
         raise ValueError("this model has no gain head: train it with --gain_head, or leave --price")
-    m = quiet.config.thought_len
+    m, known = quiet.config.thought_len, quiet.gain_head.last.out_features
+    lengths = torch.arange(m + 1) if known > 1 else torch.tensor([m])
+    if len(lengths) > known:
+        raise ValueError(f"thought_len={m}, but the gain head knows at most {known - 1} tokens")
 
     def length(h_base):
-        gain = quiet.gain_head(h_base)
-        lengths = torch.arange(m + 1, device=gain.device)
-        if quiet.gain_head.last.out_features == 1:
-            gain, lengths = gain[..., None], lengths[m:]
-        if gain.shape[-1] < len(lengths):
-            raise ValueError(f"the gain head knows thoughts of at most {gain.shape[-1] - 1} tokens")
-        best, at = (gain[..., : len(lengths)] - price * (lengths + 2)).max(-1)
-        return torch.where(best > 0, lengths[at], -1)
+        gain = quiet.gain_head(h_base).view(*h_base.shape[:-1], known)[..., : len(lengths)]
+        tokens = lengths.to(gain.device)
+        best, at = (gain - price * (tokens + 2)).max(-1)
+        return torch.where(best > 0, tokens[at], -1)
 
     return length
 
@@ -89,7 +83,7 @@ def worth_its_price(quiet, price):
 def says_start(quiet, token, p):
     """As `worth_its_price`: a full thought where the model would say `token` more likely than p."""
     m = quiet.config.thought_len
-    return lambda h: torch.where(log_p_of(quiet, h, token) > math.log(p), m, -1)
+    return lambda h: torch.where(log_p_of(quiet, h, token).exp() > p, m, -1)
 
 
 def log_p_of(quiet, h, token):
@@ -103,28 +97,27 @@ def think_some(how_long):
     h_base (B, C): how many tokens (B,), -1: no thought; None: all are full. A row without a thought
     takes the base prediction, its gate is 0. In thoughts (B, m), -1 stands for a thought that was
     not thought, -2 for what is behind its end."""
-    return think_next if how_long is None else partial(think_next_some, how_long=how_long)
 
+    def think(quiet, tokens, cache, temperature=0.0, generator=None):
+        """As fast.think_next. Rows read on together until the longest thought is over."""
+        model, m = quiet.model, quiet.config.thought_len
+        start, end = (vector.expand(len(tokens), 1, -1) for vector in quiet.thought_tokens())
+        h_base = model(tokens, cache=cache)[:, -1]
+        length = how_long(h_base)
+        thinks = length >= 0
+        thought = torch.where(thinks, -2, -1)[:, None].repeat(1, m)
+        h_thought, x = h_base, start
+        for step in range(int(length.max()) + 2 if thinks.any() else 0):
+            h = model(x, cache=cache)[:, -1]
+            h_thought = torch.where((step == length + 1)[:, None], h, h_thought)
+            goes_on, x = step < length, end
+            if goes_on.any():
+                token = sample(model.logits(h), temperature, generator=generator)
+                thought[goes_on, step] = token[goes_on]
+                embedded = quiet.next_input(h[:, None], model.tok_embeddings(token[:, None]))
+                x = torch.where(goes_on[:, None, None], embedded, end)
+        h_mixed, gate = quiet.talk(h_base, h_thought)
+        h_mixed = torch.where(thinks[:, None], h_mixed, h_base)
+        return h_mixed, thought, torch.where(thinks, gate, 0.0)
 
-def think_next_some(quiet, tokens, cache, temperature=0.0, generator=None, *, how_long):
-    """As fast.think_next. Rows read on together until the longest thought is over."""
-    model, m = quiet.model, quiet.config.thought_len
-    start, end = (vector.expand(len(tokens), 1, -1) for vector in quiet.thought_tokens())
-    h_base = model(tokens, cache=cache)[:, -1]
-    length = how_long(h_base)
-    thinks = length >= 0
-    thought = torch.where(thinks, -2, -1)[:, None].repeat(1, m)
-    h_thought, x = h_base.clone(), start
-    for step in range(int(length.max()) + 2 if thinks.any() else 0):
-        h = model(x, cache=cache)[:, -1]
-        over = thinks & (step == length + 1)
-        h_thought[over] = h[over]
-        goes_on = step < length
-        x = end
-        if goes_on.any():
-            token = sample(model.logits(h), temperature, generator=generator)
-            thought[goes_on, step] = token[goes_on]
-            embedded = quiet.next_input(h[:, None], model.tok_embeddings(token[:, None]))
-            x = torch.where(goes_on[:, None, None], embedded, end)
-    h_mixed, gate = quiet.talk(h_base, h_thought)
-    return torch.where(thinks[:, None], h_mixed, h_base), thought, torch.where(thinks, gate, 0.0)
+    return think if how_long else think_next

@@ -7,21 +7,15 @@ A thought is read out after every prefix. Its last forward pass reads
   t_m, end_0, end_1, .. end_m       where end_s sees the text, start, t_1 .. t_s and itself
 
 so m + 1 predictions of x_{i+1} come out of one thought, each with a gate of its own, for m more
-tokens and no further pass. What end_s computes is just what `end` computes behind a thought of s
-tokens.
-
-It learns at all lengths at once. With g_s = log p_s(x_{i+1}) - log p_base(x_{i+1}), the gain after
-s tokens,
+tokens and no further pass. It learns at all lengths at once. With the gain after s tokens,
+g_s = log p_s(x_{i+1}) - log p_base(x_{i+1}),
 
   loss = 1/2 NLL_base + 1/2 mean_s NLL_s  and  REINFORCE with the reward  mean_s g_s.
 
 A token t_k can only have changed the gains of prefixes that contain it. So its log p is weighed by
-these alone,
+these alone: the others are on average 0 and would only add noise,
 
-  sum_k  (G_k - baseline) log p(t_k)     with  G_k = 1/(m+1) sum_{s >= k} g_s:
-
-the terms with s < k are on average 0 and would only add noise. The baseline is the mean G_k of the
-other thoughts.
+  sum_k  (G_k - baseline) log p(t_k)     with  G_k = 1/(m+1) sum_{s >= k} g_s.
 """
 
 import torch
@@ -44,18 +38,18 @@ def prefix_mask(query, key, thought_len, sliding_window=None):
          end_1         x     x    .      .     x     .
          end_2         x     x    x      .     .     x
     """
-    (qi, qn, q), (ki, kn, k) = query, key
-    q_depth, k_depth = depth(q, thought_len), depth(k, thought_len)
-    mask = thought_mask((qi, qn, q_depth), (ki, kn, k_depth), sliding_window)
-    q, k = q[..., :, None], k[..., None, :]
-    q_depth, k_depth = q_depth[..., :, None], k_depth[..., None, :]
-    token_is_seen = (q <= thought_len) | (k_depth < q_depth) | (k < 0)
-    return mask & torch.where(k > thought_len, q == k, token_is_seen)
+    *where, step = query
+    *key_where, key_step = key
+    at, key_at = depth(step, thought_len), depth(key_step, thought_len)
+    mask = thought_mask((*where, at), (*key_where, key_at), sliding_window)
+    step, at, key_step = step[..., :, None], at[..., :, None], key_step[..., None, :]
+    # only end_s sees end_s, which does not see t_{s+1}, though they stand at the same place
+    sees_token = (step <= thought_len) | (key_step != at)
+    return mask & torch.where(key_step > thought_len, key_step == step, sees_token)
 
 
 def depth(step, thought_len):
-    """How far behind start a step stands: t_k at k, end_s at s + 1, where t_{s+1} stands as
-    well."""
+    """How far behind start a step stands: t_k at k, end_s at s + 1, as t_{s+1} does."""
     return torch.where(step > thought_len, step - thought_len, step)
 
 
@@ -70,10 +64,6 @@ class AnyLength(FastQuietSTaR):
             raise ValueError("thought_kind=any_length predicts one true token: n_true=1")
         super().__init__(model, config, **how)
 
-    @property
-    def lengths(self):
-        return self.config.thought_len + 1
-
     def may_see(self, query, key):
         window = self.model.config.sliding_window
         return prefix_mask(query, key, self.config.thought_len, window)
@@ -83,37 +73,26 @@ class AnyLength(FastQuietSTaR):
 
     def after_thought(self, end, true):
         """end_0 .. end_m."""
-        return end.expand(-1, -1, -1, self.lengths, -1)
+        return end.expand(-1, -1, -1, self.config.thought_len + 1, -1)
 
     def targets(self, tokens, positions, documents, log_p_text):
         """x_{i+1}, once for each length."""
         targets = super().targets(tokens, positions, documents, log_p_text)
-        shape = *positions.shape, self.lengths
-        return targets._replace(
-            tokens=targets.tokens.expand(shape),
-            valid=targets.valid.expand(shape),
-            log_p_base=targets.log_p_base.expand(shape),
-            token_weights=(targets.token_weights / self.lengths).expand(shape),
-        )
+        shape = *positions.shape, self.config.thought_len + 1
+        names = "tokens", "valid", "log_p_base", "token_weights"
+        wide = {name: getattr(targets, name).expand(shape) for name in names}
+        wide["token_weights"] = wide["token_weights"] / shape[-1]
+        return targets._replace(**wide)
 
     def credit(self, log_p, h_mixed, targets):
         """The mean gain of a thought's prefixes (B, N, S), and the advantage of each of its tokens
         (B, N, S, m)."""
         gain = (log_p - targets.log_p_base[:, None]) * targets.valid[:, None]  # (B, N, S, m + 1)
-        to_come = gain.flip(-1).cumsum(-1).flip(-1)[..., 1:] / self.lengths  # (B, N, S, m)
+        to_come = gain.flip(-1).cumsum(-1).flip(-1)[..., 1:] / gain.shape[-1]  # (B, N, S, m)
         config = self.config
         advantage = thought_advantage(to_come, config.clamp_advantage, config.baseline)
         return gain.mean(-1), advantage
 
 
 class AnyLengthWithGainHead(WithGainHead, AnyLength):
-    lengths = AnyLength.lengths
-
-
-def at_length(hidden, h_base, lengths):
-    """What is predicted where thoughts have lengths (..., -1: none): of hidden states after each
-    prefix (..., m + 1, C), or after full thoughts (..., 1, C), and of h_base (..., C): (..., C)."""
-    at = lengths.clamp(0, hidden.shape[-2] - 1)
-    rows = hidden.flatten(0, -3)
-    chosen = rows[torch.arange(len(rows)), at.flatten()].view(h_base.shape)
-    return torch.where(lengths[..., None] >= 0, chosen, h_base)
+    pass

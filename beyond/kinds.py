@@ -34,14 +34,14 @@ class ThinkingConfig(QuietSTaRConfig):
 
     def __post_init__(self):
         least = {"thought_len": 0, "n_thoughts": 1, "n_true": 1, "thought_temperature": 0}
-        for name, value in vars(self).items():
+        for field in fields(self):
+            name, value, choices = field.name, getattr(self, field.name), get_args(field.type)
             if name in least and value < least[name]:
                 raise ValueError(f"{name} must be at least {least[name]}, not {value}")
             if name in ("log_prob_temperature", "embedding_scale") and value <= 0:
                 raise ValueError(f"{name} must be above 0, not {value}")
-        for field in fields(self):
-            if get_args(field.type) and getattr(self, field.name) not in get_args(field.type):
-                raise ValueError(f"{field.name} must be one of {', '.join(get_args(field.type))}")
+            if choices and value not in choices:
+                raise ValueError(f"{name} must be one of {', '.join(choices)}, not {value!r}")
 
 
 def thinking_model(model, config, fast=True, **how):
@@ -56,8 +56,8 @@ def thinking_model(model, config, fast=True, **how):
     kinds = {
         "sampled": WithGainHead if config.gain_head else FastQuietSTaR,
         "any_length": AnyLengthWithGainHead if config.gain_head else AnyLength,
-        "soft": SoftThoughts,
-        "latent": LatentThoughts,
+        "soft": WithoutTokens,
+        "latent": WithoutTokens,
     }
     kind = OtherCredit if other_credit else kinds[config.thought_kind]
     if kind is FastQuietSTaR and not fast:
@@ -82,15 +82,10 @@ class WithoutTokens(FastQuietSTaR):
             raise ValueError("soft and latent thoughts are no tokens: none can be given")
         return super().think(text, positions, None, noise)
 
-
-class SoftThoughts(WithoutTokens):
     def next_input(self, h, embedded):
+        if self.config.thought_kind == "latent":
+            return h
         return self.model.logits(h).softmax(-1) @ self.model.tok_embeddings.weight
-
-
-class LatentThoughts(WithoutTokens):
-    def next_input(self, h, embedded):
-        return h
 
 
 class OtherCredit(FastQuietSTaR):
@@ -104,16 +99,12 @@ class OtherCredit(FastQuietSTaR):
     def credit(self, log_p, h_mixed, targets):
         reward, advantage = super().credit(log_p, h_mixed, targets)
         if self.config.credit == "posterior":
-            advantage = posterior_weight(reward)[..., None]
+            # N p(thought n | true tokens) - 1. For many thoughts this is the gradient of log E p
+            # (true tokens | thought) instead of E log p: one good thought is enough. Its mean over
+            # the thoughts is 0, as with a baseline.
+            advantage = (reward.shape[1] * reward.softmax(1) - 1)[..., None]
         elif self.config.credit == "star":  # a weight of log p(thought), in place of the advantage
             right = likeliest(self.model.output, h_mixed) == targets.tokens[:, None]  # (B, N, S, a)
             right = (right | ~targets.valid[:, None]).all(-1) & targets.valid.any(-1)[:, None]
             advantage = right.to(log_p.dtype)[..., None]
         return reward, advantage
-
-
-def posterior_weight(reward):
-    """N softmax_n(log p(true tokens | thought n)) - 1, of rewards (B, N, ..). For many thoughts
-    that is the gradient of log E p(true tokens | thought) instead of E log p: one good thought is
-    enough. Its mean over the thoughts is 0, as with a baseline."""
-    return reward.shape[1] * reward.softmax(1) - 1

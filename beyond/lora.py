@@ -36,10 +36,9 @@ def add_lora(transformer, rank, frozen=None):
     for linear in linear_maps(transformer):
         rows, columns = linear.weight.shape
         linear.__class__ = LoRALinear
-        linear.lora_a = nn.Parameter(
-            torch.randn(rank, columns, device=linear.weight.device) / columns**0.5
-        )
-        linear.lora_b = nn.Parameter(torch.zeros(rows, rank, device=linear.weight.device))
+        device = linear.weight.device
+        linear.lora_a = nn.Parameter(torch.randn(rank, columns, device=device) / columns**0.5)
+        linear.lora_b = nn.Parameter(torch.zeros(rows, rank, device=device))
 
 
 def rank_in(weights):

@@ -8,9 +8,9 @@ before the answer.
   M_0 <- the original model
   for n = 1 .. iterations
     for every question, with its true answer                               self_taught
-      write a rationale and an answer, greedily, with M_{n-1}              write
-      if the answer is wrong: again, with the true answer as a hint        write (rationalization)
-    keep what ends in the true answer, and leave the hint out              right_ones
+      write a rationale and an answer, greedily, with M_{n-1}              attempts
+      if the answer is wrong: again, with the true answer as a hint        attempts
+    keep what ends in the true answer, and leave the hint out              self_taught
     M_n <- the original model, fine-tuned on what was kept                 fine_tune
 
 What it needs, and Quiet-STaR does not: questions, their answers, something that finds the answer in
@@ -20,12 +20,13 @@ a fifth more in each iteration (section 3.1).
 """
 
 import copy
+import math
 from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
-
-from fast import token_log_prob
+from torch.nn.functional import cross_entropy
+from torch.nn.utils.rnn import pad_sequence
 
 
 class Question(NamedTuple):
@@ -48,116 +49,69 @@ class StarConfig:
     growth: float = 1.2  # times as many in each next one
     rationalize: bool = True  # ask again with a hint where the answer was wrong
     keep_all: bool = False  # a control: no filter
-    go_on: bool = False  # a control: fine-tune the last model, not the original one
     batch_size: int = 32  # of fine-tuning
     lr: float = 3e-4
     seed: int = 1337
 
-    def steps_in(self, n):
-        """Steps of fine-tuning in iteration n = 0, 1, .."""
-        return round(self.steps * self.growth**n)
-
-
-class Kept(NamedTuple):
-    """A training example: a question without a hint, and what was written after it, end
-    included."""
-
-    question: Question
-    written: list
-    hinted: bool  # was it written with the hint?
-
 
 def self_taught(original, questions, config):
-    """STaR on a model.Transformer: yields (model, what it was fine-tuned on, its steps) of each
-    iteration."""
+    """STaR on a model.Transformer: yields (model, what it was fine-tuned on) of each iteration: the
+    questions with what was written after them, [(Question, ids)]."""
     model = original
     for n in range(config.iterations):
-        written = write(model, [q.prompt for q in questions], config)
-        kept = right_ones(questions, written, config, hinted=False)
+        tried = attempts(model, questions, config, hinted=False)
         if config.rationalize:
-            wrong = [
-                q
-                for q, text in zip(questions, written, strict=True)
-                if config.read(text) != q.answer
-            ]
-            kept += right_ones(
-                wrong, write(model, [q.hinted for q in wrong], config), config, hinted=True
-            )
-        steps = config.steps_in(n)
-        start = model if config.go_on else original
-        examples = [
-            (k.question.prompt, k.written) for k in kept
-        ]  # none, if not one answer is right: it stays as it is
-        model = fine_tune(start, examples, steps, config, config.seed + n) if kept else start
-        yield model, kept, steps
+            wrong = [q for q, text in tried if config.read(text) != q.answer]
+            tried += attempts(model, wrong, config, hinted=True)
+        kept = [(q, x) for q, x in tried if config.keep_all or config.read(x) == q.answer]
+        examples = [(q.prompt, text) for q, text in kept]
+        steps = round(config.steps * config.growth**n)
+        # the original stays as it is, if not one answer is right
+        model = fine_tune(original, examples, steps, config, config.seed + n) if kept else original
+        yield model, kept
 
 
-def right_ones(questions, written, config, hinted):
-    """What ends in the true answer (with keep_all: everything), as training examples without
-    hints."""
-    pairs = [
-        (q, (q.opening if hinted else []) + text)
-        for q, text in zip(questions, written, strict=True)
-    ]
-    return [
-        Kept(q, text, hinted)
-        for q, text in pairs
-        if config.keep_all or config.read(text) == q.answer
-    ]
+def attempts(model, questions, config, hinted):
+    """What a model writes in answer to questions, [(Question, ids)], with a hint or without. The
+    hint is left out."""
+    written = write(model, [q.hinted if hinted else q.prompt for q in questions], config)
+    pairs = zip(questions, written, strict=True)
+    return [(q, (q.opening if hinted else []) + text) for q, text in pairs]
 
 
-@torch.no_grad()
 def write(model, prompts, config):
-    """What a model writes greedily after each prompt, lists of ids, up to the end and with it.
-    Prompts of the same length are continued together."""
-    written = [[] for _ in prompts]
-    for length in {len(prompt) for prompt in prompts}:
-        rows = [i for i, prompt in enumerate(prompts) if len(prompt) == length]
-        going_on = torch.ones(len(rows), dtype=torch.bool)
-        tokens = torch.tensor([prompts[i] for i in rows])
-        for new in model.stream(tokens, config.most_tokens, temperature=0.0):
-            for i, token, goes_on in zip(rows, new.tolist(), going_on.tolist(), strict=True):
-                if goes_on:
-                    written[i].append(token)
-            going_on &= new != config.end
-            if not going_on.any():
-                break
-    return written
+    """What a model writes greedily after each prompt, lists of ids, up to the end and with it. All
+    prompts are equally long."""
+    if not prompts:
+        return []
+    tokens = model.generate(torch.tensor(prompts), config.most_tokens, temperature=0.0)
+    rows = tokens[:, len(prompts[0]) :].tolist()
+    return [row[: row.index(config.end) + 1] if config.end in row else row for row in rows]
 
 
 def fine_tune(model, examples, steps, config, seed):
-    """A copy of the model after so many steps of AdamW on examples (prompt, what follows): the loss
-    is the mean NLL of what follows. Every example comes once before any comes again."""
+    """A copy of the model after so many steps of AdamW on examples (prompt, what follows). Every
+    example comes once before any comes again."""
     model, generator = copy.deepcopy(model).train(), torch.Generator().manual_seed(seed)
-    optimizer = torch.optim.AdamW(
-        model.parameters(), lr=config.lr, betas=(0.9, 0.99), weight_decay=0.0
-    )
-    order = torch.empty(0, dtype=torch.long)
-    for step in range(steps):
-        while len(order) < config.batch_size:
-            order = torch.cat((order, torch.randperm(len(examples), generator=generator)))
-        chosen, order = (
-            [examples[i] for i in order[: config.batch_size].tolist()],
-            order[config.batch_size :],
-        )
-        for group in optimizer.param_groups:
-            group["lr"] = config.lr * min(1.0, (step + 1) / 10)
-        loss = loss_of(model, chosen)
+    weights, how = list(model.parameters()), {"betas": (0.9, 0.99), "weight_decay": 0.0}
+    optimizer = torch.optim.AdamW(weights, config.lr, **how)
+    warmup = torch.optim.lr_scheduler.LinearLR(optimizer, start_factor=0.1, total_iters=9)
+    rounds = math.ceil(steps * config.batch_size / len(examples))
+    order = [torch.randperm(len(examples), generator=generator) for _ in range(rounds)]
+    for chosen in torch.cat(order).split(config.batch_size)[:steps]:
         optimizer.zero_grad()
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        loss_of(model, [examples[i] for i in chosen.tolist()]).backward()
+        torch.nn.utils.clip_grad_norm_(weights, 1.0)
         optimizer.step()
+        warmup.step()
     return model.eval()
 
 
 def loss_of(model, examples):
     """Mean NLL (nats a token) of what follows the prompts of examples, all of whose tokens count
-    alike."""
-    rows = [torch.tensor(prompt + text) for prompt, text in examples]
-    tokens = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True)
-    at = torch.arange(1, tokens.shape[1])
-    first = torch.tensor([len(prompt) for prompt, _ in examples])[:, None]
-    last = torch.tensor([len(row) for row in rows])[:, None]
-    counts = (at >= first) & (at < last)  # attention is causal: nobody sees the padding
-    h = model(tokens[:, :-1])[counts]
-    return -token_log_prob(model.output, h, tokens[:, 1:][counts]).mean()
+    alike. Attention is causal: nobody sees the padding."""
+    tokens = [torch.tensor(prompt + text) for prompt, text in examples]
+    wanted = [torch.tensor([-100] * len(prompt) + text) for prompt, text in examples]  # -100: none
+    logits = model.logits(model(pad_sequence(tokens, batch_first=True)[:, :-1]))
+    wanted = pad_sequence(wanted, batch_first=True, padding_value=-100)[:, 1:]
+    return cross_entropy(logits.flatten(0, 1), wanted.flatten())

@@ -15,8 +15,8 @@ from data.arithmetic.prepare import running_sums
 from eval import measure
 from lib.runs import load_run, start_thoughts
 from quiet_star import QuietSTaR
-from studies.runs import CHATTER, run_studies, train_bases, train_rows
-from studies.tables import held_out, measure_rows
+from studies.runs import run_studies, train_on
+from studies.tables import held_out, measure_rows, questions_in
 
 ROWS = {
     "full": [],
@@ -38,24 +38,20 @@ def useful_thoughts(run, text):
         model = thinking_model(model, ThinkingConfig())
         start_thoughts(model, tokenizer, "—", "—")
     found, useful = measure(model, spans, meta, temperature=1.0), []
-    for w, t in np.argwhere(answers):
-        line = tokenizer.decode(spans[w, : t + 1].tolist()).split("\n")[-1]  # such as 3849=
+    for w, t, question in questions_in(spans, answers, tokenizer):
         thought = tokenizer.decode(found.thoughts[w, t].tolist())
-        useful.append(thought.startswith(running_sums(line[:-1])[: len(thought)]))
-    right, gate = found.right_mixed[answers].mean(), found.gate[answers].mean()
-    shares = {"useful_share": np.mean(useful), "answer_accuracy": right, "gate": gate}
-    return {name: float(x) for name, x in shares.items()}
+        useful.append(thought.startswith(running_sums(question)[: len(thought)]))
+    right, gate = found.right_mixed[answers], found.gate[answers]
+    shares = {"useful_share": useful, "answer_accuracy": right, "gate": gate}
+    return {name: float(np.mean(x)) for name, x in shares.items()}
 
 
 def chatter(config, out):
     """The share of useful thoughts at answers whose steps are left out."""
-    folders = {"before training": out / "chatter_base"}
-    preset = train_bases(config, out, CHATTER)
-    folders |= train_rows(config, out / "chatter", ROWS, preset)
-    rows = {name: (folder, {}) for name, folder in folders.items()}
-    useful = partial(useful_thoughts, text=held_out(config, CHATTER))
+    folders = train_on("chatter", config, out, ROWS)
+    useful = partial(useful_thoughts, text=held_out(config, "chatter"))
     title = "Does REINFORCE choose useful thoughts?"
-    return measure_rows(config, title, rows, useful, out / "chatter.png")
+    return measure_rows(config, title, folders, out / "chatter.png", useful)
 
 
 if __name__ == "__main__":

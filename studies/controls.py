@@ -12,7 +12,7 @@ import numpy as np
 
 from eval import measure
 from studies.memory import tokens_read
-from studies.runs import FULL, PLAIN, SETTINGS, max_steps, run_studies, train_bases, train_rows
+from studies.runs import FULL, TEXTS, run_studies, train_on
 from studies.tables import held_out, measure_rows, scores_of
 from train import settings_from
 
@@ -29,35 +29,36 @@ def of_other_positions(thoughts, answers, seed=0):
 
 def controls(config, out):
     """Is it the thought that helps?"""
-    train, _, quiet, _ = settings_from(SETTINGS[PLAIN])
-    compute = round(tokens_read(quiet, train.think_share))
-    runs = FULL | {
+    train, _, quiet, _ = settings_from(TEXTS["plain"][2])
+    compute = round(1 + train.think_share * tokens_read(quiet))
+    rows = FULL | {
         "lm_same_tokens": ["--objective=lm"],
-        "lm_same_compute": ["--objective=lm", max_steps(config, times=compute)],
+        "lm_same_compute": ["--objective=lm", f"--max_steps={compute * train.max_steps}"],
         "pause": ["--thought_len=0"],
         "trained_on_random_thoughts": ["--thought_temperature=1e9", "--reinforce_weight=0"],
         "reinforce_weight_0": ["--reinforce_weight=0"],
         "full_everywhere": ["--think_at=all"],
         "full_bfloat16": ["--dtype=bfloat16"],
     }
-    train_rows(config, out, runs, train_bases(config, out))
-    text = spans, answers, meta = held_out(config)
+    folders = train_on("plain", config, out, rows)
+    text = spans, answers, meta = held_out(config, "plain")
     shape, rng = (*answers.shape, quiet.thought_len), np.random.default_rng(0)
 
     def of_others(model):
         return of_other_positions(measure(model, spans, meta).thoughts, answers)
 
-    rows = {name: (out / name, {}) for name in ("base", *runs)}
-    rows["trained_on_random_thoughts"][1]["thoughts"] = rng.choice(meta["vocab_size"], shape)
-    rows |= {
-        "random_thoughts": (out / "full", {"thoughts": rng.choice(np.unique(spans), shape)}),
-        "another_positions_thoughts": (out / "full", {"thoughts": of_others}),
-        "gate_0": (out / "full", {"gate": 0.0}),
-        "gate_1": (out / "full", {"gate": 1.0}),
+    at_last = {
+        "random_thoughts": {"thoughts": rng.choice(np.unique(spans), shape)},
+        "another_positions_thoughts": {"thoughts": of_others},
+        "gate_0": {"gate": 0.0},
+        "gate_1": {"gate": 1.0},
     }
+    folders |= dict.fromkeys(at_last, folders["full"])
+    any_tokens = {"thoughts": rng.choice(meta["vocab_size"], shape)}
+    how = at_last | {"trained_on_random_thoughts": any_tokens}
     title = f"{answers.sum():,} answers of sums whose steps are left out"
     scores = partial(scores_of, text=text)
-    return measure_rows(config, title, rows, scores, out / "controls.png")
+    return measure_rows(config, title, folders, out / "controls.png", scores, how)
 
 
 if __name__ == "__main__":

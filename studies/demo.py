@@ -10,10 +10,11 @@ from typing import Literal
 
 from data.dataset import open_dataset
 from eval import held_out_spans, measure, predicted, print_table, summarize
+from lib.checkpoint import read_checkpoint
 from lib.config import run_script
 from lib.files import write_json
 from lib.parallel import pick_device
-from lib.runs import load_run, read_config, read_log
+from lib.runs import load_run, read_config
 from quiet_star import QuietSTaR
 from studies.runs import train_all
 
@@ -36,16 +37,18 @@ def demo(config):
     """One table of the four runs, thoughts greedy and sampled; results.json, with their seconds."""
     out, device = Path(config.out), pick_device(config.device)
     base = read_config(out / "base")["train"]
+    dataset = open_dataset(base["data"], "val")
+    spans, answers = held_out_spans(dataset, base["span"], config.texts)
+    if not answers.any():
+        raise ValueError(f"{base['data']} has no answers in its held-out text: nothing to compare")
     flags = [f"--init_from={out / 'base'}", f"--data={base['data']}", f"--device={device}"]
     flags.append(f"--seed={config.seed}")
     print(f"see them learn: tail -f {out}/*.log", flush=True)
     train_all({out / name: [*flags, *more] for name, more in ROWS.items()}, jobs=2)
-    dataset = open_dataset(base["data"], "val")
-    spans, answers = held_out_spans(dataset, base["span"], config.texts)
     rows, seconds = {}, {}
     for name in ("base", *ROWS):
         model = load_run(out / name, device)[0]
-        seconds[name] = read_log(out / name)[-1]["seconds"]
+        seconds[name] = read_checkpoint(out / name)["metrics"]["seconds"]
         for way, temperature in {"": 0.0, ", thoughts sampled": 1.0}.items():
             if not way or isinstance(model, QuietSTaR):
                 found = measure(model, spans, dataset.meta, temperature=temperature)

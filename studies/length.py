@@ -1,12 +1,10 @@
 """
 A model that learned to think at any length can tell how long to think. On sums of one to six digits
-it thinks the longer, the longer the sum is, and needs fewer tokens than one that thinks at one
-length or not at all.
+it thinks the longer, the longer the sum is, and needs fewer tokens than if it thought at one length
+or not at all.
 
     python -m studies.length
 """
-
-from collections import namedtuple
 
 import numpy as np
 import torch
@@ -17,123 +15,92 @@ from eval import held_out_spans
 from fast import token_log_prob
 from lib.pictures import draw_lines
 from lib.runs import load_run
-from studies.runs import BASE, FROM_BASE, HERE, max_steps, prepare, run_studies, train_rows
-from studies.tables import over_seeds, print_rows
+from studies.runs import BASE, FROM_BASE, prepare, run_studies, train_rows
+from studies.tables import over_seeds, print_rows, questions_in, share
+from train import HERE, TrainConfig
 
 DATA, LONGEST = "data/lengths", 6  # sums of 1 to 6 digits; thoughts of at most as many tokens
 EACH = range(1, LONGEST + 1)
 CHOICES = ["none", *map(str, range(LONGEST + 1))]  # lengths of a thought, in tokens
 PRICES = [0, *np.geomspace(1e-3, 1, 31)]  # nats a token
 AT = 11  # the table is of this one of the prices, 0.01
-RANDOM = "random lengths, same places"
-
-# Of each choice, the first of which is not to think: is the prediction right, what did the thought
-# gain (nats), what did the gain head expect, (W, T, choices) each; tokens (choices,) that it costs.
-Measured = namedtuple("Measured", "right gain expected tokens")
 
 
 @torch.no_grad()
-def measure_lengths(quiet, spans, among, tokens):
-    """Measured, of spans (W, T+1) and greedy thoughts. among: the ids that an answer may be."""
+def measure_lengths(quiet, spans, among):
+    """Of spans (W, T+1) and each choice, which are no thought and greedy ones of 0, 1, .. tokens:
+    is the prediction right, what did the thought gain (nats), what did the gain head expect, arrays
+    (W, T, choices). among: the ids that an answer may be."""
     quiet = quiet.with_settings(n_thoughts=1, n_true=1, thought_temperature=0.0)
     head, parts = quiet.model.output, []
     for ids in torch.from_numpy(spans).split(32):
         found = quiet.predict(ids)
-        h_base, h_mixed = found.h_base[:, 0, :, :1], found.h_mixed[:, 0]  # (B, T, lengths, C)
-        h = torch.cat((h_base, h_mixed), dim=2)
+        h_base = found.h_base[:, 0, :, :1]
+        h = torch.cat((h_base, found.h_mixed[:, 0]), dim=2)  # (B, T, choices, C)
         true = ids[:, 1:, None].expand(h.shape[:-1])
         right = among[(h @ head.weight[among].T).argmax(-1)] == true
         log_p = token_log_prob(head, h, true)
-        expected = quiet.gain_head(h_base[:, :, 0]).view(h_mixed.shape[:-1])
-        parts.append((right, log_p - log_p[..., :1], pad(expected, (1, 0))))
-    arrays = (torch.cat(x).numpy() for x in zip(*parts, strict=True))
-    return Measured(*arrays, np.array(tokens))
+        parts.append((right, log_p - log_p[..., :1], pad(quiet.gain_head(h_base[:, :, 0]), (1, 0))))
+    return [torch.cat(x).numpy() for x in zip(*parts, strict=True)]
 
 
-def digits(spans, answers, tokenizer):
-    """How many digits the sum has whose answer is predicted, (W, T); 0 where none is."""
-    found = np.zeros(answers.shape, int)
-    for w, t in np.argwhere(answers):
-        line = tokenizer.decode(spans[w, : t + 1].tolist()).split("\n")[-1]
-        found[w, t] = len(line) - 1  # all but "="
-    return found
+def costs(choices):
+    """The tokens of each choice: none, or those of a thought, start and end included."""
+    return np.array([0, *range(2, choices + 1)])
 
 
-def ways_to_think(any_length, singles):
-    """{name: (Measured, the gains (W, T, choices) by which a length is chosen)}. "m or none" is
-    that of the model which was trained at one length."""
-    ways = {name: (any_length, any_length.expected) for name in ("any length", RANDOM)}
-    ways["oracle"] = any_length, any_length.gain
-    for k, single in singles.items():
-        ways[f"{k} or none"] = single, single.expected
-        restricted = Measured(*(x[..., [0, k + 1]] for x in any_length))
-        ways[f"any length, {k} or none"] = restricted, restricted.expected
-    return ways
+def choose(gain, price):
+    """The choice (W, T) whose gain (W, T, choices) most exceeds its price in nats a token."""
+    return (gain - price * costs(gain.shape[-1])).argmax(-1)
 
 
-def choose(measured, gain, price, shuffle=False):
-    """The choice (W, T) that gains most beyond its price in nats a token. shuffle: the same places
-    think, but their lengths change places at random."""
-    choice = (gain - price * measured.tokens).argmax(-1)
-    if shuffle:
-        choice[choice > 0] = np.random.default_rng(0).permutation(choice[choice > 0])
-    return choice
-
-
-def judge(measured, choice, answers):
+def judge(right, choice, answers):
     """Thought tokens a position, start and end included; the share of answers that are right."""
-    right = np.take_along_axis(measured.right, choice[..., None], -1)[..., 0]
-    tokens = float(measured.tokens[choice].mean())
+    tokens = float(costs(right.shape[-1])[choice].mean())
+    right = np.take_along_axis(right, choice[..., None], -1)[..., 0]
     return {"tokens": tokens, "accuracy": float(right[answers].mean())}
 
 
-def measure_seed(folder, seed, texts):
-    """All numbers of the models of one seed."""
-    dataset, tokenizer = open_dataset(DATA, "val"), load_run(folder / "any_length" / str(seed))[1]
+def measure_seed(run, dataset, texts):
+    """All numbers of the model of one seed."""
+    quiet, tokenizer, *_ = load_run(run)
     spans, answers = held_out_spans(dataset, 64, texts)
     among = torch.tensor(dataset.meta["answers"]["among"])
-
-    def measure(name, lengths):
-        model = load_run(folder / name / str(seed))[0]
-        return measure_lengths(model, spans, among, [0, *(k + 2 for k in lengths)])
-
-    any_length = measure("any_length", range(LONGEST + 1))
-    ways = ways_to_think(any_length, {k: measure(f"length_{k}", [k]) for k in EACH})
+    right, gain, expected = measure_lengths(quiet, spans, among)
+    ways = {"any length": expected, "oracle": gain}  # gains to choose by
+    for m in EACH:
+        others = np.isin(range(len(CHOICES)), (0, m + 1), invert=True)
+        ways[f"{m} or none"] = np.where(others, -np.inf, expected)
     points = {}
-    for name, way in ways.items():
-        choices = [choose(*way, price, shuffle=name == RANDOM) for price in PRICES]
-        points[name] = [judge(way[0], choice, answers) for choice in choices]
-    choice = choose(any_length, any_length.expected, PRICES[AT])
-    count, shares = digits(spans, answers, tokenizer), {}
-    for n in EACH:
-        of_sums = choice[count == n]
-        shares[f"{n} digits"] = {x: float((of_sums == k).mean()) for k, x in enumerate(CHOICES)}
+    for name, by in ways.items():
+        points[name] = [judge(right, choose(by, price), answers) for price in PRICES]
+    choice, by_digits = choose(expected, PRICES[AT]), {n: [] for n in EACH}
+    for w, t, question in questions_in(spans, answers, tokenizer):
+        by_digits[len(question)].append(choice[w, t])
+    shares = {}
+    for n, chosen in by_digits.items():
+        shares[f"{n} digits"] = {x: share(c == k for c in chosen) for k, x in enumerate(CHOICES)}
     return {"lengths_by_digits": shares, "points": points}
 
 
 def length(config, out):
-    """How long to think: one model that learned all lengths beside six that learned one each."""
-    text = ["--chatter=0", "--no-mark", "--explicit=0.5", "--double=0.3", "--min_digits=1"]
-    prepare(DATA, out, *text, f"--max_digits={LONGEST}")
+    """How long to think, by a model that learned all lengths."""
+    prepare(DATA, chatter=0.0, mark=False, double=0.3, min_digits=1, max_digits=LONGEST)
     window = f"--config={HERE / 'config' / 'arithmetic_long_base.toml'}"
-    preset = [*BASE, window, f"--data={DATA}", max_steps(config, 3500)]
-    folder = out / "lengths"
-    train_rows(config, folder, {"base": []}, preset)
-    preset = [*FROM_BASE, f"--init_from={folder}/base/{{seed}}", f"--data={DATA}"]
-    preset += ["--think_at=aloud", "--n_thoughts=2", "--gain_head"]
-    more = ["--lr=3e-4", "--mixing_head_lr=7", max_steps(config)]
-    rows = {f"length_{k}": [f"--thought_len={k}", *more] for k in EACH}
-    more = ["--thought_kind=any_length", max_steps(config, times=LONGEST)]
-    rows["any_length"] = [f"--thought_len={LONGEST}", *more]
-    train_rows(config, folder, rows, preset)
-    found = over_seeds([measure_seed(folder, x, config.texts) for x in config.all_seeds()])
-    points = found["points"]
-    table = {name: x[AT] for name, x in points.items()}
-    print_rows("thought tokens a position at 0.01 nats a token", table, ("tokens", "accuracy"))
-    print_rows("share of answers by length of thought", found["lengths_by_digits"], CHOICES)
+    preset = [*BASE, window, f"--data={DATA}", "--max_steps=3500"]
+    base = train_rows(config, out / "lengths", {"base": []}, preset)["base"]
+    preset = [*FROM_BASE, f"--init_from={base}/{{seed}}", f"--data={DATA}"]
+    row = ["--thought_kind=any_length", f"--thought_len={LONGEST}", "--gain_head", "--n_thoughts=2"]
+    row += ["--think_at=aloud", f"--max_steps={LONGEST * TrainConfig.max_steps}"]
+    folder = train_rows(config, out / "lengths", {"any_length": row}, preset)["any_length"]
+    dataset, seeds = open_dataset(DATA, "val"), config.all_seeds()
+    found = over_seeds([measure_seed(folder / str(x), dataset, config.texts) for x in seeds])
+    table = {name: x[AT] for name, x in found["points"].items()}
+    print_rows("thought tokens a position at 0.01 nats a token", table)
+    print_rows("share of answers by length of thought", found["lengths_by_digits"])
     lines = {}
-    for name in (name for name in points if not name.startswith("any length, ")):
-        lines[name] = {x["tokens"]["mean"]: x["accuracy"] for x in points[name]}
+    for name, points in found["points"].items():
+        lines[name] = {x["tokens"]["mean"]: x["accuracy"] for x in points}
     labels = "thought tokens a position", "answers that are right"
     draw_lines(lines, labels, out / "length.png", "How long to think")
     return {"table": table, **found}

@@ -29,11 +29,18 @@ class MemoryConfig:
             raise ValueError("gpus must be at least 1")
 
 
-def tokens_read(config, think_share=1.0):
-    """How many tokens a training step reads for each token of text, if a share of the positions
-    thinks: the text, and start, t_1 .. t_m, end, a - 1 true tokens of each thought."""
-    ends = config.thought_len if config.thought_kind == "any_length" else 0
-    return 1 + think_share * config.n_thoughts * (config.thought_len + 1 + config.n_true + ends)
+def passes(config):
+    """What each forward pass of fast.py reads at a position that thinks, [(thoughts, steps of
+    each)]: start once for all, then t_1 .. t_m; and with the last of them all that is known, end
+    (of thoughts of any length, m + 1 ends) and the true tokens but the last."""
+    m, N, last = config.thought_len, config.n_thoughts, config.n_true
+    last += m if config.thought_kind == "any_length" else 0
+    return [(1, 1), *[(N, 1)] * (m - 1), (N, 1 + last)] if m else [(1, 1 + last)]
+
+
+def tokens_read(config):
+    """How many tokens fast.py reads at a position that thinks."""
+    return sum(thoughts * steps for thoughts, steps in passes(config))
 
 
 def activations(shape, config, B, L, S, width):
@@ -43,16 +50,12 @@ def activations(shape, config, B, L, S, width):
     # in and out of two norms; queries, keys and values; what w1, silu, w3 and their product give
     token = 4 * 6 * shape.dim + width * (2 * q + 2 * k + 4 * shape.hidden_dim)
     probability = 4 if width == 4 else 4 + width  # of the attention, and cast
-    m, N = config.thought_len, config.n_thoughts
-    ends = config.n_true + (m if config.thought_kind == "any_length" else 0)
-    # (thoughts, steps) of each pass: start is read once, the last pass reads all that is known
-    passes = [(1, 1)] + [(N, 1)] * (m - 1) + [(N, 1 + ends)] if m else [(1, 1 + ends)]
     position, depth = 0, 0
-    for thoughts, steps in passes:
+    for thoughts, steps in passes(config):
         depth += steps
         attention = width * q + probability * shape.n_heads * (L + depth)
         position += thoughts * (steps * (token + attention) + width * 2 * k * depth)
-    mixing = 4 * 8 * shape.dim * N * ends
+    mixing = 4 * 8 * shape.dim * config.n_thoughts * (steps - 1)  # of the last pass
     return shape.n_layers * B * L * token, B * S * (shape.n_layers * position + mixing)
 
 

@@ -2,6 +2,7 @@
 
 import statistics
 
+import numpy as np
 from tqdm import tqdm
 
 from data.dataset import open_dataset
@@ -10,22 +11,27 @@ from lib.checkpoint import read_checkpoint
 from lib.files import compute_once
 from lib.pictures import draw_bars
 from lib.runs import load_run
-from studies.runs import PLAIN
+from studies.runs import TEXTS
 
 SCORES = ("answer_accuracy", "answer_nll", "other_nll")
 
 
 def remembered(folder, name, make, **about):
     """make() of a run, or what it made before at the same step about the same, from a file."""
-    return compute_once(
-        folder / f"{name}.json", {"step": read_checkpoint(folder)["step"], **about}, make
-    )
+    about["step"] = read_checkpoint(folder)["step"]
+    return compute_once(folder / f"{name}.json", about, make)
 
 
-def held_out(config, data=PLAIN):
-    """Held-out spans (W, T+1), where they have answers (W, T), the dataset's meta."""
-    dataset = open_dataset(data, "val")
+def held_out(config, text):
+    """Of one of TEXTS: held-out spans (W, T+1), where they have answers (W, T), the data's meta."""
+    dataset = open_dataset(TEXTS[text][0], "val")
     return *held_out_spans(dataset, 64, config.texts), dataset.meta
+
+
+def questions_in(spans, answers, tokenizer):
+    """(w, t, "3849") of each answer (W, T) in spans (W, T+1) of sums, such as 3849=4."""
+    for w, t in np.argwhere(answers):
+        yield w, t, tokenizer.decode(spans[w, :t].tolist()).split("\n")[-1]
 
 
 def scores_of(run, text, **how):
@@ -38,17 +44,23 @@ def scores_of(run, text, **how):
     return {name: row[name] for name in SCORES}
 
 
-def measure_rows(config, title, rows, measure_run, path):
-    """What measure_run(run, **arguments) says of rows {name: (folder of its runs, arguments)}, over
-    seeds: {name: {column: mean and spread}}. It is printed, and its first column drawn."""
+def measure_rows(config, title, folders, path, measure_run, how=None):
+    """What measure_run(run, **how[name]) says of rows {name: folder of its runs}, over seeds:
+    {name: {column: mean and spread}}. It is printed, and its first column drawn."""
     found = {}
-    for name, (folder, how) in tqdm(rows.items(), "measuring", disable=None):
+    for name, folder in tqdm(folders.items(), "measuring", disable=None):
         runs = [folder / str(seed) for seed in config.all_seeds()]
-        found[name] = over_seeds([measure_run(run, **how) for run in runs])
-    columns = list(found[name])
-    print_rows(title, found, columns)
-    draw_bars(found, columns[0], columns[0].replace("_", " "), path, title)
+        found[name] = over_seeds([measure_run(run, **(how or {}).get(name, {})) for run in runs])
+    print_rows(title, found)
+    column = next(iter(found[name]))
+    draw_bars(found, column, column.replace("_", " "), path, title)
     return found
+
+
+def share(values):
+    """The share of true values; None if there are no values."""
+    values = list(values)
+    return float(sum(values)) / len(values) if values else None
 
 
 def over_seeds(values):
@@ -64,14 +76,12 @@ def over_seeds(values):
     return {"mean": statistics.mean(values), "spread": spread}
 
 
-def print_rows(title, rows, columns):
-    """A table of rows {name: {column: mean and spread, or a number}}."""
-
-    def cell(x):
-        return f"{x['mean']:.3f} ± {x['spread']:.3f}" if isinstance(x, dict) else x
-
+def print_rows(title, rows):
+    """A table of rows {name: {column: mean and spread}}; None, or no such column, is left empty."""
+    columns = list(dict.fromkeys(column for row in rows.values() for column in row))
     width = max(map(len, rows))
     print(f"\n{title}\n\n{'':{width}}" + "".join(f"{column:>20}" for column in columns))
     for name, row in rows.items():
-        cells = ["" if row.get(column) is None else cell(row[column]) for column in columns]
+        found = [row.get(column) for column in columns]
+        cells = [f"{x['mean']:.3f} ± {x['spread']:.3f}" if x else "" for x in found]
         print(f"{name:{width}}" + "".join(f"{x:>20}" for x in cells))

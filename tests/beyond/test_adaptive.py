@@ -62,7 +62,8 @@ def test_thinking_at_any_price_is_thinking_everywhere_and_at_none_nowhere():
 
 
 def test_without_a_gain_head_a_price_is_refused_and_a_start_can_be_said():
-    """Catches a price that nobody looks at, and a new gain head that expects something."""
+    """Catches a price that nobody looks at or that no gain head knows of, a new gain head that
+    expects something, and log(0)."""
     assert GainHead(16)(torch.ones(3, 16)).tolist() == [0, 0, 0]
     quiet, h = tiny(), torch.randn(5, 16, dtype=torch.float64)
     with pytest.raises(ValueError, match="gain_head"):
@@ -71,3 +72,7 @@ def test_without_a_gain_head_a_price_is_refused_and_a_start_can_be_said():
     middle = p.median().item()
     wanted = [4 if x > middle else -1 for x in p.tolist()]
     assert says_start(quiet, 3, middle * (1 + 1e-9))(h).tolist() == wanted
+    assert [says_start(quiet, 3, p)(h).tolist() for p in (0, 1)] == [[4] * 5, [-1] * 5]
+    quiet = tiny(thought_kind="any_length", thought_len=2, n_true=1, gain_head=True)
+    with pytest.raises(ValueError, match="thought_len"):
+        worth_its_price(quiet.with_settings(thought_len=3), 0.0)

@@ -9,8 +9,6 @@ from naive import CLOSE, DOCUMENTS, POSITIONS, ids, learn, log_softmax, mean, th
 from test_fast import assert_the_same_step
 from torch.testing import assert_close
 
-from beyond.any_length import at_length
-
 
 def any_length(window=None, **config):
     return tiny(window, **{"thought_kind": "any_length", "thought_len": 2, **config})
@@ -103,11 +101,6 @@ def test_shorter_settings_read_out_at_fewer_lengths():
     assert_close(short.h_mixed, full.h_mixed[:, :, :, :2], **CLOSE)
     with pytest.raises(ValueError, match="n_true"):
         quiet.with_settings(n_true=2)
-    lengths = torch.tensor([[-1, 0, 1, 0, -1]] * 2)
-    h = at_length(short.h_mixed[:, 0], short.h_base[:, 0, :, 0], lengths)
-    for b, i in itertools.product(range(2), range(5)):
-        base, after = short.h_base[b, 0, i, 0], short.h_mixed[b, 0, i]
-        assert torch.equal(h[b, i], base if lengths[b, i] < 0 else after[lengths[b, i]])
 
 
 def flat(gradients):

@@ -10,9 +10,9 @@ from torch.testing import assert_close
 
 from beyond.adaptive import WithGainHead
 from beyond.any_length import AnyLength
-from beyond.kinds import SoftThoughts
+from beyond.kinds import WithoutTokens
 from fast import FastQuietSTaR
-from quiet_star import QuietSTaR, generate_with_thoughts
+from quiet_star import QuietSTaR, QuietSTaRConfig, generate_with_thoughts
 
 VECTORS = dict(n_thoughts=1, reinforce_weight=0.0, n_true=2, thought_len=3)
 THREE = dict(n_true=2, n_thoughts=3, thought_len=2)
@@ -82,6 +82,11 @@ def test_settings_are_obeyed_or_refused():
     other = quiet.with_settings(credit="star")
     got = learn(other, tokens, think(other, tokens, ids(2, 3, 4, 2, seed=3)))
     assert set(got.advantage.flatten().tolist()) <= {0.0, 1.0}
+    for plain in (tiny(), tiny(fast=True)):
+        with pytest.raises(ValueError, match="credit"):
+            plain.with_settings(credit="star")
+    with pytest.raises(TypeError, match="mixing"):  # the paper's settings have no such field
+        QuietSTaRConfig(mixing="none")
     for changes in ({"thought_kind": "soft"}, {"gain_head": True}):
         with pytest.raises(ValueError, match=next(iter(changes))):
             quiet.with_settings(**changes)
@@ -139,7 +144,7 @@ def test_without_mixing_the_thought_stands_alone():
 def test_the_class_is_chosen_by_the_settings():
     """Catches a setting of the paper's that loses the form of quiet_star.py."""
     assert type(tiny()) is QuietSTaR and type(tiny(fast=True)) is FastQuietSTaR
-    for settings, wanted in ((SOFT, SoftThoughts), (dict(thought_kind="any_length"), AnyLength)):
+    for settings, wanted in ((SOFT, WithoutTokens), (dict(thought_kind="any_length"), AnyLength)):
         quiet = tiny(**settings)
         assert type(quiet) is wanted and type(quiet.with_settings(thought_len=1)) is wanted
     assert isinstance(tiny(thought_kind="any_length", gain_head=True), WithGainHead)

@@ -4,22 +4,39 @@ import pytest
 import torch
 from tiny_runs import SHAPE, as_typed
 
+from beyond.kinds import ThinkingConfig, thinking_model
+from model import ModelConfig, Transformer
 from studies.bench import peak_bytes
+from studies.memory import tokens_read
 
 SMALL = "--texts=2 --span=8 --repeats=1 --new_tokens=2 --vocab_size=11 --device=cpu".split()
 
 
-@pytest.mark.parametrize("kind", ["sampled", "any_length"])
+@pytest.mark.parametrize("kind", ["sampled", "any_length", "soft"])
 def test_all_ratios_are_printed(kind, monkeypatch, capsys):
-    """Catches a row that is named and not measured, and a kind of thought that is not built."""
+    """Catches a row that is named and not measured, and one that compares a form with itself."""
     argv = ["bench.py", *SMALL, *SHAPE, "--thought_len=2", f"--thought_kind={kind}"]
+    argv += ["--reinforce_weight=0", "--n_thoughts=1"]
     monkeypatch.setattr("sys.argv", argv)
     as_typed("studies/bench.py")
     lines = capsys.readouterr().out.splitlines()
-    titles = "fast over plain", "obvious over fast", "think over generate"
-    for row in titles:
-        (cells,) = (line.removeprefix(row).split() for line in lines if line.startswith(row))
-        assert cells and all(float(x) > 0 for x in cells), row
+    for row in ("fast over plain", "obvious over fast", "think over generate"):
+        found = [line.removeprefix(row).split() for line in lines if line.startswith(row)]
+        assert len(found) == (kind == "sampled" or row != "obvious over fast"), row
+        assert all(float(x) > 0 for cells in found for x in cells), row
+
+
+KINDS = [(3, 2, "sampled"), (0, 2, "sampled"), (3, 1, "any_length"), (0, 1, "any_length")]
+
+
+@pytest.mark.parametrize("m, a, kind", KINDS)
+def test_the_floor_reads_as_many_tokens_as_the_step(m, a, kind):
+    """Catches a floor of another kind of thought, and tokens that are counted and not read."""
+    read, config = [], ThinkingConfig(thought_len=m, n_thoughts=2, n_true=a, thought_kind=kind)
+    quiet = thinking_model(Transformer(ModelConfig(vocab_size=11)), config, at_once=100)
+    quiet.model.register_forward_hook(lambda _, inputs, h: read.append(h.shape[:2].numel()))
+    quiet(torch.randint(11, (2, 6 + a)))
+    assert sum(read) == 2 * (6 + a + 6 * tokens_read(config))
 
 
 def test_peak_bytes_are_those_in_use_at_once():

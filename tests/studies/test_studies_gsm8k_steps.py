@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from naive import naive_gate, naive_thought, tiny
+from naive import likeliest_thought, naive_gate, naive_thought, tiny
 
 from studies import gsm8k_steps
 from studies.gsm8k_steps import Text, compare, read_numbers
@@ -17,60 +17,53 @@ def texts():
     return [Text(x, *torch.tensor(pairs).T) for x, pairs in zip(ids, places, strict=True)]
 
 
-def naive_number(quiet, text, first, size, thoughts):
-    """(nll, exact) of one number: the mean of its predictions after thoughts; or without any."""
+def naive_number(quiet, text, first, size, thought):
+    """(nll, exact) of one number, after a thought or (None) without."""
     tokens, head = torch.cat((text.ids, torch.zeros(A, dtype=torch.long))), quiet.model.output
     h_text, nll, exact = quiet.model(tokens[None])[0], 0.0, True
     for k in range(size + 1):
-        p = 0.0
-        for thought in thoughts or [None]:
-            h = h_text[first + k - 1]
-            if thought is not None:
-                after = quiet.with_settings(n_true=A)
-                h_thought = naive_thought(after, tokens, first - 1, thought)[1][k]
-                h = h + naive_gate(quiet, h, h_thought) * (h_thought - h)
-            scores = head(h)
-            scores[MARK] = -torch.inf if k == 0 else scores[MARK]
-            p = p + scores.softmax(-1) / len(thoughts or [None])
+        h = h_text[first + k - 1]
+        if thought is not None:
+            after = quiet.with_settings(n_true=A)
+            h_thought = naive_thought(after, tokens, first - 1, thought)[1][k]
+            h = h + naive_gate(quiet, h, h_thought) * (h_thought - h)
+        scores = head(h)
+        scores[MARK] = -torch.inf if k == 0 else scores[MARK]
         if k < size:
-            nll -= p[tokens[first + k]].log().item()
-            exact &= AMONG[int(p[AMONG].argmax())] == tokens[first + k]
+            nll -= scores.log_softmax(-1)[tokens[first + k]].item()
+            exact &= AMONG[int(scores[AMONG].argmax())] == tokens[first + k]
         else:
-            exact &= int(p.argmax()) not in AMONG
+            exact &= int(scores.argmax()) not in AMONG
     return nll, exact
 
 
-@pytest.mark.parametrize("n_thoughts", [0, 1, 2])
+@pytest.mark.parametrize("thoughts", ["none", "own", "given"])
 @torch.no_grad()
-def test_numbers_after_thoughts_are_those_of_one_number_at_a_time(n_thoughts, monkeypatch):
-    """Catches a prediction one token off, a "<<" that is predicted, a thought where none is due."""
+def test_numbers_after_thoughts_are_those_of_one_number_at_a_time(thoughts, monkeypatch):
+    """Catches a prediction one token off, a "<<" that is predicted, a thought where none is due, or
+    another number's."""
     monkeypatch.setattr(torch, "autocast", lambda *_: torch.no_grad())  # what is compared: float64
-    quiet, noise = tiny(thought_len=2, n_true=1), []
-    predict, numbers = (
-        type(quiet).predict,
-        [(x, *y) for x in texts() for y in zip(*x[1:], strict=True)],
-    )
+    quiet = tiny(thought_len=2, n_true=1)
+    numbers = [(x, *y) for x in texts() for y in zip(*x[1:], strict=True)]
     marks = [
         quiet.model.logits(quiet.model(text.ids[None]))[0, first - 1].softmax(-1)[MARK]
         for text, first, _ in numbers
     ]
     monkeypatch.setattr(gsm8k_steps, "THINK_ABOVE", float(sum(sorted(marks)[2:4]) / 2))
-
-    def recorded(self, *args):
-        found = predict(self, *args)
-        noise.extend(found.thoughts[0].transpose(0, 1))  # (S, N, m)
-        return found
-
-    monkeypatch.setattr(type(quiet), "predict", recorded)
-    model = quiet if n_thoughts else quiet.model
-    found = read_numbers(
-        model, texts(), AMONG, MARK, n_thoughts=n_thoughts, thought_temperature=1.0
-    )
+    wanted = [likeliest_thought(quiet, text.ids[:first], 2) for text, first, _ in numbers]
+    given = None
+    if thoughts == "given":
+        wanted = list(torch.stack(wanted).roll(1, 0))
+        given = torch.stack(wanted).split([2, 1, 3])
+    model = quiet.model if thoughts == "none" else quiet
+    found = read_numbers(model, texts(), AMONG, MARK, given)
     for i, (text, first, size) in enumerate(numbers):
-        thinks = n_thoughts and marks[i] > gsm8k_steps.THINK_ABOVE
-        nll, exact = naive_number(quiet, text, first, size, list(noise[i]) if thinks else [])
+        thinks = thoughts != "none" and marks[i] > gsm8k_steps.THINK_ABOVE
+        nll, exact = naive_number(quiet, text, first, size, wanted[i] if thinks else None)
         assert found["nll"][i] == pytest.approx(nll, rel=1e-4) and found["exact"][i] == exact
-        assert not n_thoughts or found["thinks"][i] == thinks
+        if thoughts != "none":
+            assert found["thinks"][i] == thinks
+            assert found["thoughts"][i].tolist() == wanted[i].tolist()
 
 
 def test_an_interval_takes_numbers_of_one_document_together():

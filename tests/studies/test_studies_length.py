@@ -5,38 +5,31 @@ import torch
 from naive import ids, naive_gate, naive_thought, tiny
 
 from lib.tokenizer import CharTokenizer
-from studies.length import Measured, choose, digits, judge, measure_lengths
+from studies.length import choose, judge, measure_lengths
+from studies.tables import questions_in
 
 
 def test_by_price_the_choice_gains_most_beyond_it():
     """Catches start and end that cost nothing, and a base prediction that is not a choice."""
     gain = np.array([[[0, 0.1, 0.5, 0.75], [0, 0.0, 0.1, 0.3], [0, 0.9, 0.9, 0.9]]])
     right = np.array([[[0, 0, 1, 1], [1, 0, 0, 0], [0, 1, 1, 0]]], bool)
-    measured, answers = Measured(right, gain, gain, np.array([0, 2, 3, 4])), np.ones((1, 3), bool)
+    answers = np.ones((1, 3), bool)
     for price, wanted, tokens in ((0.1, [3, 0, 1], 6 / 3), (0.3, [0, 0, 1], 2 / 3)):
-        choice = choose(measured, gain, price)
+        choice = choose(gain, price)
         assert choice.tolist() == [wanted]
         accuracy = np.mean([right[0, t, k] for t, k in enumerate(wanted)])
-        assert judge(measured, choice, answers) == {"tokens": tokens, "accuracy": accuracy}
+        assert judge(right, choice, answers) == {"tokens": tokens, "accuracy": accuracy}
 
 
-def test_random_lengths_are_the_same_ones_at_the_same_places():
-    """Catches a control that thinks elsewhere, or that is not random."""
-    gain = np.random.default_rng(0).normal(size=(20, 30, 4))
-    measured = Measured(gain > 0, gain, gain, np.array([0, 2, 3, 4]))
-    chosen, mixed = (choose(measured, gain, 0.1, shuffle) for shuffle in (False, True))
-    assert ((mixed > 0) == (chosen > 0)).all() and sorted(mixed.flat) == sorted(chosen.flat)
-    assert (mixed != chosen).any()
-
-
-def test_how_many_digits_the_sum_before_an_answer_has():
-    """Catches steps or "=" that are counted as digits."""
+def test_the_question_before_an_answer():
+    """Catches steps, "=" or the line before that count as digits of the question."""
     tokenizer = CharTokenizer("0123456789+-*=—\n")
     text = "9\n374=4\n51=—56—6\n"
     spans = np.array([tokenizer.encode(text)])
     answers = np.zeros((1, len(text) - 1), bool)
     answers[0, [text.index("=4"), text.index("=—")]] = True
-    assert digits(spans, answers, tokenizer)[answers].tolist() == [3, 2]
+    found = list(questions_in(spans, answers, tokenizer))
+    assert found == [(0, text.index("=4"), "374"), (0, text.index("=—"), "51")]
 
 
 @torch.no_grad()
@@ -44,7 +37,7 @@ def test_what_is_measured_is_one_thought_at_a_time():
     """Catches a prefix that is read out one token off, and a gain against another prediction."""
     settings = dict(thought_kind="any_length", thought_len=2, n_thoughts=2, gain_head=True)
     quiet, spans, among = tiny(**settings).float(), ids(2, 6).numpy(), torch.tensor([1, 3, 4])
-    found = measure_lengths(quiet, spans, among, [0, 2, 3, 4])
+    right, gain, gains_expected = measure_lengths(quiet, spans, among)
     greedy = quiet.with_settings(n_thoughts=1, thought_temperature=0.0)
     thoughts = greedy.predict(torch.from_numpy(spans)).thoughts[:, 0]
     head = quiet.model.output.weight
@@ -53,13 +46,12 @@ def test_what_is_measured_is_one_thought_at_a_time():
         for t in range(5):
             h_base = quiet.model(text[None, : t + 1])[0, -1]
             expected = np.concatenate(([0], quiet.gain_head(h_base)))
-            np.testing.assert_allclose(found.expected[w, t], expected, atol=1e-5)
+            np.testing.assert_allclose(gains_expected[w, t], expected, atol=1e-5)
             for choice in range(4):
                 h = h_base
                 if choice:
                     h = naive_thought(quiet, text, t, thoughts[w, t, : choice - 1])[1][0]
                     h = h_base + naive_gate(quiet, h_base, h) * (h - h_base)
                 log_p = [(head @ x).log_softmax(-1)[text[t + 1]] for x in (h, h_base)]
-                assert np.isclose(found.gain[w, t, choice], log_p[0] - log_p[1], atol=1e-5)
-                right = among[(head[among] @ h).argmax()] == text[t + 1]
-                assert found.right[w, t, choice] == right
+                assert np.isclose(gain[w, t, choice], log_p[0] - log_p[1], atol=1e-5)
+                assert right[w, t, choice] == (among[(head[among] @ h).argmax()] == text[t + 1])

@@ -7,7 +7,7 @@ import pytest
 from tiny_runs import flags
 
 from studies import __main__ as all_studies
-from studies.runs import train_all
+from studies.runs import StudyConfig, run_studies, train_all
 from studies.tables import over_seeds, remembered
 
 
@@ -34,6 +34,30 @@ def test_mean_and_spread_over_seeds():
     found = over_seeds([{"a": 1.0, "b": [2, None], "c": None}, {"a": 3.0, "b": [4, 5], "c": None}])
     one, two = {"mean": 2.0, "spread": 2**0.5}, {"mean": 5, "spread": 0.0}
     assert found["a"] == pytest.approx(one) and found["b"][1] == two and found["c"] is None
+
+
+@pytest.mark.parametrize("seeds", ["²", "1,²", "", "1,,2", "-1", "1 2", "1,\n2"])
+def test_seeds_that_are_no_numbers_are_refused(seeds):
+    """Catches digits that int() cannot read, and a name of a folder with a line end in it."""
+    with pytest.raises(ValueError, match="seeds"):
+        StudyConfig(seeds=seeds)
+    assert StudyConfig(seeds=" 7, 1337").all_seeds() == [7, 1337]
+
+
+def test_studies_say_what_will_run_and_how_long_it_took(tmp_path, monkeypatch, capsys):
+    """Catches other settings that are found out after all work, and a time that is not kept."""
+
+    def one(config, out):
+        """First."""
+        return [line for line in capsys.readouterr().out.splitlines() if "First" in line][0]
+
+    monkeypatch.setattr("sys.argv", ["studies", f"--out={tmp_path}", "--seeds=1"])
+    for wanted in ("not yet", " 0 s"):
+        run_studies("", one)
+        assert wanted in json.loads((tmp_path / "results.json").read_text())["one"]
+    monkeypatch.setattr("sys.argv", ["studies", f"--out={tmp_path}", "--seeds=2"])
+    with pytest.raises(SystemExit, match="one_asked.json.*seeds"):
+        run_studies("", one)
 
 
 @pytest.mark.filterwarnings("ignore:.*found in sys.modules:RuntimeWarning")  # of runpy
