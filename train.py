@@ -118,11 +118,11 @@ class TrainConfig:
 
 
 def build_model(train, model_config, thinking_config, given, tokenizer, bfloat16=False):
-    """The model to train, on the CPU: new, or the one in init_from. ValueError if that does not
-    fit."""
+    """The model to train, on the CPU: new, or the one in init_from, whose weights stay in its files
+    and have their dtype. ValueError if that does not fit."""
     torch.manual_seed(train.seed)
     if train.init_from:
-        start, its_tokenizer, _, _ = load_model(train.init_from)
+        start, its_tokenizer, _, _ = load_model(train.init_from, dtype=None)
         if its_tokenizer.to_json() != tokenizer.to_json():
             raise ValueError(f"{train.data} and {train.init_from} have different tokenizers")
     else:
@@ -133,7 +133,7 @@ def build_model(train, model_config, thinking_config, given, tokenizer, bfloat16
             source = train.init_from or train.data
             raise ValueError(f"{name}={given[name]}, but {source} has {value}")
     if train.lora_rank:
-        add_lora(transformer, train.lora_rank, torch.bfloat16 if bfloat16 else None)
+        add_lora(transformer, train.lora_rank, torch.bfloat16 if bfloat16 else torch.float32)
     if train.objective == "lm":
         return transformer  # of a thinking model, what speaks without a thought
 
@@ -142,8 +142,9 @@ def build_model(train, model_config, thinking_config, given, tokenizer, bfloat16
     if start is not transformer:  # it thinks already
         model.mixing_head.load_state_dict(start.mixing_head.state_dict())
         set_start_and_end(model, *start.thought_tokens())
-        if all(hasattr(x, "gain_head") for x in (model, start)) and model.lengths == start.lengths:
-            model.gain_head.load_state_dict(start.gain_head.state_dict())
+        heads = [getattr(x, "gain_head", None) for x in (model, start)]
+        if all(heads) and heads[0].last.out_features == heads[1].last.out_features:
+            heads[0].load_state_dict(heads[1].state_dict())
     elif train.start_text:
         with suppress(ValueError):  # characters that the miniature's alphabet lacks
             start_thoughts(model, tokenizer, train.start_text, train.end_text or train.start_text)
@@ -296,6 +297,8 @@ def set_up(train, model_config, thinking_config, given, held):
         shard(model, transformer, processes, bfloat16)
     else:
         model.to(processes.device)
+    if not train.lora_rank:  # learned weights are float32; now that no process holds all of them
+        model.float()
     optimizer = build_optimizer(model, train)
     settings = {
         "train": dataclasses.asdict(train),

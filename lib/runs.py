@@ -155,7 +155,7 @@ def start_thoughts(quiet, tokenizer, start_text, end_text):
     tokenizer does not know them."""
     table = quiet.model.tok_embeddings.weight
     ids = [tokenizer.encode(text) for text in (start_text, end_text)]
-    set_start_and_end(quiet, *(table[i].mean(0) for i in ids))
+    set_start_and_end(quiet, *(table[i].float().mean(0) for i in ids))
 
 
 @torch.no_grad()
