@@ -30,9 +30,9 @@ from fast import likeliest, token_log_prob
 from lib.config import run_script
 from lib.files import write_json
 from lib.page import write_page
-from lib.pictures import draw_bars, draw_text, mean_and_error
+from lib.pictures import draw_bars, draw_curves, draw_text, mean_and_error
 from lib.questions import QuestionsConfig, ask_all
-from lib.runs import LoadConfig
+from lib.runs import LoadConfig, read_log
 from lib.subject import Subject, SubjectConfig
 from quiet_star import QuietSTaR
 
@@ -211,12 +211,15 @@ def gains(config, load=None):
     print_table(rows)
     print("NLL in nats; an answer is right if each of its tokens is the likeliest one")
     title = f"{run}, step {subject.step}: a thought saves {mean:+.4f} ± {error:.4f} nats per token"
-    print(f"{title}, on {gain.size:,} tokens, {answers.sum():,} answers")
+    ratio = results["gain"]["perplexity_ratio"]
+    print(f"{title}, perplexity x {ratio:.4f}, on {gain.size:,} tokens, {answers.sum():,} answers")
 
     write_page(out / "gains.html", title, spans[: 1 + 3000 // spans.shape[1]], trained, tokenizer)
     draw_documents(spans, gain, meta.get("document_end"), tokenizer, out / "gains_text.png")
     about = "nats that a thought saves", out / "gains_by_difficulty.png", "Tokens by their NLL"
     draw_bars(by_difficulty, "gain", *about)
+    if subject.settings:
+        draw_curves(read_log(run), out / "curves.png")
     print(f"results.json, gains.html and pictures are in {out}")
 
 

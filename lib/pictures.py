@@ -65,6 +65,15 @@ def draw_text(words, gains, path, width=96):
         axes.set_title("green: what its thought saved; purple: what it cost (full colour: 1 nat)")
 
 
+def draw_curves(log, path):
+    """What a run has logged over its steps: losses and reward in nats, and the gate."""
+    with picture(path, 8, 4, "training") as axes:
+        for name in ("nll_base", "nll_mixed", "val_nll_base", "val_nll_mixed", "reward", "gate"):
+            points = {line["step"]: line[name] for line in log if name in line}
+            axes.plot(list(points), list(points.values()), ".-", ms=3, lw=1, label=name)
+        axes.set_xlabel("step")
+
+
 def draw_bars(rows, column, label, path, title):
     """A column of rows {name: {column: mean and spread}} as bars, the spread as a line."""
     with picture(path, 6.4, 0.6 + 0.3 * len(rows), title) as axes:
