@@ -93,7 +93,7 @@ def log_p_of(quiet, h, token):
 
 
 def think_some(how_long):
-    """The `think` of quiet_star.speak where thoughts are as long as how_long says, a function of
+    """The `think` of FastQuietSTaR.speak where thoughts are as long as how_long says: a function of
     h_base (B, C): how many tokens (B,), -1: no thought; None: all are full. A row without a thought
     takes the base prediction, its gate is 0. In thoughts (B, m), -1 stands for a thought that was
     not thought, -2 for what is behind its end."""
