@@ -24,11 +24,6 @@ FILES = ("tokenizer.model", "tekken.json", "tokenizer.json", "alphabet.json")
 NO_TEXT = "\ufffd".encode()  # of an id that a tokenizer does not have: a model may have more ids
 
 
-def before_end(tokenizer, ids):
-    """The ids before the first one that ends a text."""
-    return ids[: next((n for n, i in enumerate(ids) if i in tokenizer.ends), len(ids))]
-
-
 class Tokenizer:
     """What all kinds have in common.
 

@@ -10,7 +10,7 @@ import pytest
 import sentencepiece
 from byte_tokenizer import write_byte_tokenizer
 
-from lib.tokenizer import CharTokenizer, before_end, from_json, load_tokenizer
+from lib.tokenizer import CharTokenizer, from_json, load_tokenizer
 
 ROOT = Path(__file__).resolve().parents[2]
 CODE = "\n".join(path.read_text("utf-8") for path in sorted(ROOT.glob("*.py")))
@@ -83,7 +83,6 @@ def test_where_a_text_ends(tmp_path):
     tokenizer = load_tokenizer(write_byte_tokenizer(tmp_path))
     end = tokenizer.eos_id
     assert end in tokenizer.ends and end not in tokenizer.encode("</s>")
-    assert before_end(tokenizer, [5, 6, end, 7]) == [5, 6] and before_end(tokenizer, [5]) == [5]
 
 
 def test_a_tokenizer_is_made_again_from_what_it_left(tmp_path):
