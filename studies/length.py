@@ -22,7 +22,7 @@ from train import HERE, TrainConfig
 DATA, LONGEST = "data/lengths", 6  # sums of 1 to 6 digits; thoughts of at most as many tokens
 EACH = range(1, LONGEST + 1)
 CHOICES = ["none", *map(str, range(LONGEST + 1))]  # lengths of a thought, in tokens
-PRICES = [0, *np.geomspace(1e-3, 1, 31)]  # nats a token
+PRICES = [0, *np.geomspace(1e-3, 1, 31), 1e9]  # nats a token; at the last nobody thinks
 AT = 11  # the table is of this one of the prices, 0.01
 
 
@@ -71,16 +71,46 @@ def measure_seed(run, dataset, texts):
     for m in EACH:
         others = np.isin(range(len(CHOICES)), (0, m + 1), invert=True)
         ways[f"{m} or none"] = np.where(others, -np.inf, expected)
-    points = {}
-    for name, by in ways.items():
-        points[name] = [judge(right, choose(by, price), answers) for price in PRICES]
+    points = points_of(right, ways, answers)
     choice, by_digits = choose(expected, PRICES[AT]), {n: [] for n in EACH}
     for w, t, question in questions_in(spans, answers, tokenizer):
         by_digits[len(question)].append(choice[w, t])
     shares = {}
     for n, chosen in by_digits.items():
         shares[f"{n} digits"] = {x: share(c == k for c in chosen) for k, x in enumerate(CHOICES)}
-    return {"lengths_by_digits": shares, "points": points}
+    diagonal = [shares[f"{n} digits"][str(n)] for n in EACH]
+    halves = []
+    for part in np.array_split(np.arange(len(spans)), 2):
+        of_part = {name: by[part] for name, by in ways.items()}
+        halves.append(points_of(right[part], of_part, answers[part]))
+    kept = {way: beside_one_length(*halves, way) for way in ("any length", "oracle")}
+    kept["any length"]["as_many_tokens_as_digits"] = float(np.mean(diagonal))
+    return {"lengths_by_digits": shares, "points": points, "kept": kept}
+
+
+def points_of(right, ways, answers):
+    """What `judge` says at each of PRICES, of each way to choose a length {name: gains}."""
+    return {
+        name: [judge(right, choose(by, price), answers) for price in PRICES]
+        for name, by in ways.items()
+    }
+
+
+def beside_one_length(chosen_on, judged_on, way):
+    """A way to choose a length, beside the best single length and its price: the share of its gain
+    in right answers and of its tokens. The price of `way` is the highest that keeps 0.98 of this
+    gain. All prices are chosen on one half of the text, and judged on the other."""
+    never = chosen_on["oracle"][-1]["accuracy"]
+    single = [(f"{m} or none", x) for m in EACH for x in range(len(PRICES))]
+    name, at = max(single, key=lambda pair: (chosen_on[pair[0]][pair[1]]["accuracy"], pair[1]))
+    wanted = never + 0.98 * (chosen_on[name][at]["accuracy"] - never)
+    enough = [x for x, point in enumerate(chosen_on[way]) if point["accuracy"] >= wanted]
+    if not enough:
+        return {"gain": None, "tokens": None}
+    ours, best = judged_on[way][enough[-1]], judged_on[name][at]
+    never = judged_on["oracle"][-1]["accuracy"]
+    gain = (ours["accuracy"] - never) / (best["accuracy"] - never)
+    return {"gain": gain, "tokens": ours["tokens"] / best["tokens"]}
 
 
 def length(config, out):
@@ -96,6 +126,7 @@ def length(config, out):
     dataset, seeds = open_dataset(DATA, "val"), config.all_seeds()
     found = over_seeds([measure_seed(folder / str(x), dataset, config.texts) for x in seeds])
     table = {name: x[AT] for name, x in found["points"].items()}
+    print_rows("beside the best single length: share of its gain, and of its tokens", found["kept"])
     print_rows("thought tokens a position at 0.01 nats a token", table)
     print_rows("share of answers by length of thought", found["lengths_by_digits"])
     lines = {}

@@ -5,7 +5,7 @@ import torch
 from naive import ids, naive_gate, naive_thought, tiny
 
 from lib.tokenizer import CharTokenizer
-from studies.length import choose, judge, measure_lengths
+from studies.length import PRICES, beside_one_length, choose, judge, measure_lengths
 from studies.tables import questions_in
 
 
@@ -19,6 +19,25 @@ def test_by_price_the_choice_gains_most_beyond_it():
         assert choice.tolist() == [wanted]
         accuracy = np.mean([right[0, t, k] for t, k in enumerate(wanted)])
         assert judge(right, choice, answers) == {"tokens": tokens, "accuracy": accuracy}
+
+
+def test_beside_the_best_single_length_prices_are_of_the_other_half():
+    """Catches a price that is chosen where it is judged, and a gain over nothing."""
+    n = len(PRICES)
+
+    def points(accuracies, tokens):
+        return [{"accuracy": a, "tokens": x} for a, x in zip(accuracies, tokens, strict=True)]
+
+    at_last = [0.25]  # at the last price nobody thinks
+    poor = points([0.5] * (n - 1) + at_last, [9.0] * n)
+    half = {f"{m} or none": poor for m in range(1, 6)}
+    half["6 or none"] = points([0.75] * 3 + [0.5] * (n - 4) + at_last, [8.0] * n)
+    half["any length"] = points([0.75, 0.745, 0.7] + [0.3] * (n - 4) + at_last, [5.0] * n)
+    half["oracle"] = points([0.2] * (n - 1) + at_last, [1.0] * n)
+    other = {name: list(x) for name, x in half.items()}
+    other["any length"] = points([0.1, 0.65] + [0.9] * (n - 2), [3.0, 2.0] + [1.0] * (n - 2))
+    assert beside_one_length(half, other, "any length") == {"gain": 0.8, "tokens": 0.25}
+    assert beside_one_length(half, other, "oracle") == {"gain": None, "tokens": None}
 
 
 def test_the_question_before_an_answer():
