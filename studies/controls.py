@@ -12,7 +12,7 @@ import numpy as np
 
 from eval import measure
 from studies.memory import tokens_read
-from studies.runs import FULL, TEXTS, run_studies, train_on
+from studies.runs import FULL, run_studies, train_on
 from studies.tables import held_out, measure_rows, scores_of
 from train import settings_from
 
@@ -29,7 +29,7 @@ def of_other_positions(thoughts, answers, seed=0):
 
 def controls(config, out):
     """Is it the thought that helps?"""
-    train, _, quiet, _ = settings_from(TEXTS["plain"][2])
+    train, _, quiet, _ = settings_from([])
     compute = round(1 + train.think_share * tokens_read(quiet))
     rows = FULL | {
         "lm_same_tokens": ["--objective=lm"],

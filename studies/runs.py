@@ -108,8 +108,8 @@ FROM_BASE = ["--base_preset=", "--eval_every=0"]
 # asides are worked, so thoughts are useful from the start. In the other most are idle: REINFORCE
 # chooses.
 TEXTS = {
-    "plain": ("data/plain", {"chatter": 0.0, "double": 0.3}, ["--n_thoughts=2"]),
-    "chatter": ("data/arithmetic", {}, []),
+    "plain": ("data/plain", {"chatter": 0.0, "double": 0.3}),
+    "chatter": ("data/arithmetic", {}),
 }
 FULL = {"full": ["--gain_head"]}  # the row that several studies look at
 
@@ -118,10 +118,10 @@ def train_on(text, config, out, rows):
     """Train the base models of a text, one for each seed, and rows {name: flags} that start from
     them: {name: the folder of its runs}, "base" among them. Raises ValueError, which names the
     folder, if a base model has not learned its steps."""
-    data, made_by, settings = TEXTS[text]
+    data, made_by = TEXTS[text]
     prepare(data, **made_by)
     folders = train_rows(config, out / text, {"base": []}, [*BASE, f"--data={data}"])
     for seed in config.all_seeds() if not config.steps else []:
         check(folders["base"] / str(seed))
     start = [f"--init_from={folders['base']}/{{seed}}", f"--data={data}"]
-    return folders | train_rows(config, out / text, rows, [*FROM_BASE, *start, *settings])
+    return folders | train_rows(config, out / text, rows, [*FROM_BASE, *start])
