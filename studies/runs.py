@@ -104,9 +104,8 @@ def train_rows(config, out, rows, preset):
 
 BASE = [f"--config={HERE / 'config' / 'arithmetic_base.toml'}", "--eval_every=0"]
 FROM_BASE = ["--base_preset=", "--eval_every=0"]
-# Two texts: their data, how they are made, and the settings of runs on them. In the plain one
-# asides are worked, so thoughts are useful from the start. In the other most are idle: REINFORCE
-# chooses.
+# Two texts: their data, and how they are made. In the plain one all asides are worked. In the
+# other, the demo's, most are idle.
 TEXTS = {
     "plain": ("data/plain", {"chatter": 0.0, "double": 0.3}),
     "chatter": ("data/arithmetic", {}),
