@@ -21,9 +21,8 @@ A thought of position i has read x_0 .. x_i and is about to predict x_{i+1}. It 
 
   start, t_1 .. t_m, end, x_{i+1} .. x_{i+a-1}      steps s = 0 .. m + a, position ids i + 1 + s
 
-Reading `end` predicts x_{i+1}, reading the true x_{i+1} predicts x_{i+2} (teacher forcing), and so
-on. The same in loops: tests/naive.py. The same in less time and memory: fast.py. How this differs
-from the paper, and why, stands at the end. Letters in the comments on shapes:
+Reading `end` predicts x_{i+1}, reading the true x_{i+1} predicts x_{i+2} (teacher forcing), etc. In
+loops: tests/naive.py. In less time and memory: fast.py. How this differs from the paper: at the end.
 
   B  texts    L  tokens of a text    S  positions that think    N  thoughts of a position
   m  sampled tokens of a thought     a  true tokens after it    C  width    V  vocabulary
@@ -135,14 +134,15 @@ class MixingHead(nn.Module):
 
     def __init__(self, dim):
         super().__init__()
-        self.first = nn.Linear(2 * dim, dim)
+        self.base = nn.Linear(dim, dim)  # with `thought`, one Linear of [h_base ; h_thought], so
+        self.thought = nn.Linear(dim, dim, bias=False)  # that N thoughts share the part of h_base
         self.inner = nn.Linear(dim, dim)
         self.last = nn.Linear(dim, 1, bias=False)
         nn.init.zeros_(self.last.weight)  # before training w = 0: the model is the base model
 
     def forward(self, h_base, h_thought):
-        both = torch.cat((h_base.expand_as(h_thought), h_thought), dim=-1)
-        return self.last(self.inner(self.first(both).relu()).relu())
+        first = (self.base(h_base) + self.thought(h_thought)).relu()
+        return self.last(self.inner(first).relu())
 
 
 # ---- 3. Advantages (section 4.4), and means

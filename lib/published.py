@@ -3,7 +3,7 @@ The authors' published model, `ezelikman/quietstar-8-ahead`: a Hugging Face fold
 a vocabulary of 32,002. Its start and end of thought and its mixing head are among its tensors:
 
   start_embedding, end_embedding (2, C)   row 0, times 100 (our embedding_scale); row 1 is not used
-  talk_head.0.0, .2, .4                   MixingHead.first, .inner, .last
+  talk_head.0.0 (C, 2C), .2, .4           MixingHead.base and .thought; .inner; .last
   rows 32000 and 32001 of the vocabulary  tokens in place of start and end: never read or said
   max_thoughts, n_ahead_talk              of config.json: n_ahead + n_true + 1, and n_true
   n_ahead                                 tokens of a thought, start, end, and the first true token
@@ -34,8 +34,9 @@ def read_published(folder, dtype):
         return None
     with reading(folder, "lacks a tensor of the authors' release"):
         weights = {
-            "mixing_head.first.weight": theirs["talk_head.0.0.weight"],
-            "mixing_head.first.bias": theirs["talk_head.0.0.bias"],
+            "mixing_head.base.weight": theirs["talk_head.0.0.weight"].chunk(2, dim=1)[0],
+            "mixing_head.base.bias": theirs["talk_head.0.0.bias"],
+            "mixing_head.thought.weight": theirs["talk_head.0.0.weight"].chunk(2, dim=1)[1],
             "mixing_head.inner.weight": theirs["talk_head.0.2.weight"],
             "mixing_head.inner.bias": theirs["talk_head.0.2.bias"],
             "mixing_head.last.weight": theirs["talk_head.0.4.weight"],

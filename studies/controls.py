@@ -38,7 +38,6 @@ def controls(config, out):
         "trained_on_random_thoughts": ["--thought_temperature=1e9", "--reinforce_weight=0"],
         "reinforce_weight_0": ["--reinforce_weight=0"],
         "full_everywhere": ["--think_at=all"],
-        "full_bfloat16": ["--dtype=bfloat16"],
     }
     folders = train_on("plain", config, out, rows)
     text = spans, answers, meta = held_out(config, "plain")

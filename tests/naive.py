@@ -57,7 +57,8 @@ def naive_thought(quiet, text, i, thought):
 def naive_gate(quiet, h_base, h_thought):
     """The gate w, by the mixing head: a three-layer perceptron on [h_base ; h_thought]."""
     head = quiet.mixing_head
-    x = head.first.weight @ torch.cat((h_base, h_thought)) + head.first.bias
+    first = torch.cat((head.base.weight, head.thought.weight), dim=1)
+    x = first @ torch.cat((h_base, h_thought)) + head.base.bias
     x = head.inner.weight @ x.relu() + head.inner.bias
     return head.last.weight[0] @ x.relu()
 
