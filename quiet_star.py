@@ -22,7 +22,7 @@ A thought of position i has read x_0 .. x_i and is about to predict x_{i+1}. It 
   start, t_1 .. t_m, end, x_{i+1} .. x_{i+a-1}      steps s = 0 .. m + a, position ids i + 1 + s
 
 Reading `end` predicts x_{i+1}, reading the true x_{i+1} predicts x_{i+2} (teacher forcing), etc. In
-loops: tests/naive.py. In less time and memory: fast.py. How this differs from the paper: at the end.
+loops: tests/naive.py; in less time and memory: fast.py. What differs from the paper: at the end.
 
   B  texts    L  tokens of a text    S  positions that think    N  thoughts of a position
   m  sampled tokens of a thought     a  true tokens after it    C  width    V  vocabulary
