@@ -72,8 +72,9 @@ class FastThoughtCache:
         places = text.expand(B, S, L), position.expand(B, S, len(steps))
         thought, step = torch.cat((no_step, torch.zeros_like(steps))), torch.cat((no_step, steps))
         key = torch.cat(places, dim=-1), thought, step  # (B, S, L + D), and twice (L + D)
-        self.mask = self.may_see((position, torch.zeros_like(position), new), key)
-        self.addend = None  # made of the mask (B, S, R, L + D) when it is first wanted
+        mask = self.may_see((position, torch.zeros_like(position), new), key)
+        self.mask = mask if mask.dim() == 5 else mask[:, None]  # (B, 1 or N, S, R, L + D)
+        self.addend = None  # made of the mask when it is first wanted
         ids = self.positions[:, None, :, None] + 1 + self.depth(new)
         return ids.expand(B, N, S, R).flatten(1)
 
@@ -93,7 +94,7 @@ class FastThoughtCache:
         sizes = text_scores.shape[-1], own_scores.shape[-1]
         if self.addend is None:  # 0 or -inf, alike for all layers; adding it needs no backward work
             addend = torch.zeros_like(self.mask, dtype=q.dtype).masked_fill_(~self.mask, -torch.inf)
-            addend = addend[:, None, None, :, None]  # (B, 1, 1, S, 1, R, L + D)
+            addend = addend[:, None, :, :, None]  # (B, 1, 1 or N, S, 1, R, L + D)
             self.addend = addend.split(sizes, dim=-1)
         scores = torch.cat((text_scores + self.addend[0], own_scores + self.addend[1]), dim=-1)
         p_text, p_own = scores.softmax(-1).split(sizes, dim=-1)
@@ -360,7 +361,6 @@ class FastQuietSTaR(QuietSTaR):
         reads = positions[:, :, None] + torch.arange(a, device=positions.device)
         reads = reads.clamp(max=L - 1)
         true = text.embedded[row, reads[:, :, 1:]][:, None]  # (B, 1, S, a - 1, C)
-        known = self.after_thought(end, true)
         if thoughts is None:  # one step at a time; then t_m and all that is known in one pass
             x, tokens, h_policy = start, [], []
             for s in range(m):
@@ -370,17 +370,18 @@ class FastQuietSTaR(QuietSTaR):
                 tokens.append(sample(logits, self.config.thought_temperature, u)[..., None])
                 h_policy.append(h.expand(B, N, S, 1, -1))
                 x = self.next_input(h_policy[s], self.model.tok_embeddings(tokens[s]))
-            h = read_steps(join(x, known))
             tokens = torch.cat(tokens, 3) if m else positions.new_empty(B, N, S, 0)
+            known = self.after_thought(end, true, tokens, cache)
+            h = read_steps(join(x, known))
             h_policy = torch.cat(h_policy, 3) if m else h[:, :, :, :0].expand(B, N, S, 0, -1)
         else:  # everything is known
-            tokens = thoughts
+            tokens, known = thoughts, self.after_thought(end, true, thoughts, cache)
             h = read_steps(join(start, self.model.tok_embeddings(tokens), known))
             h_policy = h[:, :, :, :m]
         h_thought = h[:, :, :, -known.shape[3] :].expand(B, N, S, -1, -1)
         return Thinking(tokens, h_policy, text.hidden[row, reads][:, None], h_thought)
 
-    def after_thought(self, end, true):
+    def after_thought(self, end, true, thoughts, cache):
         """What is read after t_m: end (B, 1, S, 1, C), and the true tokens but the last."""
         return join(end, true)
 

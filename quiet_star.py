@@ -304,7 +304,7 @@ class QuietSTaR(nn.Module):
             log_p = log_p_mixed
             if self.config.reward_on == "thought":
                 log_p = self.log_prob(thinking.h_thought, targets.tokens[:, None])
-            reward, advantage = self.credit(log_p, h_mixed, targets)
+            reward, advantage = self.credit(thinking, log_p, h_mixed, targets)
 
         # REINFORCE: the value of this term means nothing. On average its gradient is minus that of
         # the expected reward by way of sampling (baseline "others", no clamp, equal temperatures).
@@ -322,7 +322,7 @@ class QuietSTaR(nn.Module):
         metrics |= {"gate": weighted_mean(targets.token_weights, gate), "nll_mixed": nll_mixed}
         return loss, {name: value.detach() for name, value in metrics.items()}
 
-    def credit(self, log_p, h_mixed, targets):
+    def credit(self, thinking, log_p, h_mixed, targets):
         """The reward of each thought (B, N, S): how much likelier it made its true tokens, in nats.
         And its advantage (B, N, S, 1), one weight for the log p of all its tokens."""
         clamp, baseline = self.config.clamp_advantage, self.config.baseline

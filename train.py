@@ -30,7 +30,7 @@ from tqdm import tqdm
 
 from beyond.kinds import ThinkingConfig, thinking_model
 from beyond.lora import add_lora
-from beyond.positions import how_many, start_token, think_where
+from beyond.positions import how_many, one_token, think_where
 from data.batches import batch_offsets, check_sizes, position_chance, read_batch, thought_noise
 from data.dataset import open_dataset
 from fast import text_loss
@@ -288,6 +288,9 @@ def set_up(train, model_config, thinking_config, given, held):
     check_sizes((data, held_out), length, train.separate_documents, *sizes)
 
     tokenizer = from_json(data.meta["tokenizer"], train.data)
+    if thinking_config.thought_kind == "ended":
+        end_id = one_token(tokenizer, train.end_text, "end_text")
+        thinking_config = dataclasses.replace(thinking_config, end_id=end_id)
     cuda = processes.device.type == "cuda"
     bfloat16 = train.dtype == "bfloat16" or (train.dtype == "auto" and cuda)
     model = build_model(train, model_config, thinking_config, given, tokenizer, bfloat16)
@@ -323,7 +326,7 @@ def set_up(train, model_config, thinking_config, given, held):
         autocast = partial(torch.autocast, processes.device.type, torch.bfloat16)
     start_id = None
     if train.think_at in ("aloud", "start"):
-        start_id = start_token(tokenizer, train.start_text)
+        start_id = one_token(tokenizer, train.start_text, "start_text")
     job = Job(processes, data, held_out, length, model, optimizer, start_id, autocast)
     return job, *progress
 

@@ -101,6 +101,7 @@ def think_some(how_long):
     def think(quiet, tokens, cache, temperature=0.0, generator=None):
         """As fast.think_next. Rows read on together until the longest thought is over."""
         model, m = quiet.model, quiet.config.thought_len
+        end_id = getattr(quiet.config, "end_id", None)  # see beyond/ended.py
         start, end = (vector.expand(len(tokens), 1, -1) for vector in quiet.thought_tokens())
         h_base = model(tokens, cache=cache)[:, -1]
         length = how_long(h_base)
@@ -114,6 +115,8 @@ def think_some(how_long):
             if goes_on.any():
                 token = sample(model.logits(h), temperature, generator=generator)
                 thought[goes_on, step] = token[goes_on]
+                if end_id is not None:
+                    length = torch.where(goes_on & (token == end_id), step + 1, length)
                 embedded = quiet.next_input(h[:, None], model.tok_embeddings(token[:, None]))
                 x = torch.where(goes_on[:, None, None], embedded, end)
         h_mixed, gate = quiet.talk(h_base, h_thought)

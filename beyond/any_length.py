@@ -71,7 +71,7 @@ class AnyLength(FastQuietSTaR):
     def depth(self, step):
         return depth(step, self.config.thought_len)
 
-    def after_thought(self, end, true):
+    def after_thought(self, end, true, thoughts, cache):
         """end_0 .. end_m."""
         return end.expand(-1, -1, -1, self.config.thought_len + 1, -1)
 
@@ -84,7 +84,7 @@ class AnyLength(FastQuietSTaR):
         wide["token_weights"] = wide["token_weights"] / shape[-1]
         return targets._replace(**wide)
 
-    def credit(self, log_p, h_mixed, targets):
+    def credit(self, thinking, log_p, h_mixed, targets):
         """The mean gain of a thought's prefixes (B, N, S), and the advantage of each of its tokens
         (B, N, S, m)."""
         gain = (log_p - targets.log_p_base[:, None]) * targets.valid[:, None]  # (B, N, S, m + 1)

@@ -6,6 +6,7 @@ Other thoughts, other credit: ideas of the papers around Quiet-STaR, each a sett
                  soft         no token is chosen: the mean of embeddings is read next (PonderLM)
                  latent       the hidden state itself is read next (Coconut)
                  any_length   beyond/any_length.py
+                 ended        beyond/ended.py
   credit         advantage    the paper's: reward minus baseline
                  star         1 if the true tokens became the likeliest ones, else 0 (STaR's filter)
                  posterior    N p(thought n | true tokens) - 1, by the likelihoods of N thoughts
@@ -21,13 +22,15 @@ import torch
 
 from beyond.adaptive import WithGainHead
 from beyond.any_length import AnyLength, AnyLengthWithGainHead
+from beyond.ended import Ended
 from fast import FastQuietSTaR, likeliest
 from quiet_star import QuietSTaR, QuietSTaRConfig
 
 
 @dataclass
 class ThinkingConfig(QuietSTaRConfig):
-    thought_kind: Literal["sampled", "any_length", "soft", "latent"] = "sampled"  # beyond/kinds.py
+    thought_kind: Literal["sampled", "any_length", "ended", "soft", "latent"] = "sampled"  # beyond/
+    end_id: int | None = None  # ended: the token that ends a thought (train.py: that of end_text)
     credit: Literal["advantage", "star", "posterior"] = "advantage"  # what makes a thought likelier
     mixing: Literal["head", "none"] = "head"  # none: the prediction after the thought stands alone
     gain_head: bool = False  # also learn what a thought would bring (for sample.py --price)
@@ -40,7 +43,7 @@ class ThinkingConfig(QuietSTaRConfig):
                 raise ValueError(f"{name} must be at least {least[name]}, not {value}")
             if name in ("log_prob_temperature", "embedding_scale") and value <= 0:
                 raise ValueError(f"{name} must be above 0, not {value}")
-            if choices and value not in choices:
+            if str in map(type, choices) and value not in choices:
                 raise ValueError(f"{name} must be one of {', '.join(choices)}, not {value!r}")
 
 
@@ -51,11 +54,12 @@ def thinking_model(model, config, fast=True, **how):
     other_credit = config.credit != "advantage" or config.mixing != "head"
     if other_credit and (config.thought_kind != "sampled" or config.gain_head):
         raise ValueError("credit and mixing are for sampled thoughts, without gain_head")
-    if config.gain_head and config.thought_kind in ("soft", "latent"):
+    if config.gain_head and config.thought_kind in ("ended", "soft", "latent"):
         raise ValueError(f"gain_head is not for thought_kind={config.thought_kind}")
     kinds = {
         "sampled": WithGainHead if config.gain_head else FastQuietSTaR,
         "any_length": AnyLengthWithGainHead if config.gain_head else AnyLength,
+        "ended": Ended,
         "soft": WithoutTokens,
         "latent": WithoutTokens,
     }
@@ -96,8 +100,8 @@ class OtherCredit(FastQuietSTaR):
             return h_thought, torch.ones_like(h_thought[..., 0])
         return super().talk(h_base, h_thought)
 
-    def credit(self, log_p, h_mixed, targets):
-        reward, advantage = super().credit(log_p, h_mixed, targets)
+    def credit(self, thinking, log_p, h_mixed, targets):
+        reward, advantage = super().credit(thinking, log_p, h_mixed, targets)
         if self.config.credit == "posterior":
             # N p(thought n | true tokens) - 1. For many thoughts this is the gradient of log E p
             # (true tokens | thought) instead of E log p: one good thought is enough. Its mean over

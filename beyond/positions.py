@@ -54,11 +54,9 @@ def drawn(log_weight, noise):
     return log_weight - (-noise.to(log_weight).clamp(min=1e-9).log()).log()
 
 
-def start_token(tokenizer, text):
-    """The id of start_text. Raises ValueError if it is not one token."""
+def one_token(tokenizer, text, setting):
+    """The id of a text. ValueError, which names the setting, if it is not one token."""
     ids = tokenizer.encode(text)
     if len(ids) != 1:
-        raise ValueError(
-            f"think_at=start or aloud: start_text={text!r} is {len(ids)} tokens, not 1"
-        )
+        raise ValueError(f"{setting}={text!r} is {len(ids)} tokens, but one is wanted")
     return ids[0]

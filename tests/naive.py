@@ -226,7 +226,7 @@ def learn(quiet, tokens, thinking, documents=None):
         log_p = quiet.log_prob(thinking.h_thought, targets.tokens[:, None])
     temperature = config.log_prob_temperature
     log_prob = quiet.log_prob(thinking.h_policy, thinking.tokens, temperature)
-    reward, advantage = quiet.credit(log_p.detach(), h_mixed, targets)
+    reward, advantage = quiet.credit(thinking.thinking, log_p.detach(), h_mixed, targets)
     numbers = dict(log_prob=log_prob, advantage=advantage[..., 0], reward=reward, gate=gate)
     numbers |= dict(nll_base=-log_p_text, nll_mixed=-log_p_mixed, gain_error=error)
     nll_mixed = weighted_mean(targets.token_weights, -log_p_mixed)

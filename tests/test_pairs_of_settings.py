@@ -35,9 +35,14 @@ CHOICES = choices()
 
 def is_senseless(pair):
     """Settings that do not go together, by beyond/kinds.py."""
-    any_length, vectors, gain_head = pair & {ANY_LENGTH}, pair & VECTORS, pair & {"--gain_head"}
-    other_credit = pair & OTHER_CREDIT and (any_length or vectors or gain_head)
-    return other_credit or (vectors and gain_head) or (any_length and "--n_true=2" in pair)
+    of_kind, gain_head = any("thought_kind" in x for x in pair), "--gain_head" in pair
+    other_credit = pair & OTHER_CREDIT and (of_kind or gain_head)
+    any_length = ANY_LENGTH in pair
+    return (
+        other_credit
+        or (of_kind and gain_head and not any_length)
+        or (any_length and "--n_true=2" in pair)
+    )
 
 
 @pytest.mark.parametrize("name", CHOICES)
@@ -50,6 +55,7 @@ def test_pairs_of_settings_train_or_are_refused_in_one_line(name, work):
             pair, out = {flag, other} - {""}, f"{number}{other}"
             flags = [*BASE, *sorted(pair), f"--out={out}"]
             flags += ["--reinforce_weight=0", "--n_thoughts=1"] if pair & VECTORS else []
+            flags += ["--end_text=b"] if "--thought_kind=ended" in pair else []
             print(*flags)  # shown if it fails
             if is_senseless(pair):
                 with pytest.raises(SystemExit) as stop:

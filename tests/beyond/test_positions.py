@@ -5,7 +5,7 @@ import torch
 from naive import ids, tiny, uniform
 from torch.testing import assert_close
 
-from beyond.positions import start_token, think_where
+from beyond.positions import one_token, think_where
 from lib.tokenizer import CharTokenizer
 
 
@@ -56,6 +56,6 @@ def test_random_positions_and_all():
 def test_a_start_of_several_tokens_is_refused():
     """Catches the first token of a start_text taken for all of it."""
     tokenizer = CharTokenizer("ab")
-    assert start_token(tokenizer, "b") == 1
+    assert one_token(tokenizer, "b", "start_text") == 1
     with pytest.raises(ValueError, match="start_text"):
-        start_token(tokenizer, "ab")
+        one_token(tokenizer, "ab", "start_text")
