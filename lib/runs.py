@@ -230,11 +230,11 @@ def set_whole_state(model, optimizer, state):
 @contextmanager
 def stop_on_signals():
     """Ctrl-C, SIGTERM, Slurm's SIGUSR1 and SIGHUP (the terminal was closed) set stop["asked"] in
-    here and do nothing else. What is ignored already (SIGHUP, under nohup) stays so."""
+    here and do nothing else. Under nohup SIGHUP is ignored, and stays so."""
     stop, handlers = {"asked": False}, {}
     for name in ("SIGINT", "SIGTERM", "SIGUSR1", "SIGHUP"):
         number = getattr(signal, name, None)  # Windows has only the first two
-        if number and signal.getsignal(number) != signal.SIG_IGN:
+        if number and (name != "SIGHUP" or signal.getsignal(number) != signal.SIG_IGN):
             handlers[number] = signal.signal(number, lambda *_: stop.update(asked=True))
     try:
         yield stop

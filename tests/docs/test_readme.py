@@ -39,8 +39,10 @@ def commands(page):
             if command.strip() != "make demo":
                 yield command.strip()
                 continue
-            how = ["make", "-n", "-o", ".venv/for_demo", "demo"]
-            done = subprocess.run(how, cwd=ROOT, capture_output=True, text=True, check=True)
+            how = ["make", "--no-print-directory", "-n", "-o", ".venv/for_demo", "demo"]
+            alone = {k: v for k, v in os.environ.items() if not k.startswith("MAKE")}
+            ran = {"cwd": ROOT, "env": alone, "capture_output": True, "text": True, "check": True}
+            done = subprocess.run(how, **ran)
             yield from done.stdout.strip().split("\n")
 
 

@@ -190,7 +190,10 @@ def test_a_signal_ends_training_after_a_step_that_is_saved(work, number):
     settings = flags(work, "--out=q", "--max_steps=100000", "--save_every=100000")
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     command = [sys.executable, str(ROOT / "train.py"), *settings]
-    process = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.DEVNULL)
+    how = {"cwd": ROOT, "env": environment, "stdout": subprocess.DEVNULL}
+    before = signal.signal(number, signal.SIG_DFL)  # it may be ignored here, and would be there
+    process = subprocess.Popen(command, **how)
+    signal.signal(number, before)
     while process.poll() is None and len(read_log(work / "q")) < 3:
         time.sleep(0.01)
     process.send_signal(number)
