@@ -8,6 +8,7 @@ import os
 import re
 import shlex
 import shutil
+import socket
 import subprocess
 import sys
 
@@ -86,6 +87,9 @@ def fresh_copy(tmp_path):
 def test_the_readme_runs_from_top_to_bottom(fresh_copy):
     """Catches a command that needs what a later one makes, or that nobody has made."""
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": ""}
+    with socket.socket() as free:  # torchrun's own port may be taken by another test
+        free.bind(("127.0.0.1", 0))
+        environment["PET_MASTER_PORT"] = str(free.getsockname()[1])
     done = []
     for command in commands((ROOT / "README.md").read_text("utf-8")):
         if command.startswith(SKIPPED):
