@@ -35,7 +35,7 @@ from data.batches import batch_offsets, check_sizes, position_chance, read_batch
 from data.dataset import open_dataset
 from fast import text_loss
 from lib.config import from_cli, one_line_errors
-from lib.files import folder_kind, lock, reason
+from lib.files import folder_kind, lock, open_to_append, reason
 from lib.parallel import (
     average_gradients,
     average_metrics,
@@ -342,7 +342,7 @@ def train_until_done(train, job, step, seconds, unlogged, held):
     stop = held.enter_context(stop_on_signals())
     log = None
     if processes.first:
-        log = held.enter_context(open(out / "log.jsonl", "ab", buffering=0))
+        log = held.enter_context(open_to_append(out / "log.jsonl"))
     hidden = not processes.first or None  # None: where nobody looks at a terminal
     bar = tqdm(total=train.max_steps, initial=step, disable=hidden, dynamic_ncols=True)
     if unlogged:

@@ -25,7 +25,15 @@ from beyond.kinds import ThinkingConfig, thinking_model
 from beyond.lora import add_lora, merge_lora, rank_in
 from lib.checkpoint import check_state, checkpoints, load_tensors, read_checkpoint, save_checkpoint
 from lib.config import settings
-from lib.files import folder_kind, parse_json, read_json, reading, refuse_changes, replace_file
+from lib.files import (
+    folder_kind,
+    parse_json,
+    read_json,
+    reading,
+    refuse_changes,
+    replace_file,
+    write_json,
+)
 from lib.published import THINKS, VOCABULARY, read_published
 from lib.tokenizer import from_json, load_tokenizer
 from lib.weights import SkipInit, load_mistral
@@ -190,13 +198,13 @@ def open_run(out, wanted, model, optimizer, tokenizer, processes):
         with reading(out, "does not fit this model and optimizer"):
             set_whole_state(model, optimizer, state)
         step, seconds = state["step"], state["metrics"]["seconds"]
-        if all(line["step"] != step for line in read_log(out)):
-            unlogged = state["metrics"]
+    log = [line for line in read_log(out) if line["step"] <= step]
+    if step and all(line["step"] != step for line in log):
+        unlogged = state["metrics"]
     if processes.first:
         tokenizer.save(out)
-        config = json.dumps({"format": FORMAT, **wanted}, indent=1)
-        replace_file(out / "config.json", config.encode())
-        lines = [json.dumps(line) + "\n" for line in read_log(out) if line["step"] <= step]
+        write_json(out / "config.json", {"format": FORMAT, **wanted})
+        lines = [json.dumps(line) + "\n" for line in log]
         replace_file(out / "log.jsonl", "".join(lines).encode())
     return step, seconds, unlogged
 

@@ -16,7 +16,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from data.text import TokenizeConfig, about_files, prepare_text, read_documents, text_files  # noqa: E402
+from data import text  # noqa: E402
 from lib.config import run_script  # noqa: E402
 
 
@@ -32,13 +32,13 @@ class TextfileConfig:
 def prepare(config, tokenize):
     if not config.source:
         raise ValueError("--source=FILE or FOLDER says what is to be read")
-    files = text_files(config.source, config.pattern)
+    files = text.text_files(config.source, config.pattern)
     separator = config.separator.replace(r"\n", "\n").replace(r"\t", "\t")
-    source = {"files": about_files(files), "separator": separator, "key": config.key}
-    documents = read_documents(files, separator, config.key)
+    source = {"files": text.about_files(files), "separator": separator, "key": config.key}
+    documents = text.read_documents(files, separator, config.key)
     total = sum(path.stat().st_size for path in files)
-    prepare_text(documents, config.out, source, tokenize, total=total, unit="B")
+    text.prepare_text(documents, config.out, source, tokenize, total=total, unit="B")
 
 
 if __name__ == "__main__":
-    run_script("prepare.py", __doc__, prepare, TextfileConfig, TokenizeConfig)
+    run_script("prepare.py", __doc__, prepare, TextfileConfig, text.TokenizeConfig)
