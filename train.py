@@ -63,6 +63,7 @@ from model import ModelConfig, Transformer
 from quiet_star import QuietSTaR
 
 HERE = Path(__file__).resolve().parent
+HEADS = "mixing_head.", "gain_head."  # how their parameters' names begin
 
 
 @dataclass
@@ -86,10 +87,10 @@ class TrainConfig:
     fast: bool = False  # the form of fast.py: the same in less time and memory on larger models
     lora_rank: int = 0  # learn additions of this rank to a frozen model (LoRA); 0: learn all of it
     max_steps: int = 300  # optimizer steps
-    lr: float = 1e-4  # learning rate, after warm-up
+    lr: float = 1e-4  # learning rate, after warm-up; 0: the model is held fixed, its heads learn
     warmup_steps: int = 10  # steps in which the learning rate rises from 0
     min_lr_share: float = 0.05  # the learning rate falls along a cosine to this share of it
-    mixing_head_lr: float = 20.0  # learning rate of the mixing head, as a multiple of lr
+    mixing_head_lr: float = 2e-3  # learning rate of the mixing head (and of the gain head)
     weight_decay: float = 0.001  # of AdamW, on matrices only
     beta2: float = 0.999  # of AdamW
     grad_clip: float = 1.0  # largest norm of the gradient
@@ -148,6 +149,9 @@ def build_model(train, model_config, thinking_config, given, tokenizer, bfloat16
     elif train.start_text:
         with suppress(ValueError):  # characters that the miniature's alphabet lacks
             start_thoughts(model, tokenizer, train.start_text, train.end_text or train.start_text)
+    if not train.lr:  # no backward pass through the model
+        for name, parameter in model.named_parameters():
+            parameter.requires_grad_(name.startswith(HEADS))
     return model
 
 
@@ -158,19 +162,20 @@ def build_optimizer(model, train):
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
             decay = train.weight_decay if parameter.dim() == 2 else 0.0
-            scale = train.mixing_head_lr if name.startswith(("mixing_head", "gain_head")) else 1.0
-            groups.setdefault((decay, scale), []).append(parameter)
-    groups = [{"params": p, "weight_decay": d, "lr_scale": s} for (d, s), p in groups.items()]
+            peak = train.mixing_head_lr if name.startswith(HEADS) else train.lr
+            groups.setdefault((decay, peak), []).append(parameter)
+    groups = [{"params": p, "weight_decay": d, "peak_lr": lr} for (d, lr), p in groups.items()]
     return torch.optim.AdamW(groups, lr=train.lr, betas=(0.9, train.beta2), fused=True)
 
 
-def lr_at(step, train):
-    """Linear warm-up, then a cosine from lr to min_lr_share * lr at max_steps."""
+def lr_share(step, train):
+    """The learning rate of a step, as a share of its peak: a linear warm-up, then a cosine from 1
+    to min_lr_share at max_steps."""
     if step < train.warmup_steps:
-        return train.lr * (step + 1) / train.warmup_steps
+        return (step + 1) / train.warmup_steps
     done = (step - train.warmup_steps) / max(1, train.max_steps - train.warmup_steps)
-    low = train.lr * train.min_lr_share
-    return low + (train.lr - low) * 0.5 * (1 + math.cos(math.pi * min(1.0, done)))
+    cosine = 0.5 * (1 + math.cos(math.pi * min(1.0, done)))
+    return train.min_lr_share + (1 - train.min_lr_share) * cosine
 
 
 # --------------------------------------------------------------------------------------------------
@@ -353,9 +358,9 @@ def train_until_done(train, job, step, seconds, unlogged, held):
         start_time = time.perf_counter()
 
         # 1. schedule
-        lr = lr_at(step, train)
+        share = lr_share(step, train)
         for group in optimizer.param_groups:
-            group["lr"] = lr * group["lr_scale"]
+            group["lr"] = share * group["peak_lr"]
 
         # 2. this process's texts, in micro-batches whose mean gradient is that of all of them
         metrics = one_step(train, job, step)
@@ -374,7 +379,7 @@ def train_until_done(train, job, step, seconds, unlogged, held):
         step += 1
         took = time.perf_counter() - start_time
         seconds += took
-        metrics |= {"step": step, "lr": lr, "seconds": seconds}
+        metrics |= {"step": step, "lr": share * train.lr, "seconds": seconds}
         metrics["tokens_per_second"] = train.batch_size * train.span / took
         if peak := peak_memory(processes.device.type):
             metrics["peak_memory_gb"] = peak / 1e9

@@ -15,7 +15,7 @@ Other thoughts, other credit: ideas of the papers around Quiet-STaR, each a sett
   gain_head      learn what a thought would bring, too (beyond/adaptive.py)
 """
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from typing import Literal, get_args
 
 import torch
@@ -30,15 +30,15 @@ from quiet_star import QuietSTaR, QuietSTaRConfig
 @dataclass
 class ThinkingConfig(QuietSTaRConfig):
     thought_kind: Literal["sampled", "any_length", "ended", "soft", "latent"] = "sampled"  # beyond/
-    end_id: int | None = None  # ended: the token that ends a thought (train.py: that of end_text)
+    end_id: int | None = field(default=None, metadata={"flag": False})  # ended: that of end_text
     credit: Literal["advantage", "star", "posterior"] = "advantage"  # what makes a thought likelier
     mixing: Literal["head", "none"] = "head"  # none: the prediction after the thought stands alone
     gain_head: bool = False  # also learn what a thought would bring (for sample.py --price)
 
     def __post_init__(self):
         least = {"thought_len": 0, "n_thoughts": 1, "n_true": 1, "thought_temperature": 0}
-        for field in fields(self):
-            name, value, choices = field.name, getattr(self, field.name), get_args(field.type)
+        for setting in fields(self):
+            name, value, choices = setting.name, getattr(self, setting.name), get_args(setting.type)
             if name in least and value < least[name]:
                 raise ValueError(f"{name} must be at least {least[name]}, not {value}")
             if name in ("log_prob_temperature", "embedding_scale") and value <= 0:

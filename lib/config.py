@@ -1,5 +1,6 @@
 """
-Settings: every field of a dataclass is a --flag, and the comment behind it is the flag's help.
+Settings: every field of a dataclass is a --flag, and the comment behind it is the flag's help. A
+field with the metadata {"flag": False} is none: the program sets it.
 
     train, model, given = from_cli(__doc__, TrainConfig, ModelConfig)
 
@@ -45,6 +46,8 @@ def from_cli(description, *classes, preset_only=(), argv=None):
         group = parser.add_argument_group(cls.__name__)
         helps = comments(cls)
         for name, field in fields_of(cls).items():
+            if not field.metadata.get("flag", True):
+                continue
             text = f"{helps.get(name, '')} (default: {field.default})".replace("%", "%%")
             group.add_argument(f"--{name}", default=argparse.SUPPRESS, help=text, **option(field))
     given, flags = {}, vars(parser.parse_args(argv))

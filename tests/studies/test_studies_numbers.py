@@ -1,12 +1,12 @@
-"""The study of data/gsm8k_steps: one number at a time."""
+"""The study of numbers: one number at a time."""
 
 import numpy as np
 import pytest
 import torch
 from naive import likeliest_thought, naive_gate, naive_thought, tiny
 
-from studies import gsm8k_steps
-from studies.gsm8k_steps import Text, compare, read_numbers
+from studies import numbers as study
+from studies.numbers import Text, compare, read_numbers
 
 MARK, AMONG, A = 3, [5, 6, 7, 8], 3  # "<<"; what a number can hold; the longest number, and behind
 
@@ -17,53 +17,56 @@ def texts():
     return [Text(x, *torch.tensor(pairs).T) for x, pairs in zip(ids, places, strict=True)]
 
 
-def naive_number(quiet, text, first, size, thought):
-    """(nll, exact) of one number, after a thought or (None) without."""
+def naive_number(quiet, text, first, size, thoughts):
+    """(nll, exact) of one number: the mean probability after thoughts, of which None is none."""
     tokens, head = torch.cat((text.ids, torch.zeros(A, dtype=torch.long))), quiet.model.output
     h_text, nll, exact = quiet.model(tokens[None])[0], 0.0, True
     for k in range(size + 1):
-        h = h_text[first + k - 1]
-        if thought is not None:
-            after = quiet.with_settings(n_true=A)
-            h_thought = naive_thought(after, tokens, first - 1, thought)[1][k]
-            h = h + naive_gate(quiet, h, h_thought) * (h_thought - h)
-        scores = head(h)
-        scores[MARK] = -torch.inf if k == 0 else scores[MARK]
+        p = 0.0
+        for thought in thoughts:
+            h = h_text[first + k - 1]
+            if thought is not None:
+                after = quiet.with_settings(n_true=A)
+                h_thought = naive_thought(after, tokens, first - 1, thought)[1][k]
+                h = h + naive_gate(quiet, h, h_thought) * (h_thought - h)
+            scores = head(h)
+            scores[MARK] = -torch.inf if k == 0 else scores[MARK]
+            p = p + scores.softmax(-1) / len(thoughts)
         if k < size:
-            nll -= scores.log_softmax(-1)[tokens[first + k]].item()
-            exact &= AMONG[int(scores[AMONG].argmax())] == tokens[first + k]
+            nll -= p.log()[tokens[first + k]].item()
+            exact &= AMONG[int(p[AMONG].argmax())] == tokens[first + k]
         else:
-            exact &= int(scores.argmax()) not in AMONG
+            exact &= int(p.argmax()) not in AMONG
     return nll, exact
 
 
-@pytest.mark.parametrize("thoughts", ["none", "own", "given"])
+@pytest.mark.parametrize("thoughts", ["none", "own", "given", "two"])
 @torch.no_grad()
 def test_numbers_after_thoughts_are_those_of_one_number_at_a_time(thoughts, monkeypatch):
     """Catches a prediction one token off, a "<<" that is predicted, a thought where none is due, or
-    another number's."""
+    another number's or text's, and a mean of anything but probabilities."""
     monkeypatch.setattr(torch, "autocast", lambda *_: torch.no_grad())  # what is compared: float64
+    monkeypatch.setattr(study, "BATCH", 2)
     quiet = tiny(thought_len=2, n_true=1)
     numbers = [(x, *y) for x in texts() for y in zip(*x[1:], strict=True)]
     marks = [
         quiet.model.logits(quiet.model(text.ids[None]))[0, first - 1].softmax(-1)[MARK]
         for text, first, _ in numbers
     ]
-    monkeypatch.setattr(gsm8k_steps, "THINK_ABOVE", float(sum(sorted(marks)[2:4]) / 2))
-    wanted = [likeliest_thought(quiet, text.ids[:first], 2) for text, first, _ in numbers]
-    given = None
-    if thoughts == "given":
-        wanted = list(torch.stack(wanted).roll(1, 0))
-        given = torch.stack(wanted).split([2, 1, 3])
+    monkeypatch.setattr(study, "THINK_ABOVE", float(sum(sorted(marks)[2:4]) / 2))
+    own = [likeliest_thought(quiet, text.ids[:first], 2) for text, first, _ in numbers]
+    own = torch.stack(own)[:, None]  # (n, 1, m)
+    wanted = {"given": own.roll(1, 0), "two": torch.cat((own, own.roll(1, 0)), 1)}.get(thoughts)
     model = quiet.model if thoughts == "none" else quiet
-    found = read_numbers(model, texts(), AMONG, MARK, given)
+    found = read_numbers(model, texts(), AMONG, MARK, wanted)
     for i, (text, first, size) in enumerate(numbers):
-        thinks = thoughts != "none" and marks[i] > gsm8k_steps.THINK_ABOVE
-        nll, exact = naive_number(quiet, text, first, size, wanted[i] if thinks else None)
+        thinks = thoughts != "none" and marks[i] > study.THINK_ABOVE
+        read = own[i] if wanted is None else wanted[i]
+        nll, exact = naive_number(quiet, text, first, size, read if thinks else [None])
         assert found["nll"][i] == pytest.approx(nll, rel=1e-4) and found["exact"][i] == exact
         if thoughts != "none":
             assert found["thinks"][i] == thinks
-            assert found["thoughts"][i].tolist() == wanted[i].tolist()
+            assert found["thoughts"][i].tolist() == read.tolist()
 
 
 def test_an_interval_takes_numbers_of_one_document_together():

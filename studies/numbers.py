@@ -1,0 +1,217 @@
+"""
+A real model, real text: SmolLM2-135M learns to think where a calculation is left out, as it reads
+half of those of GSM8K's solutions or of SVAMP's word problems. Does it help with the numbers there?
+
+    python data/smollm2/prepare.py
+    python data/gsm8k_steps/prepare.py && python data/svamp/prepare.py
+    python -m studies.numbers
+
+Counted are the NLL of the number there, and whether it is written exactly: each token the likeliest
+of those that a number can hold, and no digit behind it. The model thinks once, before the number,
+if it would itself begin a calculation there. At the first token of a number "<<" is no choice.
+
+The use ratio is the share that hidden thoughts have of what the model could tell itself:
+(exact after a thought - exact at once) / (exact after its own written calculation - exact at once).
+"""
+
+import math
+from collections import namedtuple
+from functools import partial
+from itertools import product
+
+import numpy as np
+import torch
+from torch.nn.functional import pad
+from torch.nn.utils.rnn import pad_sequence
+from tqdm import tqdm
+
+from beyond.adaptive import says_start
+from beyond.ended import Ended
+from beyond.kinds import ThinkingConfig, thinking_model
+from beyond.positions import one_token
+from data.dataset import open_dataset
+from lib.parallel import pick_device
+from lib.pictures import draw_bars
+from lib.runs import load_run, start_thoughts
+from quiet_star import QuietSTaR
+from studies.runs import run_studies, train_all, train_rows
+from studies.tables import over_seeds, print_rows, remembered
+from train import HERE
+
+PRESET = f"--config={HERE / 'config' / 'numbers'}"
+COLUMNS = "nll", "exact", "gate", "thinks"
+BATCH = 8  # texts that are measured at once
+THINK_ABOVE = 0.1  # the model thinks where it would say "<<" with a higher probability
+# Two stages: the heads alone learn, beside the base model as it is; then all of it.
+FIXED = "--lr=0 --mixing_head_lr=1e-3 --max_steps=60 --n_thoughts=1 --thought_temperature=0".split()
+ROWS = {"quiet_star": [], "without_reinforce": ["--reinforce_weight=0"]}
+CONTROLS = {
+    "lm": ["--objective=lm", "--lr=5e-5"],  # what suits it
+    "pause": ["--thought_len=0"],
+}
+
+
+# A solution: its ids (L,), and for each of its numbers where it begins and how many tokens it has.
+Text = namedtuple("Text", "ids first size")
+
+
+def texts_of(data, count):
+    """Those of so many solutions of the test set, from the first, that have calculations which are
+    left out."""
+    dataset, texts = open_dataset(data, "val"), []
+    ends = np.flatnonzero(dataset.tokens == dataset.meta["document_end"])[:count] + 1
+    for start, end in zip([0, *ends[:-1]], ends, strict=True):
+        edges = np.flatnonzero(np.diff(np.pad(dataset.answers[start:end], 1).astype(np.int8)))
+        first, last = torch.from_numpy(edges.reshape(-1, 2)).T
+        ids = torch.from_numpy(dataset.tokens[start:end].astype(np.int64))
+        texts.append(Text(ids, first, last - first))
+    return [text for text in texts if len(text.first)]
+
+
+def batches(texts, size):
+    """Batches of texts: ids (B, L), first and size (B, S), and which numbers there are (B, S).
+    What a shorter text lacks is 0, or a number of one token at position 1."""
+    for start in range(0, len(texts), size):
+        part = texts[start : start + size]
+        ids = pad_sequence([text.ids for text in part], batch_first=True)
+        first = pad_sequence([text.first for text in part], batch_first=True, padding_value=1)
+        sizes = pad_sequence([text.size for text in part], batch_first=True, padding_value=0)
+        yield ids, first, sizes.clamp(min=1), sizes > 0
+
+
+@torch.no_grad()
+def read_numbers(model, texts, among, mark, thoughts=None, n_thoughts=1):
+    """Predict every number of texts: nll (n,) in nats, exact (n,), gate (n,), thinks (n,) and
+    thoughts (n, N, m). among: ids that a number can hold; mark: the id of "<<"; thoughts: those to
+    read instead of thinking. Of several thoughts, which are sampled, the probabilities are
+    averaged; one is greedy."""
+    if not isinstance(model, QuietSTaR):  # a new gate is 0: it predicts as if it did not think
+        model = thinking_model(model, ThinkingConfig(thought_len=0)).to(model.output.weight)
+    a = 1 + max(int(text.size.max()) for text in texts)  # the number, and what stands behind it
+    temperature = 0.0 if n_thoughts == 1 else 1.0
+    quiet = model.with_settings(n_thoughts=n_thoughts, n_true=a, thought_temperature=temperature)
+    head, found, done = quiet.model.output, [], 0
+    among = torch.as_tensor(among).to(head.weight.device)
+    ahead = torch.arange(a).to(among)
+    parts = list(batches(texts, BATCH))
+    for part in tqdm(parts, "numbers", leave=False, disable=None):
+        ids, first, size, there = (x.to(among.device) for x in part)
+        ids, given = pad(ids, (0, a)), None
+        if thoughts is not None:
+            given = thoughts.new_zeros(*first.shape, *thoughts.shape[1:]).to(ids)  # (B, S, N, m)
+            given[there] = thoughts[done : done + int(there.sum())].to(given)
+            given = given.transpose(1, 2)
+        done += int(there.sum())
+        with torch.autocast(among.device.type, torch.bfloat16):  # as it was trained
+            said = quiet.predict(ids, first - 1, given)
+            thinks = says_start(quiet, mark, THINK_ABOVE)(said.h_base[:, 0, :, 0]) >= 0  # (B, S)
+        h = said.h_mixed.where(thinks[:, None, :, None, None], said.h_base)  # (B, N, S, a, C)
+        logits = head(h.transpose(1, 2)[there].to(head.weight.dtype))  # (n, N, a, V)
+        logits[:, :, 0, mark] = -torch.inf
+        log_p = logits.log_softmax(-1).logsumexp(1) - math.log(h.shape[1])  # (n, a, V)
+        row = torch.arange(len(ids), device=among.device)[:, None, None]
+        target = ids[row, first[:, :, None] + ahead][there]
+        inside = ahead < size[there][:, None]  # (n, a)
+        nll = -log_p.gather(-1, target[..., None])[..., 0].where(inside, 0).sum(-1)
+        right = (among[log_p[..., among].argmax(-1)] == target) | ~inside
+        behind = log_p.argmax(-1).gather(1, size[there][:, None])[:, 0]
+        new = {"nll": nll, "exact": right.all(-1) & ~torch.isin(behind, among)}
+        new |= {"gate": said.gate[:, 0, :, 0][there].float(), "thinks": thinks[there]}
+        new["thoughts"] = said.thoughts.transpose(1, 2)[there]
+        found.append({name: x.cpu().numpy() for name, x in new.items()})
+    return {name: np.concatenate([x[name] for x in found]) for name in found[0]}
+
+
+class Written(Ended):
+    """A model that reads its calculation as if it stood in the text: `<<`, tokens, `>>`."""
+
+    def talk(self, h_base, h_thought):
+        return h_thought, torch.ones_like(h_thought[..., 0])
+
+
+def measure_run(run, data, config):
+    """{way of thinking: {column: a list by number of the text}} of a run."""
+    model, tokenizer, *_ = load_run(run, pick_device("auto"))
+    among, (mark,) = open_dataset(data, "val").meta["answers"]["among"], tokenizer.encode("<<")
+    job = texts_of(data, config.texts), among, mark
+    ways = {"": read_numbers(model, *job)}
+    if run.parent.name == "base":
+        how = {"thought_kind": "ended", "end_id": one_token(tokenizer, ">>", "end")}
+        written = Written(model, ThinkingConfig(thought_len=24, **how))
+        start_thoughts(written, tokenizer, "<<", ">>")
+        ways[", written"] = read_numbers(written.to(model.output.weight), *job)
+    if run.parent.name == "quiet_star":
+        own = torch.from_numpy(ways[""]["thoughts"])
+        torch.manual_seed(0)
+        ways[", another's"] = read_numbers(model, *job, own.roll(1, 0))
+        ways[", random"] = read_numbers(model, *job, torch.randint_like(own, tokenizer.vocab_size))
+        ways[", left out"] = read_numbers(model.model, *job)
+        ways[", 8 averaged"] = read_numbers(model, *job, n_thoughts=8)
+    return {way: {c: x[c].astype(float).tolist() for c in COLUMNS} for way, x in ways.items()}
+
+
+def compare(values, others, documents):
+    """Mean of values - others (n,) of the same numbers, and its 95 % interval. Documents (n,) are
+    independent of each other, numbers of one document are not."""
+    difference = np.subtract(values, others)
+    mean = float(difference.mean())
+    sums = np.bincount(documents, difference - mean)
+    error = float((sums**2).sum() ** 0.5 / len(difference))
+    return {"mean": mean, "low": mean - 1.96 * error, "high": mean + 1.96 * error}
+
+
+def numbers(config, out):
+    """GSM8K's solutions, half of whose calculations are left out: the numbers there."""
+    base = train_base("data/gsm8k_steps", config, out / "numbers", [])
+    return study("data/gsm8k_steps", config, out / "numbers", base)
+
+
+def svamp(config, out):
+    """SVAMP's questions, answered at once, after a base model that has read numbers' text too."""
+    base = train_base("data/gsm8k_steps", config, out / "numbers", [])
+    more = [f"--init_from={base}", "--lr=1e-4", "--max_steps=75"]
+    base = train_base("data/svamp", config, out / "svamp", more)
+    return study("data/svamp", config, out / "svamp", base)
+
+
+def train_base(data, config, out, flags):
+    """Train the base model of a text: the folder of its run."""
+    trial = [f"--max_steps={config.steps}"] if config.steps else []
+    base = out / "base" / "0"
+    train_all({base: [f"{PRESET}_base.toml", f"--data={data}", *flags, "--device=auto", *trial]}, 1)
+    return base
+
+
+def study(data, config, out, base):
+    """Train all rows of a text from a base model, and measure them."""
+    flags = [f"{PRESET}.toml", f"--data={data}", "--base_preset=", "--device=auto"]
+    folders = train_rows(config, out, HEADS | CONTROLS, [*flags, f"--init_from={base}"])
+    flags.append(f"--init_from={folders['heads']}/{{seed}}")
+    folders |= train_rows(config, out, ROWS, flags)
+    runs = [base, *(folder / str(x) for folder in folders.values() for x in config.all_seeds())]
+    rows = {}  # {row: [{column: values}, by seed]}
+    for run in tqdm(runs, "measuring", disable=None):
+        make = partial(measure_run, run, data, config)
+        for way, values in remembered(run, "numbers", make, texts=config.texts).items():
+            rows.setdefault(run.parent.name + way, []).append(values)
+    table = {}
+    for row, seeds in rows.items():
+        table[row] = over_seeds([{c: float(np.mean(x[c])) for c in COLUMNS} for x in seeds])
+    print_rows("numbers and thoughts", table)
+    exact = {row: table[row]["exact"]["mean"] for row in table}
+    room = exact["base, written"] - exact["base"]
+    use = {row: (exact[row] - exact["base"]) / room for row in table}
+    print("use ratio: " + ", ".join(f"{row} {x:.2f}" for row, x in use.items()))
+    sizes = [len(text.size) for text in texts_of(data, config.texts)]
+    documents, minus = np.repeat(range(len(sizes)), sizes), {row: {} for row in rows}
+    for row, c in product(rows, COLUMNS[:2]):
+        pair = (np.mean([x[c] for x in rows[name]], axis=0) for name in ("quiet_star", row))
+        minus[row][c] = x = compare(*pair, documents)
+        print(f"quiet_star - {row}, {c}: {x['mean']:+.3f} [{x['low']:+.3f}, {x['high']:+.3f}]")
+    label, title = "share of numbers written exactly", "numbers whose calculations are left out"
+    draw_bars(table, "exact", label, out.with_suffix(".png"), title)
+    return {**table, "use_ratio": use, "quiet_star_minus": minus}
+
+
+if __name__ == "__main__":
+    run_studies(__doc__, numbers, svamp)
