@@ -17,7 +17,7 @@ from typing import Literal
 
 import numpy as np
 
-from lib.files import check, lock, read_json, reading, replace_file, write_json
+from lib.files import lock, read_json, reading, replace_file, write_json
 
 AGAIN = "is damaged or of an older version: delete it and prepare the dataset again"
 
@@ -55,24 +55,23 @@ def write_dataset(folder, splits, tokenizer, document_end=None, answers=None, ma
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    content = {name: np.asarray(ids, id_type(tokenizer)).tobytes() for name, ids in splits.items()}
     with lock(folder):
-        (folder / "meta.json").unlink(missing_ok=True)
-        for name, mark in (marks or {}).items():
-            replace_file(folder / f"{name}_answers.bin", np.asarray(mark, bool).tobytes())
-        for name, ids in content.items():
-            replace_file(folder / f"{name}.bin", ids)
-        counts = {name: len(ids) for name, ids in splits.items()}
-        checksums = {name: zlib.crc32(ids) for name, ids in content.items()}
-        write_meta(folder, counts, checksums, tokenizer, document_end, answers)
-    print(f"{folder}: {sizes_of(counts)}")
+        write_splits(folder, splits, tokenizer, document_end, answers, marks)
+    print(f"{folder}: {sizes_of({name: len(ids) for name, ids in splits.items()})}")
 
 
-def write_meta(folder, counts, checksums, tokenizer, document_end, answers=None, **more):
-    """Write the tokenizer and, last of all, meta.json, of splits that are there."""
+def write_splits(folder, splits, tokenizer, document_end, answers=None, marks=None, **more):
+    """The same in a folder that is locked already. more: what else meta.json shall hold."""
+    content = {name: np.asarray(ids, id_type(tokenizer)).tobytes() for name, ids in splits.items()}
+    (folder / "meta.json").unlink(missing_ok=True)
+    for name, mark in (marks or {}).items():
+        replace_file(folder / f"{name}_answers.bin", np.asarray(mark, bool).tobytes())
+    for name, ids in content.items():
+        replace_file(folder / f"{name}.bin", ids)
     tokenizer.save(folder)
     meta = {"tokenizer": tokenizer.to_json(), "vocab_size": tokenizer.vocab_size}
-    meta |= {"dtype": id_type(tokenizer), "tokens": counts, "checksums": checksums}
+    meta |= {"dtype": id_type(tokenizer), "tokens": {x: len(ids) for x, ids in splits.items()}}
+    meta |= {"checksums": {name: zlib.crc32(ids) for name, ids in content.items()}}
     meta |= {"document_end": document_end, "answers": answers, **more}
     write_json(folder / "meta.json", meta)
 
@@ -96,14 +95,7 @@ def read_meta(folder):
     shape = {"tokenizer": dict, "vocab_size": int, "dtype": Literal["uint16", "uint32"]}
     shape |= {"tokens": counts, "checksums": counts}
     shape |= {"document_end": int | None, "answers": dict | None}
-    meta = read_json(path, shape, AGAIN)
-    with reading(path, AGAIN):
-        answers = {"after": 0, **(meta["answers"] or {"among": [0]})}
-        check(answers, {"after": int, "among": [int]}, "answers")
-        for i in (meta["document_end"] or 0, answers["after"], *answers["among"]):
-            if not 0 <= i < meta["vocab_size"]:
-                raise ValueError(f"{i} is no id of its vocabulary of {meta['vocab_size']}")
-    return meta
+    return read_json(path, shape, AGAIN)
 
 
 def open_dataset(folder, split):
@@ -114,7 +106,6 @@ def open_dataset(folder, split):
         size = path.stat().st_size
         if not tokens or size != tokens * dtype.itemsize:
             raise ValueError(f"{size} bytes for {tokens} tokens")
-    with reading(path, "cannot be mapped into memory here: copy it to a local disk"):
         return Dataset(np.memmap(path, dtype, mode="r"), meta, path, meta["checksums"][split])
 
 
