@@ -1,6 +1,4 @@
-"""
-Whom the commands of eval.py measure, and where they write what they find.
-"""
+"""Whom the commands of eval.py measure, and where they write what they find."""
 
 from dataclasses import asdict, dataclass
 from pathlib import Path
