@@ -34,9 +34,9 @@ def json_lines(content, path, convert):
     """[convert(line) for each line] of JSON Lines, bytes. Raises ValueError, which names the line
     that cannot be converted."""
     rows = []
-    for number, line in enumerate(content.decode("utf-8", "replace").split("\n"), 1):
+    for number, line in enumerate(content.split(b"\n"), 1):
         if line.strip():
-            with reading(f"{path}, line {number}", "is no question"):
+            with reading(f"{path}, line {number}", "is not as wanted"):
                 rows.append(convert(parse_json(line)))
     if not rows:
         raise ValueError(f"{path} is empty")

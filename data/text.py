@@ -1,7 +1,6 @@
 """
 From documents to a dataset (data/dataset.py). A document is never cut in two. A hash of its text
-decides whether it is held out, so all copies are on one side. Texts are read one after the other;
-their ids are kept in memory until all are there.
+decides whether it is held out, so all copies are on one side. All ids are in memory at once.
 """
 
 import bz2
@@ -15,7 +14,8 @@ import numpy as np
 from tqdm import tqdm
 
 from data.dataset import id_type, read_meta, sizes_of, write_splits
-from lib.files import lock, parse_json, reading
+from data.download import json_lines
+from lib.files import check, lock, reading
 from lib.tokenizer import load_tokenizer
 
 OPEN = {".gz": gzip.open, ".xz": lzma.open, ".bz2": bz2.open}
@@ -93,33 +93,21 @@ def read_documents(files, separator="\n\n\n", key="text"):
     object with a text at `key`. In other files the documents are apart by `separator` ("": each
     file is one).
     """
+
+    def text_of(line):
+        check(line, {key: str})
+        return line[key]
+
     for path in files:
         suffix = path.with_suffix("").suffix if path.suffix in OPEN else path.suffix
-        problem = "cannot be read as plain text or JSON lines (UTF-8, also in .gz, .xz, .bz2)"
-        unpack = OPEN.get(path.suffix, open)
-        with reading(path, problem), unpack(path, "rt", encoding="utf-8-sig") as file:
-            is_json = suffix in (".jsonl", ".json", ".ndjson")
-            for text in of_lines(file, key) if is_json else cut(file, separator):
-                if text.strip():
-                    yield text.strip("\n")
-
-
-def of_lines(file, key):
-    """The texts of a JSONL file, one a line."""
-    for number, line in enumerate(file, 1):
-        if line.strip():
-            with reading(f"line {number}", f"is no object with a text at {key!r}"):
-                text = parse_json(line, {key: str})[key]
-            yield text
-
-
-def cut(file, separator, size=2**20):
-    """The stretches of a text file between separators ("": all of it), read bit by bit."""
-    rest = ""
-    # A long rest is searched again only when as much has been read, so that the time is linear.
-    while chunk := file.read(max(size, len(rest))):
-        if "\0" in chunk:  # so have archives, UTF-16 and office files
-            raise ValueError("it has bytes that are no text")
-        *stretches, rest = (rest + chunk).split(separator) if separator else [rest + chunk]
-        yield from stretches
-    yield rest
+        with reading(path, "cannot be read as UTF-8 text"):
+            with OPEN.get(path.suffix, open)(path, "rb") as file:
+                content = file.read()
+            if suffix in (".jsonl", ".json", ".ndjson"):
+                texts = json_lines(content, path, text_of)
+            elif b"\0" in content:
+                raise ValueError("it has bytes that are no text")  # so have archives
+            else:
+                text = content.decode("utf-8-sig").replace("\r\n", "\n").replace("\r", "\n")
+                texts = text.split(separator) if separator else [text]
+        yield from (text.strip("\n") for text in texts if text.strip())

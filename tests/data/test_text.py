@@ -2,7 +2,6 @@
 
 import bz2
 import gzip
-import io
 import json
 import lzma
 import os
@@ -17,7 +16,7 @@ from byte_tokenizer import write_byte_tokenizer
 from tiny_runs import as_typed
 
 from data.dataset import open_dataset
-from data.text import TokenizeConfig, cut, prepare_text, read_documents, text_files
+from data.text import TokenizeConfig, prepare_text, read_documents, text_files
 
 
 def some_documents(count=100):
@@ -90,21 +89,12 @@ def test_max_tokens_ends_it_with_the_document_that_reaches_them(tmp_path, config
     assert 500 <= total < 800 and ids == one_by_one(some_documents()[: number["documents"]])
 
 
-@pytest.mark.parametrize("separator", ["|", "\n\n\n", "ab"])
-def test_cutting_a_file_bit_by_bit_is_splitting_it(separator):
-    """Catches a separator that lies across two reads."""
-    text = separator.join(["one", "", "a", "aab", "b\n\n", "end"]) + separator
-    for size in (1, 2, 3, 7, 1000):
-        assert list(cut(io.StringIO(text), separator, size)) == text.split(separator)
-        assert "".join(cut(io.StringIO(text), "", size)) == text
-
-
 @pytest.mark.parametrize("name", ["a.txt", "a.jsonl", "a.txt.gz", "a.jsonl.xz", "a.json.bz2"])
 def test_all_kinds_of_files_are_read(tmp_path, name):
     """Catches a kind that is read as another one, a byte order mark, and blank documents."""
     rows = [{"text": text, "more": 1} for text in ("one\n\n\ntwo", " ", "three")]
     lines = "\n".join(map(json.dumps, rows))
-    content = (lines if "json" in name else "one\n\n\n \n\n\nthree\n").encode("utf-8-sig")
+    content = (lines if "json" in name else "one\r\n\n\n \n\n\nthree\n").encode("utf-8-sig")
     packed = {"gz": gzip.compress, "xz": lzma.compress, "bz2": bz2.compress}
     (tmp_path / name).write_bytes(packed.get(name.split(".")[-1], bytes)(content))
     texts = list(read_documents(text_files(tmp_path)))
