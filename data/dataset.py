@@ -45,45 +45,32 @@ class Dataset:
         return answers
 
 
-def write_dataset(folder, splits, tokenizer, document_end=None, answers=None, marks=None):
+def write_dataset(folder, splits, tokenizer, document_end=None, answers=None, marks=None, **more):
     """Write splits {"train": ids, "val": ids} (and others), each file completely or not at all.
 
     document_end  the id that ends a document, or None
     answers       {"after": id, "among": [ids]}: where the text answers a question; or None
     marks         the same where no rule tells: {split: bool array, which tokens are answers};
                   answers is then {"among": [ids]}, of all that an answer can hold
+    more          what else meta.json shall hold
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    with lock(folder):
-        write_splits(folder, splits, tokenizer, document_end, answers, marks)
-    print(f"{folder}: {sizes_of({name: len(ids) for name, ids in splits.items()})}")
-
-
-def write_splits(folder, splits, tokenizer, document_end, answers=None, marks=None, **more):
-    """The same in a folder that is locked already. more: what else meta.json shall hold."""
-    content = {name: np.asarray(ids, id_type(tokenizer)).tobytes() for name, ids in splits.items()}
-    (folder / "meta.json").unlink(missing_ok=True)
-    for name, mark in (marks or {}).items():
-        replace_file(folder / f"{name}_answers.bin", np.asarray(mark, bool).tobytes())
-    for name, ids in content.items():
-        replace_file(folder / f"{name}.bin", ids)
-    tokenizer.save(folder)
-    meta = {"tokenizer": tokenizer.to_json(), "vocab_size": tokenizer.vocab_size}
-    meta |= {"dtype": id_type(tokenizer), "tokens": {x: len(ids) for x, ids in splits.items()}}
-    meta |= {"checksums": {name: zlib.crc32(ids) for name, ids in content.items()}}
+    dtype = "uint16" if tokenizer.vocab_size <= 2**16 else "uint32"
+    content = {name: np.asarray(ids, dtype).tobytes() for name, ids in splits.items()}
+    counts = {name: len(ids) for name, ids in splits.items()}
+    meta = {"tokenizer": tokenizer.to_json(), "vocab_size": tokenizer.vocab_size, "dtype": dtype}
+    meta |= {"tokens": counts, "checksums": {x: zlib.crc32(ids) for x, ids in content.items()}}
     meta |= {"document_end": document_end, "answers": answers, **more}
-    write_json(folder / "meta.json", meta)
-
-
-def sizes_of(counts):
-    """Words for the number of tokens in each split."""
-    return ", ".join(f"{name} {count:,} tokens" for name, count in counts.items())
-
-
-def id_type(tokenizer):
-    """The type of a token id on disk."""
-    return "uint16" if tokenizer.vocab_size <= 2**16 else "uint32"
+    with lock(folder):
+        (folder / "meta.json").unlink(missing_ok=True)
+        for name, mark in (marks or {}).items():
+            replace_file(folder / f"{name}_answers.bin", np.asarray(mark, bool).tobytes())
+        for name, ids in content.items():
+            replace_file(folder / f"{name}.bin", ids)
+        tokenizer.save(folder)
+        write_json(folder / "meta.json", meta)
+    print(f"{folder}: " + ", ".join(f"{name} {n:,} tokens" for name, n in counts.items()))
 
 
 def read_meta(folder):

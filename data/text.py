@@ -13,9 +13,9 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from data.dataset import id_type, read_meta, sizes_of, write_splits
+from data.dataset import read_meta, write_dataset
 from data.download import json_lines
-from lib.files import check, lock, reading
+from lib.files import check, reading
 from lib.tokenizer import load_tokenizer
 
 OPEN = {".gz": gzip.open, ".xz": lzma.open, ".bz2": bz2.open}
@@ -37,31 +37,28 @@ def prepare_text(documents, out, source, config):
         raise ValueError(f"{config.tokenizer} has no token that ends a document")
     plan = {"source": source, "tokenizer": tokenizer.to_json(), "val_share": config.val_share}
     plan["max_tokens"] = config.max_tokens
-    out.mkdir(parents=True, exist_ok=True)
-    with lock(out):
-        if not (out / "meta.json").exists():
-            splits, count = encode_documents(tqdm(documents, disable=None), tokenizer, config)
-            about = {"document_end": tokenizer.eos_id, "documents": count, "plan": plan}
-            write_splits(out, splits, tokenizer, **about)
-    meta = read_meta(out)
-    if meta.get("plan") != plan:
-        raise ValueError(f"{out} holds another dataset: delete it, or choose another --out")
-    print(f"{out}: {meta['documents']:,} documents, {sizes_of(meta['tokens'])}")
+    if (out / "meta.json").exists():
+        if read_meta(out).get("plan") != plan:
+            raise ValueError(f"{out} holds another dataset: delete it, or choose another --out")
+        print(f"{out} is there already")
+        return
+    splits, count = encode_documents(tqdm(documents, disable=None), tokenizer, config)
+    about = {"document_end": tokenizer.eos_id, "documents": count, "plan": plan}
+    write_dataset(out, splits, tokenizer, **about)
 
 
 def encode_documents(documents, tokenizer, config):
     """The ids of both splits, {split: array}, and how many documents they were."""
     splits, count, total = {"train": [], "val": []}, 0, 0
     for text in documents:
-        ids = np.append(tokenizer.encode_array(text), tokenizer.eos_id).astype(id_type(tokenizer))
+        ids = np.append(tokenizer.encode_array(text), tokenizer.eos_id).astype(np.uint32)
         splits["val" if is_held_out(text, config.val_share) else "train"].append(ids)
         count, total = count + 1, total + len(ids)
         if 0 < config.max_tokens <= total:
             break
-    for name, some in splits.items():
-        if not some:
-            problem = f"none of {count} documents is for {name}.bin"
-            raise ValueError(f"{problem}: try another --separator or --val_share")
+    if not all(splits.values()):
+        problem = f"of {count} documents, {len(splits['val'])} would be held out"
+        raise ValueError(f"{problem}: try another --separator or --val_share")
     return {name: np.concatenate(some) for name, some in splits.items()}, count
 
 
