@@ -7,8 +7,9 @@ import pytest
 from tiny_runs import as_typed
 
 from data.batches import check_sizes
+from data.commonsense_qa import prepare as commonsense_qa
 from data.dataset import document_numbers, open_dataset, write_dataset
-from data.gsm8k.prepare import question
+from data.gsm8k import prepare as gsm8k
 from lib.tokenizer import CharTokenizer
 
 
@@ -86,14 +87,19 @@ def test_a_flipped_bit_is_found_where_a_run_begins(folder, split):
         check_sizes(data, 3, False, 6, 3, 2, 1)
 
 
-def test_a_question_whose_answer_is_no_number_is_refused():
-    """Catches an answer that stands for a part of it: 2 for 1/2."""
+def test_a_question_whose_answer_could_not_be_right_is_refused():
+    """Catches an answer that stands for a part of it, 2 for 1/2, and a letter without a choice."""
     for answer in ("18", "-1,450,000", ".5"):
         line = {"question": "How many?", "answer": f"So many.\n#### {answer}"}
-        assert question(line)["answer"] == answer
+        assert gsm8k.question(line)["answer"] == answer
     for answer in ("#### 1/2", "#### 1.2.3", "#### 1,5", "#### ,5", "18"):
         with pytest.raises(ValueError):
-            question({"question": "How many?", "answer": f"So many.\n{answer}"})
+            gsm8k.question({"question": "How many?", "answer": f"So many.\n{answer}"})
+    choices = [{"label": letter, "text": "here"} for letter in "ABCDE"]
+    for count, key in ((4, "A"), (5, "F")):
+        line = {"question": {"stem": "Where?", "choices": choices[:count]}, "answerKey": key}
+        with pytest.raises(ValueError):
+            commonsense_qa.question(line)
 
 
 def test_an_end_still_belongs_to_the_document_that_it_ends():
