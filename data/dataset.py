@@ -73,21 +73,16 @@ def write_dataset(folder, splits, tokenizer, document_end=None, answers=None, ma
     print(f"{folder}: " + ", ".join(f"{name} {n:,} tokens" for name, n in counts.items()))
 
 
-def read_meta(folder):
-    """The content of meta.json. Raises ValueError, in one line."""
-    path = Path(folder) / "meta.json"
-    if not path.exists():
+def open_dataset(folder, split):
+    """Open a split of a folder. Nothing of it is read yet. Raises ValueError, in one line."""
+    path, about = Path(folder) / f"{split}.bin", Path(folder) / "meta.json"
+    if not about.exists():
         raise ValueError(f"no data in {folder} (no meta.json): run its prepare.py first")
     counts = {"train": int, "val": int}
     shape = {"tokenizer": dict, "vocab_size": int, "dtype": Literal["uint16", "uint32"]}
     shape |= {"tokens": counts, "checksums": counts}
     shape |= {"document_end": int | None, "answers": dict | None}
-    return read_json(path, shape, AGAIN)
-
-
-def open_dataset(folder, split):
-    """Open a split of a folder. Nothing of it is read yet. Raises ValueError, in one line."""
-    path, meta = Path(folder) / f"{split}.bin", read_meta(folder)
+    meta = read_json(about, shape, AGAIN)
     dtype, tokens = np.dtype(meta["dtype"]), meta["tokens"][split]
     with reading(path, AGAIN):
         size = path.stat().st_size

@@ -3,22 +3,17 @@ From documents to a dataset (data/dataset.py). A document is never cut in two. A
 decides whether it is held out, so all copies are on one side. All ids are in memory at once.
 """
 
-import bz2
-import gzip
 import hashlib
-import lzma
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from tqdm import tqdm
 
-from data.dataset import read_meta, write_dataset
+from data.dataset import write_dataset
 from data.download import json_lines
-from lib.files import check, reading
+from lib.files import check, read_json, reading
 from lib.tokenizer import load_tokenizer
-
-OPEN = {".gz": gzip.open, ".xz": lzma.open, ".bz2": bz2.open}
 
 
 @dataclass
@@ -38,7 +33,7 @@ def prepare_text(documents, out, source, config):
     plan = {"source": source, "tokenizer": tokenizer.to_json(), "val_share": config.val_share}
     plan["max_tokens"] = config.max_tokens
     if (out / "meta.json").exists():
-        if read_meta(out).get("plan") != plan:
+        if read_json(out / "meta.json").get("plan") != plan:
             raise ValueError(f"{out} holds another dataset: delete it, or choose another --out")
         print(f"{out} is there already")
         return
@@ -84,23 +79,18 @@ def text_files(source, pattern="*"):
 
 
 def read_documents(files, separator="\n\n\n", key="text"):
-    """The documents of files, blank ones left out. Raises ValueError.
-
-    Files may be compressed (.gz, .xz, .bz2). In JSON lines (.jsonl, .json, .ndjson) each line is an
-    object with a text at `key`. In other files the documents are apart by `separator` ("": each
-    file is one).
-    """
+    """The documents of files, blank ones left out. Raises ValueError. In JSON lines (.jsonl, .json,
+    .ndjson) each line is an object with a text at `key`. In other files the documents are apart by
+    `separator` ("": each file is one)."""
 
     def text_of(line):
         check(line, {key: str})
         return line[key]
 
     for path in files:
-        suffix = path.with_suffix("").suffix if path.suffix in OPEN else path.suffix
         with reading(path, "cannot be read as UTF-8 text"):
-            with OPEN.get(path.suffix, open)(path, "rb") as file:
-                content = file.read()
-            if suffix in (".jsonl", ".json", ".ndjson"):
+            content = path.read_bytes()
+            if path.suffix in (".jsonl", ".json", ".ndjson"):
                 texts = json_lines(content, path, text_of)
             elif b"\0" in content:
                 raise ValueError("it has bytes that are no text")  # so have archives

@@ -1,9 +1,9 @@
 """
-Text of yours: a file, or a folder of files, plain text or JSONL, also compressed (.gz, .xz, .bz2).
+Text of yours: a file, or a folder of files, plain text or JSONL, in UTF-8.
 
     python data/textfile/prepare.py --source=book.txt --tokenizer=weights/smollm2 --out=data/book
     python data/textfile/prepare.py --source=notes --pattern="*.md" --separator="" --out=data/notes
-    python data/textfile/prepare.py --source=pages.jsonl.gz --key=content --out=data/pages
+    python data/textfile/prepare.py --source=pages.jsonl --key=content --out=data/pages
 
 Then train on it:
 
