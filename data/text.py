@@ -70,9 +70,8 @@ def text_files(source, pattern="*"):
     if source.is_file():
         return [source]
     with reading(f"--pattern={pattern}", "fits no name"):
-        found = [path.relative_to(source) for path in sorted(source.rglob(pattern))]
-    visible = [source / path for path in found if not any(x.startswith(".") for x in path.parts)]
-    files = [path for path in visible if path.is_file()]
+        found = sorted(path for path in source.rglob(pattern) if path.is_file())
+    files = [path for path in found if "/." not in f"/{path.relative_to(source).as_posix()}"]
     if not files:
         raise ValueError(f"there is no file like {pattern} in {source}")
     return files

