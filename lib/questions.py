@@ -15,7 +15,6 @@ The scores of a question, and the paper's results with Mistral-7B (base -> Quiet
 
 import json
 import zlib
-from collections import defaultdict
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -154,7 +153,7 @@ def load_questions(kind, folder, n=0):
     wanted = {"question": str, "answer": str} | ({} if kind == "gsm8k" else {"choices": [str]})
     with reading(path, f"cannot be read: python data/{kind}/prepare.py makes it"):
         lines = path.read_bytes().splitlines()
-        questions = [{**parse_json(line, wanted), "number": n} for n, line in enumerate(lines)]
+        questions = [{**parse_json(line, wanted), "number": i} for i, line in enumerate(lines)]
     if len(questions) < max(n, 1):
         raise ValueError(f"{path} holds {len(questions)} questions: too few for --n={n}")
     drawn = np.random.default_rng(0).permutation(len(questions))[: n or None]
@@ -170,11 +169,12 @@ def records_of(name, respondent, questions, config, path):
         records = [record for record in map(json.loads, lines) if record["model"] == name]
         done = {record["number"]: record for record in records}
     replace_file(path, "".join(lines).encode())
-    by_length, batches = defaultdict(list), []
+    by_length, batches = {}, []
     for q in questions:
         prompt = prompt_of(q, config.cot)
         texts = prompt, f"{prompt} {q['answer']}\n"
-        by_length[tuple(len(respondent.tokenizer.encode(text)) for text in texts)].append(q)
+        lengths = [len(respondent.tokenizer.encode(text)) for text in texts]
+        by_length.setdefault(tuple(lengths), []).append(q)
     for _, some in sorted(by_length.items(), reverse=True):  # the longest first
         size = max(1, config.batch_size // config.votes)
         batches += [some[i : i + size] for i in range(0, len(some), size)]

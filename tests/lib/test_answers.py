@@ -16,7 +16,6 @@ READ = [
     ("So the answer is\n\n16. That is 2 * 8 = 4 * 4.", "16"),
     # of an equation there, what it comes to
     ("The answer is 12 eggs + 6 eggs = 18 eggs (2 cups a day).", "18"),
-    ("The answer is 100 - 30 = 70 dollars, not 130.", "70"),
     # the last mark that has a number; a denied one is no mark
     ("I thought that the answer is 12. But 3 were broken, so the answer is 9.", "9"),
     ("The answer is unknown, though 4 is a guess", "4"),
@@ -34,7 +33,6 @@ READ = [
     ("The total – 18 coins", "18"),
     # what cannot be read has no value: a part of it is none
     ("So 5 of them, at 10:30", None),
-    ("The answer is 2½, not 5", None),
     ("now 1e3", None),
     ("So " + "9" * 5000, None),
     # what follows a question of the model's own, or the paragraph of a marked answer
