@@ -13,6 +13,7 @@ from tiny_runs import as_typed
 
 from data.dataset import open_dataset
 from data.text import TokenizeConfig, prepare_text, read_documents, text_files
+from lib.tokenizer import CharTokenizer
 
 
 def some_documents(count=100):
@@ -27,12 +28,12 @@ def config(tmp_path):
     return TokenizeConfig(tokenizer=str(path), val_share=0.2)
 
 
-def one_by_one(texts, val_share=0.2):
+def one_by_one(texts):
     """The ids of each split, one document after the other: its bytes, then 256."""
     ids = {"train": [], "val": []}
     for text in texts:
         number = int.from_bytes(blake2b(text.encode(), digest_size=8).digest())
-        ids["val" if number < val_share * 2**64 else "train"] += [*text.encode(), 256]
+        ids["val" if number < 0.2 * 2**64 else "train"] += [*text.encode(), 256]
     return ids
 
 
@@ -108,13 +109,11 @@ def test_files_are_chosen_by_their_names(tmp_path):
             text_files(tmp_path, pattern)
 
 
-def test_documents_want_a_token_that_ends_them(tmp_path, config):
+def test_documents_want_a_token_that_ends_them(tmp_path):
     """Catches documents that run into each other."""
-    path = tmp_path / "tokenizer" / "tokenizer.json"
-    content = json.loads(path.read_text())
-    content["added_tokens"] = []
-    path.write_text(json.dumps(content))
-    with pytest.raises(ValueError, match="tokenizer"):
+    CharTokenizer("ab").save(tmp_path)
+    with pytest.raises(ValueError, match="alphabet.json"):
+        config = TokenizeConfig(tokenizer=str(tmp_path / "alphabet.json"))
         prepare_text(["a", "b"], tmp_path / "out", {}, config)
 
 
