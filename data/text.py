@@ -4,6 +4,7 @@ decides whether it is held out, so all copies are on one side. All ids are in me
 """
 
 import hashlib
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -78,22 +79,31 @@ def text_files(source, pattern="*"):
 
 
 def read_documents(files, separator="\n\n\n", key="text"):
-    """The documents of files, blank ones left out. Raises ValueError. In JSON lines (.jsonl, .json,
-    .ndjson) each line is an object with a text at `key`. In other files the documents are apart by
-    `separator` ("": each file is one)."""
+    """The documents of files, blank ones left out. Raises ValueError; but of several files, one
+    that cannot be read is named and left out. In JSON lines (.jsonl, .json, .ndjson) each line is
+    an object with a text at `key`. In other files the documents are apart by `separator` ("": each
+    file is one)."""
 
     def text_of(line):
         check(line, {key: str})
         return line[key]
 
-    for path in files:
+    def texts_in(path):
         with reading(path, "cannot be read as UTF-8 text"):
             content = path.read_bytes()
             if path.suffix in (".jsonl", ".json", ".ndjson"):
-                texts = json_lines(content, path, text_of)
-            elif b"\0" in content:
+                return json_lines(content, path, text_of)
+            if b"\0" in content:
                 raise ValueError("it has bytes that are no text")  # so have archives
-            else:
-                text = content.decode("utf-8-sig").replace("\r\n", "\n").replace("\r", "\n")
-                texts = text.split(separator) if separator else [text]
+            text = content.decode("utf-8-sig").replace("\r\n", "\n").replace("\r", "\n")
+            return text.split(separator) if separator else [text]
+
+    for path in files:
+        try:
+            texts = texts_in(path)
+        except ValueError as error:
+            if len(files) == 1:
+                raise
+            print(f"{error}: it is left out", file=sys.stderr)
+            continue
         yield from (text.strip("\n") for text in texts if text.strip())

@@ -1,8 +1,9 @@
 """
 Zero-shot questions (section 5 of the paper): GSM8K and CommonsenseQA, all models on the same ones.
 
-    python eval.py commonsense_qa --run=out/mine --n=200   200 of the questions
+    python eval.py gsm8k --run=out/mine                    the run, and the base it started from
     python eval.py gsm8k --run=out/mine --cot --votes=8    a chain of thought and a majority vote
+    python eval.py commonsense_qa --run=out/mine --n=200   200 of the questions
 
 The scores of a question, and the paper's results with Mistral-7B (base -> Quiet-STaR, per cent):
 
@@ -15,6 +16,8 @@ The scores of a question, and the paper's results with Mistral-7B (base -> Quiet
 
 import json
 import zlib
+from codecs import getincrementaldecoder
+from collections import defaultdict
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -42,13 +45,15 @@ class QuestionsConfig(SubjectConfig):
     seed: int = 1337  # of sampling
 
     def __post_init__(self):
-        if self.votes != 1 and not (self.votes and self.cot and self.temperature > 0):
-            raise ValueError("votes must be 1, or above with --cot and a temperature above 0")
+        if min(self.max_new_tokens, self.votes, self.batch_size) < 1:
+            raise ValueError("max_new_tokens, votes and batch_size must be at least 1")
+        if self.votes > 1 and not (self.cot and self.temperature > 0):
+            raise ValueError("votes above 1 need --cot and a temperature above 0")
 
 
 class Respondent:
     """A model that is asked: a Transformer, or a QuietSTaR with its thoughts or without. Prompts
-    and answers are lists of texts; all texts of a list must have equally many tokens."""
+    and answers are lists of texts; all texts of a list have equally many tokens."""
 
     def __init__(self, model, tokenizer, thinking, thought_temperature=0.0):
         changes = dict(n_thoughts=1, n_true=1, thought_temperature=thought_temperature)
@@ -58,6 +63,8 @@ class Respondent:
 
     def encode(self, texts):
         rows = [self.tokenizer.encode(text, bos=True) for text in texts]
+        if not all(rows):
+            raise ValueError("a prompt is empty, and this tokenizer has no id that begins a text")
         return torch.tensor(rows, device=self.device)  # (B, T)
 
     @torch.no_grad()
@@ -66,8 +73,8 @@ class Respondent:
         answers (B, n), and the logits (B, n, V) that predict them. Raises ValueError."""
         start = self.encode(prompts)
         tokens = self.encode([a + b for a, b in zip(prompts, answers, strict=True)])
-        if not torch.equal(tokens[:, : start.shape[1]], start):
-            raise ValueError("the tokenizer joins an answer with its prompt's end")
+        if not torch.equal(tokens[:, : start.shape[1]], start) or tokens.shape == start.shape:
+            raise ValueError("an answer is empty, or the tokenizer joins it with the prompt's end")
         places = torch.arange(start.shape[1] - 1, tokens.shape[1] - 1, device=self.device)
         if self.quiet:
             predicted = self.quiet.predict(tokens, places.expand(len(tokens), -1))
@@ -79,20 +86,21 @@ class Respondent:
     @torch.no_grad()
     def write(self, prompts, max_new_tokens, temperature, is_over):
         """What the model writes after each prompt, texts: at most max_new_tokens, and only until
-        each is ended by the model or by is_over(text)."""
+        each is ended by the model or by is_over(text, number of characters that it was before)."""
         how = self.encode(prompts), max_new_tokens, temperature
         if self.quiet:
             stream = self.quiet.speak(*how, self.quiet.config.thought_temperature)
             stream = (token for token, thought, gate in stream)
         else:
             stream = self.model.stream(*how)
-        rows, texts, going = [[] for _ in prompts], [""] * len(prompts), set(range(len(prompts)))
+        decoders = [getincrementaldecoder("utf-8")("replace") for _ in prompts]
+        texts, going = [""] * len(prompts), set(range(len(prompts)))
         for new in stream:
-            ids = new.tolist()
-            for i in list(going):
-                rows[i].append(ids[i])
-                texts[i] = "".join(self.tokenizer.words(rows[i]))
-                if ids[i] in self.tokenizer.ends or is_over(texts[i]):
+            for i, token in enumerate(new.tolist()):
+                seen = len(texts[i])
+                if i in going and token not in self.tokenizer.ends:
+                    texts[i] += decoders[i].decode(self.tokenizer.piece(token))
+                if token in self.tokenizer.ends or is_over(texts[i], seen):
                     going.discard(i)
             if not going:
                 break
@@ -136,11 +144,10 @@ def ask_to_reason(respondent, questions, config):
     """The same with a chain of thought before each answer, and what was written."""
     votes, records = config.votes, []
     prompts = [prompt_of(q, cot=True) for q in questions for _ in range(votes)]
-    temperature = config.temperature if votes > 1 else 0.0
-    texts = respondent.write(prompts, config.max_new_tokens, temperature, is_over)
+    how = config.max_new_tokens, config.temperature if votes > 1 else 0.0
+    texts = respondent.write(prompts, *how, is_over)
     for i, q in enumerate(questions):
-        own = texts[i * votes : (i + 1) * votes]
-        written = [own_answer(text).rstrip("\n") for text in own]
+        written = [own_answer(text) for text in texts[i * votes : (i + 1) * votes]]
         vote = float(majority([number_in(text) for text in written]) == number_in(q["answer"]))
         records.append({"vote": vote, "written": written})
     return records
@@ -149,11 +156,20 @@ def ask_to_reason(respondent, questions, config):
 def load_questions(kind, folder, n=0):
     """The questions that prepare.py left in a folder, or n of them, drawn once and for all: dicts,
     each with its `number`. Raises ValueError."""
-    path = Path(folder) / "questions.jsonl"
+    path, questions = Path(folder) / "questions.jsonl", []
     wanted = {"question": str, "answer": str} | ({} if kind == "gsm8k" else {"choices": [str]})
-    with reading(path, f"cannot be read: python data/{kind}/prepare.py makes it"):
+    if not path.exists():
+        raise ValueError(f"there is no {path}: python data/{kind}/prepare.py makes it")
+    with reading(path):
         lines = path.read_bytes().splitlines()
-        questions = [{**parse_json(line, wanted), "number": i} for i, line in enumerate(lines)]
+    for number, line in enumerate(lines):
+        with reading(f"{path}, line {number + 1},", "is no question"):
+            q = {**parse_json(line, wanted), "number": number}
+            if kind == "gsm8k" and number_in(q["answer"]) is None:
+                raise ValueError("its answer is no number")
+            if kind != "gsm8k" and (len(q["choices"]) != 5 or q["answer"] not in LETTERS.split()):
+                raise ValueError("five choices, and a letter as the answer, are wanted")
+            questions.append(q)
     if len(questions) < max(n, 1):
         raise ValueError(f"{path} holds {len(questions)} questions: too few for --n={n}")
     drawn = np.random.default_rng(0).permutation(len(questions))[: n or None]
@@ -166,27 +182,24 @@ def records_of(name, respondent, questions, config, path):
     with reading(path):
         lines = path.read_text().splitlines(keepends=True) if path.exists() else []
         lines = [line for line in lines if line.endswith("\n")]  # not what was cut by a full disk
-        records = [record for record in map(json.loads, lines) if record["model"] == name]
-        done = {record["number"]: record for record in records}
+        done = {(record["model"], record["number"]): record for record in map(json.loads, lines)}
     replace_file(path, "".join(lines).encode())
-    by_length, batches = {}, []
+    encode, by_length = respondent.tokenizer.encode, defaultdict(list)
     for q in questions:
         prompt = prompt_of(q, config.cot)
-        texts = prompt, f"{prompt} {q['answer']}\n"
-        lengths = [len(respondent.tokenizer.encode(text)) for text in texts]
-        by_length.setdefault(tuple(lengths), []).append(q)
-    for _, some in sorted(by_length.items(), reverse=True):  # the longest first
-        size = max(1, config.batch_size // config.votes)
-        batches += [some[i : i + size] for i in range(0, len(some), size)]
-    batches = [batch for batch in batches if any(q["number"] not in done for q in batch)]
+        by_length[len(encode(prompt)), len(encode(f"{prompt} {q['answer']}\n"))].append(q)
     ask = ask_to_reason if config.cot else ask_directly
+    size = max(1, config.batch_size // config.votes)
+    longest_first = [some for _, some in sorted(by_length.items(), reverse=True)]
+    batches = [some[i : i + size] for some in longest_first for i in range(0, len(some), size)]
+    batches = [batch for batch in batches if any((name, q["number"]) not in done for q in batch)]
     for batch in tqdm(batches, desc=name, leave=False, disable=None):
         torch.manual_seed(config.seed + batch[0]["number"])  # the same after an interruption
         for q, record in zip(batch, ask(respondent, batch, config), strict=True):
-            done[q["number"]] = {"model": name, **q, **record}
+            done[name, q["number"]] = {"model": name, **q, **record}
         with open(path, "a") as file:
-            file.write("".join(json.dumps(done[q["number"]]) + "\n" for q in batch))
-    return [done[q["number"]] for q in questions]
+            file.write("".join(json.dumps(done[name, q["number"]]) + "\n" for q in batch))
+    return [done[name, q["number"]] for q in questions]
 
 
 def ask_all(kind, config, load=None):
@@ -206,7 +219,7 @@ def ask_all(kind, config, load=None):
     def ask(row, model, tokenizer, thinking=False):
         respondent = Respondent(model, tokenizer, thinking, subject.load.thought_temperature)
         records = records_of(row, respondent, questions, config, out / "answers.jsonl")
-        scores = ["vote"] if config.cot else ["soft", "greedy"]
+        scores = [score for score in ("soft", "greedy", "vote") if score in records[0]]
         results["rows"][row] = {x: mean_and_error([r[x] for r in records]) for x in scores}
 
     ask("without_thoughts", subject.model, subject.tokenizer)

@@ -1,4 +1,6 @@
-"""Whom the commands of eval.py measure, and where they write what they find."""
+"""
+Whom the commands of eval.py measure, and where they write what they find.
+"""
 
 from dataclasses import asdict, dataclass
 from pathlib import Path

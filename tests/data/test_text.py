@@ -89,12 +89,16 @@ def test_all_kinds_of_files_are_read(tmp_path, name):
     [("a.jsonl", b'{"text": "x"}\n{"content": "x"}\n'), ("a.jsonl", b'{"text": 5}\n'),
      ("a.txt", b"caf\xe9"), ("a.tar", b"a.txt" + b"\0" * 95)],
 )  # fmt: skip
-def test_what_is_no_text_is_named_in_one_line(tmp_path, name, content):
-    """Catches a traceback of a library, and an archive that becomes a corpus."""
+def test_what_is_no_text_is_named_in_one_line(tmp_path, name, content, capsys):
+    """Catches a traceback of a library, an archive that becomes a corpus, and one Latin-1 file that
+    ends the preparation of many."""
     (tmp_path / name).write_bytes(content)
     with pytest.raises(ValueError, match=name) as error:
         list(read_documents(text_files(tmp_path)))
     assert "\n" not in str(error.value)
+    (tmp_path / "b.txt").write_text("good")
+    assert list(read_documents(text_files(tmp_path))) == ["good"]
+    assert name in capsys.readouterr().err
 
 
 def test_files_are_chosen_by_their_names(tmp_path):

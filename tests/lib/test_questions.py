@@ -12,7 +12,8 @@ from naive import tiny
 
 from fast import think_next
 from lib import questions
-from lib.questions import QuestionsConfig, Respondent, ask_all
+from lib.answers import is_over
+from lib.questions import QuestionsConfig, Respondent, ask_all, load_questions
 from lib.tokenizer import CharTokenizer, load_tokenizer
 from lib.weights import save_mistral
 from model import KVCache
@@ -137,7 +138,7 @@ def test_what_is_written_is_what_each_row_alone_is_continued_with(thinking):
     """Catches rows that are mixed up, and generation that goes on when all rows are over."""
     quiet, tokenizer, prompts = thinker(12), CharTokenizer("abcdefghijkl"), ["ab", "cd", "ef"]
     respondent = Respondent(quiet, tokenizer, thinking)
-    texts = respondent.write(prompts, 20, 0.0, is_over=lambda text: len(text) > 4)
+    texts = respondent.write(prompts, 20, 0.0, is_over=lambda text, seen: len(text) > 4)
     for prompt, text in zip(prompts, texts, strict=True):
         ids = torch.tensor([tokenizer.encode(prompt)])
         alone = quiet.model.generate(ids, 5, temperature=0.0)
@@ -154,6 +155,14 @@ def test_tokens_of_several_characters_are_refused(tokenizer, monkeypatch):
     monkeypatch.setattr(tokenizer, "encode", lambda text, bos: [len(text), 1, 2])
     with pytest.raises(ValueError):
         knows([], tokenizer).read(["A:"], [" 18"])
+
+
+def test_an_empty_prompt_or_answer_is_refused():
+    """Catches a RuntimeError of torch, and an answer that is judged by the end of its prompt."""
+    respondent = Respondent(thinker(12), CharTokenizer("abcdefghijkl"), thinking=True)
+    for call in (("read", [""], ["ab"]), ("read", ["ab"], [""]), ("write", [""], 5, 0.0, is_over)):
+        with pytest.raises(ValueError):
+            getattr(respondent, call[0])(*call[1:])
 
 
 @pytest.fixture
@@ -229,9 +238,29 @@ def test_an_interrupted_evaluation_goes_on_where_it_stopped(work, monkeypatch):
     assert one == other
 
 
+@pytest.mark.parametrize(
+    "kind, line",
+    [
+        ("gsm8k", {"question": "q", "answer": "eighteen"}),
+        ("gsm8k", {"question": "q", "answer": "10:30"}),
+        ("gsm8k", {"question": None, "answer": "1"}),
+        ("commonsense_qa", {**CSQA[0], "choices": CHOICES[:4]}),
+        ("commonsense_qa", {**CSQA[0], "choices": [*CHOICES[:4], 5]}),
+        ("commonsense_qa", {**CSQA[0], "answer": ""}),
+    ],
+)
+def test_a_question_without_an_answer_that_could_be_right_is_named(tmp_path, kind, line):
+    """Catches a question whose answer would count as right or wrong whatever was written."""
+    path = tmp_path / "questions.jsonl"
+    path.write_text(f"{json.dumps(TEXTS[kind][0][0])}\n{json.dumps(line)}\n")
+    with pytest.raises(ValueError, match=r"questions.jsonl, line 2") as error:
+        load_questions(kind, tmp_path)
+    assert "\n" not in str(error.value)
+
+
 def test_what_cannot_be_asked_is_refused_before_any_work(work):
     """Catches hours of work before an error that was there from the beginning."""
-    (work / "questions.jsonl").write_text('{"question": "q"}\n')
+    (work / "questions.jsonl").write_text("")
     nowhere = str(work / "nowhere")
     for name, value in (("data", work), ("data", nowhere), ("n", 99), ("base", nowhere)):
         with pytest.raises(ValueError, match="nowhere|--n|questions.jsonl"):
