@@ -89,7 +89,7 @@ def text_to_measure(config, subject):
     train = subject.settings["train"] if subject.settings else {"span": 256}
     span = config.span or train["span"]
     if config.text:
-        documents = [text for text, _ in read_documents(text_files(config.text), "")]
+        documents = read_documents(text_files(config.text), "")
         tokens = np.concatenate([subject.tokenizer.encode(text) for text in documents] or [[]])
         spans = spread_spans(tokens, min(span, max(1, len(tokens) - 1)), config.texts)
         return spans, np.zeros_like(spans[:, 1:], bool), {}

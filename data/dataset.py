@@ -17,7 +17,7 @@ from typing import Literal
 
 import numpy as np
 
-from lib.files import check, lock, read_json, reading, replace_file, write_json
+from lib.files import lock, read_json, reading, replace_file, write_json
 
 AGAIN = "is damaged or of an older version: delete it and prepare the dataset again"
 
@@ -45,76 +45,49 @@ class Dataset:
         return answers
 
 
-def write_dataset(folder, splits, tokenizer, document_end=None, answers=None, marks=None):
+def write_dataset(folder, splits, tokenizer, document_end=None, answers=None, marks=None, **more):
     """Write splits {"train": ids, "val": ids} (and others), each file completely or not at all.
 
     document_end  the id that ends a document, or None
     answers       {"after": id, "among": [ids]}: where the text answers a question; or None
     marks         the same where no rule tells: {split: bool array, which tokens are answers};
                   answers is then {"among": [ids]}, of all that an answer can hold
+    more          what else meta.json shall hold
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    content = {name: np.asarray(ids, id_type(tokenizer)).tobytes() for name, ids in splits.items()}
+    dtype = "uint16" if tokenizer.vocab_size <= 2**16 else "uint32"
+    content = {name: np.asarray(ids, dtype).tobytes() for name, ids in splits.items()}
+    counts = {name: len(ids) for name, ids in splits.items()}
+    meta = {"tokenizer": tokenizer.to_json(), "vocab_size": tokenizer.vocab_size, "dtype": dtype}
+    meta |= {"tokens": counts, "checksums": {x: zlib.crc32(ids) for x, ids in content.items()}}
+    meta |= {"document_end": document_end, "answers": answers, **more}
     with lock(folder):
         (folder / "meta.json").unlink(missing_ok=True)
         for name, mark in (marks or {}).items():
             replace_file(folder / f"{name}_answers.bin", np.asarray(mark, bool).tobytes())
         for name, ids in content.items():
             replace_file(folder / f"{name}.bin", ids)
-        counts = {name: len(ids) for name, ids in splits.items()}
-        checksums = {name: zlib.crc32(ids) for name, ids in content.items()}
-        write_meta(folder, counts, checksums, tokenizer, document_end, answers)
-    print(f"{folder}: {sizes_of(counts)}")
+        tokenizer.save(folder)
+        write_json(folder / "meta.json", meta)
+    print(f"{folder}: " + ", ".join(f"{name} {n:,} tokens" for name, n in counts.items()))
 
 
-def write_meta(folder, counts, checksums, tokenizer, document_end, answers=None, **more):
-    """Write the tokenizer and, last of all, meta.json, of splits that are there."""
-    tokenizer.save(folder)
-    meta = {"tokenizer": tokenizer.to_json(), "vocab_size": tokenizer.vocab_size}
-    meta |= {"dtype": id_type(tokenizer), "tokens": counts, "checksums": checksums}
-    meta |= {"document_end": document_end, "answers": answers, **more}
-    write_json(folder / "meta.json", meta)
-
-
-def sizes_of(counts):
-    """Words for the number of tokens in each split."""
-    return ", ".join(f"{name} {count:,} tokens" for name, count in counts.items())
-
-
-def id_type(tokenizer):
-    """The type of a token id on disk."""
-    return "uint16" if tokenizer.vocab_size <= 2**16 else "uint32"
-
-
-def read_meta(folder):
-    """The content of meta.json. Raises ValueError, in one line."""
-    path = Path(folder) / "meta.json"
-    if not path.exists():
+def open_dataset(folder, split):
+    """Open a split of a folder. Nothing of it is read yet. Raises ValueError, in one line."""
+    path, about = Path(folder) / f"{split}.bin", Path(folder) / "meta.json"
+    if not about.exists():
         raise ValueError(f"no data in {folder} (no meta.json): run its prepare.py first")
     counts = {"train": int, "val": int}
     shape = {"tokenizer": dict, "vocab_size": int, "dtype": Literal["uint16", "uint32"]}
     shape |= {"tokens": counts, "checksums": counts}
     shape |= {"document_end": int | None, "answers": dict | None}
-    meta = read_json(path, shape, AGAIN)
-    with reading(path, AGAIN):
-        answers = {"after": 0, **(meta["answers"] or {"among": [0]})}
-        check(answers, {"after": int, "among": [int]}, "answers")
-        for i in (meta["document_end"] or 0, answers["after"], *answers["among"]):
-            if not 0 <= i < meta["vocab_size"]:
-                raise ValueError(f"{i} is no id of its vocabulary of {meta['vocab_size']}")
-    return meta
-
-
-def open_dataset(folder, split):
-    """Open a split of a folder. Nothing of it is read yet. Raises ValueError, in one line."""
-    path, meta = Path(folder) / f"{split}.bin", read_meta(folder)
+    meta = read_json(about, shape, AGAIN)
     dtype, tokens = np.dtype(meta["dtype"]), meta["tokens"][split]
     with reading(path, AGAIN):
         size = path.stat().st_size
         if not tokens or size != tokens * dtype.itemsize:
             raise ValueError(f"{size} bytes for {tokens} tokens")
-    with reading(path, "cannot be mapped into memory here: copy it to a local disk"):
         return Dataset(np.memmap(path, dtype, mode="r"), meta, path, meta["checksums"][split])
 
 

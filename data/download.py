@@ -7,23 +7,24 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from lib.config import run_script
-from lib.files import lock, parse_json, reading, replace_file
+from lib.files import parse_json, reading, replace_file
 
 
 def read_source(source, url, path, sha256):
     """The bytes of the file `source`, or, if that is empty, of `path`, to which url is downloaded
     if it is not there. Raises ValueError if they have another SHA-256 (None: any will do)."""
     path = Path(source or path)
-    if source or path.exists():
-        with reading(path, "cannot be read"):
-            content = path.read_bytes()
-    else:
+    missing = not source and not path.exists()
+    if missing:
         problem = "cannot be downloaded: fetch it yourself and give --source=FILE"
         with reading(url, problem), urllib.request.urlopen(url, timeout=60) as response:
             content = response.read()
+    else:
+        with reading(path, "cannot be read"):
+            content = path.read_bytes()
     if sha256 and hashlib.sha256(content).hexdigest() != sha256:
         raise ValueError(f"{path} is not the official file: its SHA-256 differs")
-    if not path.exists():
+    if missing:
         path.parent.mkdir(parents=True, exist_ok=True)
         replace_file(path, content)
     return content
@@ -33,9 +34,9 @@ def json_lines(content, path, convert):
     """[convert(line) for each line] of JSON Lines, bytes. Raises ValueError, which names the line
     that cannot be converted."""
     rows = []
-    for number, line in enumerate(content.decode("utf-8", "replace").split("\n"), 1):
+    for number, line in enumerate(content.split(b"\n"), 1):
         if line.strip():
-            with reading(f"{path}, line {number}", "is no question"):
+            with reading(f"{path}, line {number}", "is not as wanted"):
                 rows.append(convert(parse_json(line)))
     if not rows:
         raise ValueError(f"{path} is empty")
@@ -55,13 +56,12 @@ def prepare_questions(description, folder, url, sha256, convert):
     def prepare(config):
         out = Path(config.out or folder)
         path = out / url.split("/")[-1]
+        wanted = None if config.source and config.any_hash else sha256
+        content = read_source(config.source, url, path, wanted)
+        questions = json_lines(content, config.source or path, convert)
+        lines = "".join(json.dumps(question) + "\n" for question in questions)
         out.mkdir(parents=True, exist_ok=True)
-        with lock(out):
-            wanted = None if config.source and config.any_hash else sha256
-            content = read_source(config.source, url, path, wanted)
-            questions = json_lines(content, config.source or path, convert)
-            lines = "".join(json.dumps(question) + "\n" for question in questions)
-            replace_file(out / "questions.jsonl", lines.encode())
+        replace_file(out / "questions.jsonl", lines.encode())
         print(f"{out}: {len(questions):,} questions")
 
     run_script("prepare.py", description, prepare, QuestionsSource)

@@ -1,32 +1,20 @@
 """
-From documents to a dataset (data/dataset.py), a few megabytes in memory at a time. A document is
-never cut in two. A hash of its text decides whether it is held out, so all copies are on one side.
+From documents to a dataset (data/dataset.py). A document is never cut in two. A hash of its text
+decides whether it is held out, so all copies are on one side. All ids are in memory at once.
 """
 
-import bz2
-import gzip
 import hashlib
-import io
-import json
-import lzma
-import os
 import sys
-import zlib
 from dataclasses import dataclass
-from itertools import chain
 from pathlib import Path
 
 import numpy as np
 from tqdm import tqdm
 
-from data.dataset import id_type, read_meta, sizes_of, write_meta
-from lib.config import one_line_errors
-from lib.files import lock, parse_json, reading, reason, write_whole
+from data.dataset import write_dataset
+from data.download import json_lines
+from lib.files import check, read_json, reading
 from lib.tokenizer import load_tokenizer
-
-OPEN = {".gz": gzip.open, ".xz": lzma.open, ".bz2": bz2.open}
-FEW = 260  # tokens: a span of 256, and the four after it that a step looks at
-MOST = 2**27  # characters of a document, which is encoded as a whole
 
 
 @dataclass
@@ -35,65 +23,39 @@ class TokenizeConfig:
     val_share: float = 0.01  # share of the documents held out
     max_tokens: int = 0  # stop when this many are written, of both splits; 0: never
 
-    def __post_init__(self):
-        if not 0 < self.val_share < 1:
-            raise ValueError(f"val_share must lie between 0 and 1, not {self.val_share}")
 
-
-def prepare_text(documents, out, source, config, **progress):
-    """Encode documents, an iterable of (text, how much of the source was read by then), into the
-    folder `out`, which appears complete or not at all. An error ends the program with one line.
-
-    source    where they come from, of plain types: a folder of another source is refused
-    progress  of tqdm's bar: total and unit
-    """
-    with one_line_errors("prepare.py", f"stopped: the same command begins again in {out}"):
-        out, tokenizer = Path(out), load_tokenizer(config.tokenizer)
-        if tokenizer.eos_id is None:
-            raise ValueError(f"{config.tokenizer} has no token that ends a document")
-        plan = {"source": source, "tokenizer": tokenizer.to_json(), "val_share": config.val_share}
-        plan["max_tokens"] = config.max_tokens
-        out.mkdir(parents=True, exist_ok=True)
-        with lock(out):
-            if not (out / "meta.json").exists():
-                bar = tqdm(unit_scale=True, desc=str(out), disable=None, **progress)
-                write_documents(documents, out, tokenizer, plan, bar)
-        meta = read_meta(out)
-        if meta.get("plan") != plan:
+def prepare_text(documents, out, source, config):
+    """Encode documents, an iterable of texts, into the folder `out`, which appears complete or not
+    at all. source: where they come from, of plain types. Raises ValueError if the folder holds a
+    text of another source or with other settings; if it holds this one, nothing is done."""
+    out, tokenizer = Path(out), load_tokenizer(config.tokenizer)
+    if tokenizer.eos_id is None:
+        raise ValueError(f"{config.tokenizer} has no token that ends a document")
+    plan = {"source": source, "tokenizer": tokenizer.to_json(), "val_share": config.val_share}
+    plan["max_tokens"] = config.max_tokens
+    if (out / "meta.json").exists():
+        if read_json(out / "meta.json").get("plan") != plan:
             raise ValueError(f"{out} holds another dataset: delete it, or choose another --out")
-        print(f"{out}: {meta['documents']:,} documents, {sizes_of(meta['tokens'])}")
-        if min(meta["tokens"].values()) < FEW:
-            print(f"fewer than {FEW} tokens have no span: try another --separator or --val_share")
+        print(f"{out} is there already")
+        return
+    splits, count = encode_documents(tqdm(documents, disable=None), tokenizer, config)
+    about = {"document_end": tokenizer.eos_id, "documents": count, "plan": plan}
+    write_dataset(out, splits, tokenizer, **about)
 
 
-def write_documents(documents, out, tokenizer, plan, bar):
-    """Write both splits, each under a temporary name until all is encoded; then meta.json."""
-    counts, checksums, documents_read = {"train": 0, "val": 0}, {"train": 0, "val": 0}, 0
-
-    def write(train, val):
-        nonlocal documents_read
-        for text, position in documents:
-            documents_read += 1
-            ids = np.append(tokenizer.encode_array(text), tokenizer.eos_id)
-            ids = ids.astype(id_type(tokenizer))
-            name = "val" if is_held_out(text, plan["val_share"]) else "train"
-            (val if name == "val" else train).write(ids.tobytes())
-            counts[name] += len(ids)
-            checksums[name] = zlib.crc32(ids.tobytes(), checksums[name])
-            bar.update(position - bar.n)
-            if 0 < plan["max_tokens"] <= sum(counts.values()):
-                break
-        if not all(counts.values()):
-            problem = f"{documents_read} documents give {sizes_of(counts)}"
-            raise ValueError(f"{problem}: try another --separator or --val_share")
-
-    def write_val(train):
-        write_whole(out / "val.bin", lambda val: write(train, val))
-
-    with bar:
-        write_whole(out / "train.bin", write_val)
-    more = {"document_end": tokenizer.eos_id, "documents": documents_read, "plan": plan}
-    write_meta(out, counts, checksums, tokenizer, **more)
+def encode_documents(documents, tokenizer, config):
+    """The ids of both splits, {split: array}, and how many documents they were."""
+    splits, count, total = {"train": [], "val": []}, 0, 0
+    for text in documents:
+        ids = np.append(tokenizer.encode_array(text), tokenizer.eos_id).astype(np.uint32)
+        splits["val" if is_held_out(text, config.val_share) else "train"].append(ids)
+        count, total = count + 1, total + len(ids)
+        if 0 < config.max_tokens <= total:
+            break
+    if not all(splits.values()):
+        problem = f"of {count} documents, {len(splits['val'])} would be held out"
+        raise ValueError(f"{problem}: try another --separator or --val_share")
+    return {name: np.concatenate(some) for name, some in splits.items()}, count
 
 
 def is_held_out(text, val_share):
@@ -103,109 +65,45 @@ def is_held_out(text, val_share):
 
 
 def text_files(source, pattern="*"):
-    """The files that `source` is, or has in it, but for hidden ones. Links are followed, and each
-    folder is read once. ValueError if there are none."""
-    source, paths, folders = Path(source), [], set()
+    """The files that `source` is, or has in it: none that is hidden or behind a link to a folder.
+    Raises ValueError if there are none."""
+    source = Path(source)
     if source.is_file():
         return [source]
-    if not source.is_dir():
-        raise ValueError(f"there is no file or folder {source}")
-    for folder, inside, names in os.walk(source, followlinks=True, onerror=left_out):
-        visible = [name for name in inside if not name.startswith(".")]
-        first_time = os.path.realpath(folder) not in folders  # a link may lead back
-        inside[:] = sorted(visible) if first_time else []
-        paths += [Path(folder, name) for name in names if first_time and name[0] != "."]
-        folders.add(os.path.realpath(folder))
     with reading(f"--pattern={pattern}", "fits no name"):
-        paths = [path for path in sorted(paths) if path.match(pattern)]
-    for path in paths:
-        if not path.is_file():
-            left_out(OSError(0, "no regular file", str(path)))
-    files = [path for path in paths if path.is_file()]
+        found = sorted(path for path in source.rglob(pattern) if path.is_file())
+    files = [path for path in found if "/." not in f"/{path.relative_to(source).as_posix()}"]
     if not files:
         raise ValueError(f"there is no file like {pattern} in {source}")
     return files
 
 
-def left_out(error):
-    """Say which file or folder is not read, of an OSError that names it."""
-    print(f"{error.filename} is left out ({reason(error)})", file=sys.stderr)
-
-
-def about_files(files):
-    """What tells whether files are still the same: [name, SHA-256 of the content] of each."""
-    about = []
-    for path in files:
-        with reading(path, "cannot be read"), open(path, "rb") as file:
-            about.append([path.name, hashlib.file_digest(file, "sha256").hexdigest()])
-    return about
-
-
 def read_documents(files, separator="\n\n\n", key="text"):
-    """The documents of files, (text, bytes of the files read so far), blank ones left out. Raises
-    ValueError; but of several files, one that is no UTF-8 text is named and left out.
+    """The documents of files, blank ones left out. Raises ValueError; but of several files, one
+    that cannot be read is named and left out. In JSON lines (.jsonl, .json, .ndjson) each line is
+    an object with a text at `key`. In other files the documents are apart by `separator` ("": each
+    file is one)."""
 
-    Files may be compressed (.gz, .xz, .bz2). In JSON lines (.jsonl, .json, .ndjson, or the first
-    line is an object) each line is an object with a text at `key`. In other files the documents are
-    apart by `separator` ("": each file is one).
-    """
-    before = 0
+    def text_of(line):
+        check(line, {key: str})
+        return line[key]
+
+    def texts_in(path):
+        with reading(path, "cannot be read as UTF-8 text"):
+            content = path.read_bytes()
+            if path.suffix in (".jsonl", ".json", ".ndjson"):
+                return json_lines(content, path, text_of)
+            if b"\0" in content:
+                raise ValueError("it has bytes that are no text")  # so have archives
+            text = content.decode("utf-8-sig").replace("\r\n", "\n").replace("\r", "\n")
+            return text.split(separator) if separator else [text]
+
     for path in files:
-        kinds = "as plain text or JSON lines (UTF-8, also in .gz, .xz, .bz2)"
-        with reading(path, f"cannot be read {kinds}"), open(path, "rb") as raw:
-            packed = path.suffix in OPEN
-            unpacked = io.BufferedReader(OPEN[path.suffix](raw)) if packed else raw
-            suffix = path.with_suffix("").suffix if packed else path.suffix
-            try:
-                for text in documents_in(unpacked, suffix, separator, key):
-                    if text.strip():
-                        yield text.strip("\n"), before + raw.tell()
-            except UnicodeError as error:
-                if len(files) == 1:
-                    raise
-                print(f"{path} is left out from here on ({error})", file=sys.stderr)
-        before += path.stat().st_size
-
-
-def documents_in(file, suffix, separator, key):
-    """The documents of one file, opened to read bytes. Raises UnicodeError if it holds no text."""
-    if b"\0" in file.peek(512)[:512]:  # so do archives, UTF-16 and office files
-        raise UnicodeError("it has bytes that are no text")
-    file = io.TextIOWrapper(file, "utf-8-sig")
-    head = [file.readline(2**20)]
-    while head[-1].isspace():
-        head.append(file.readline(2**20))
-    if head[-1].lstrip().startswith("{") and not head[-1].endswith("\n"):
-        head[-1] += file.readline(MOST)  # an object may be longer
-    if suffix in (".jsonl", ".json", ".ndjson") or is_object(head[-1]):
-        return of_lines(chain(head, file), key)
-    return cut(file, separator, "".join(head))
-
-
-def is_object(line):
-    """Is a line the JSON of an object?"""
-    try:
-        return isinstance(json.loads(line), dict)
-    except (ValueError, RecursionError):
-        return False
-
-
-def of_lines(file, key):
-    """The texts of a JSONL file, one a line."""
-    for number, line in enumerate(file, 1):
-        if line.strip():
-            with reading(f"line {number}", f"is no object with a text at {key!r}"):
-                text = parse_json(line, {key: str})[key]
-            yield text
-
-
-def cut(file, separator, rest="", size=2**20):
-    """The stretches of a text file between separators ("": all of it), read bit by bit. rest: its
-    beginning, if that was read already. Raises ValueError if one is longer than MOST."""
-    # A long rest is searched again only when as much has been read, so that the time is linear.
-    while chunk := file.read(max(size, len(rest))):
-        *stretches, rest = (rest + chunk).split(separator) if separator else [rest + chunk]
-        yield from stretches
-        if len(rest) > MOST:
-            raise ValueError(f"a document has over {MOST:,} characters: try another --separator")
-    yield from rest.split(separator) if separator else [rest]
+        try:
+            texts = texts_in(path)
+        except ValueError as error:
+            if len(files) == 1:
+                raise
+            print(f"{error}: it is left out", file=sys.stderr)
+            continue
+        yield from (text.strip("\n") for text in texts if text.strip())

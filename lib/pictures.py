@@ -1,6 +1,4 @@
-"""
-Pictures of what eval.py and the studies measure. A JSON file beside each holds the same numbers.
-"""
+"""Pictures of what eval.py and the studies measure."""
 
 import os
 import warnings

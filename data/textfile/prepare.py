@@ -1,27 +1,28 @@
 """
-Text of yours: a file, or a folder of files, plain text or JSONL, also compressed (.gz, .xz, .bz2).
+Text of yours: a file, or a folder of files, plain text or JSONL, in UTF-8.
 
     python data/textfile/prepare.py --source=book.txt --tokenizer=weights/smollm2 --out=data/book
     python data/textfile/prepare.py --source=notes --pattern="*.md" --separator="" --out=data/notes
-    python data/textfile/prepare.py --source=pages.jsonl.gz --key=content --out=data/pages
+    python data/textfile/prepare.py --source=pages.jsonl --key=content --out=data/pages
 
 Then train on it:
 
     python train.py --data=data/book --init_from=weights/smollm2 --base_preset="" --out=out/book
 """
 
+import hashlib
 import sys
 from dataclasses import dataclass
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from data import text  # noqa: E402
+from data.text import TokenizeConfig, prepare_text, read_documents, text_files  # noqa: E402
 from lib.config import run_script  # noqa: E402
 
 
 @dataclass
-class TextfileConfig:
+class TextfileConfig(TokenizeConfig):
     source: str = ""  # the file or folder
     out: str = str(Path(__file__).parent)  # folder to write
     pattern: str = "*"  # which files of a folder
@@ -29,16 +30,15 @@ class TextfileConfig:
     key: str = "text"  # where the text is in a line of a JSONL file
 
 
-def prepare(config, tokenize):
+def prepare(config):
     if not config.source:
         raise ValueError("--source=FILE or FOLDER says what is to be read")
-    files = text.text_files(config.source, config.pattern)
+    files = text_files(config.source, config.pattern)
     separator = config.separator.replace(r"\n", "\n").replace(r"\t", "\t")
-    source = {"files": text.about_files(files), "separator": separator, "key": config.key}
-    documents = text.read_documents(files, separator, config.key)
-    total = sum(path.stat().st_size for path in files)
-    text.prepare_text(documents, config.out, source, tokenize, total=total, unit="B")
+    hashes = [[path.name, hashlib.sha256(path.read_bytes()).hexdigest()] for path in files]
+    source = {"files": hashes, "separator": separator, "key": config.key}
+    prepare_text(read_documents(files, separator, config.key), config.out, source, config)
 
 
 if __name__ == "__main__":
-    run_script("prepare.py", __doc__, prepare, TextfileConfig, text.TokenizeConfig)
+    run_script("prepare.py", __doc__, prepare, TextfileConfig)

@@ -1,7 +1,6 @@
 """The kinds of file that a user hands to the project: samples of all, and how each is read."""
 
 import base64
-import gzip
 import json
 import shutil
 from dataclasses import asdict
@@ -93,7 +92,6 @@ def make_samples():
 
     write("book.txt", "\n\n\n".join(f"{WORDS} {n}" for n in range(9)))
     write("book.jsonl", json_lines({"text": f"{WORDS} {n}", "more": [None]} for n in range(9)))
-    (MY / "book.txt.gz").write_bytes(gzip.compress((MY / "book.txt").read_bytes()))
     write("gsm8k.jsonl", json_lines(GSM8K))
     write("commonsense_qa.jsonl", json_lines(CSQA))
     for kind in ("gsm8k", "commonsense_qa"):
@@ -179,7 +177,6 @@ KINDS = [
     ("pieces/tokenizer.model", tokenize, "bytes"),
     ("book.txt", prepare_text, "bytes"),
     ("book.jsonl", prepare_text, "jsonl"),
-    ("book.txt.gz", prepare_text, "sealed"),
     ("gsm8k.jsonl", prepare_questions, "jsonl"),
     ("commonsense_qa.jsonl", prepare_questions, "jsonl"),
     ("gsm8k/questions.jsonl", read_questions, "jsonl"),
