@@ -16,6 +16,7 @@ The use ratio is the share that hidden thoughts have of what the model could tel
 
 import math
 from collections import namedtuple
+from dataclasses import replace
 from functools import partial
 from itertools import product
 
@@ -42,12 +43,14 @@ PRESET = f"--config={HERE / 'config' / 'numbers'}"
 COLUMNS = "nll", "exact", "gate", "thinks"
 BATCH = 8  # texts that are measured at once
 THINK_ABOVE = 0.1  # the model thinks where it would say "<<" with a higher probability
-# Two stages: the heads alone learn, beside the base model as it is; then all of it.
-FIXED = "--lr=0 --mixing_head_lr=1e-3 --max_steps=60 --n_thoughts=1 --thought_temperature=0".split()
-ROWS = {"quiet_star": [], "without_reinforce": ["--reinforce_weight=0"]}
-CONTROLS = {
-    "lm": ["--objective=lm", "--lr=5e-5"],  # what suits it
-    "pause": ["--thought_len=0"],
+# The model is held fixed, so what it says in its thoughts is what the base model says: only the
+# mixing head learns how far to believe it. Greedy thoughts, for such are read in the end.
+FIXED = ["--lr=0", "--mixing_head_lr=1e-3", "--n_thoughts=1", "--thought_temperature=0"]
+FIXED += ["--reinforce_weight=0", "--max_steps=60"]
+HEADS = {"heads": FIXED}
+CONTROLS = {  # of one seed
+    "pause": [*FIXED, "--thought_len=0"],
+    "lm": ["--objective=lm", "--lr=5e-5", "--max_steps=60"],
 }
 
 
@@ -123,7 +126,8 @@ def read_numbers(model, texts, among, mark, thoughts=None, n_thoughts=1):
 
 
 class Written(Ended):
-    """A model that reads its calculation as if it stood in the text: `<<`, tokens, `>>`."""
+    """A model that reads its own calculation as if it stood in the text: `<<`, tokens, `>>` (and
+    `>>` once more, as `end`), and predicts from there alone."""
 
     def talk(self, h_base, h_thought):
         return h_thought, torch.ones_like(h_thought[..., 0])
@@ -140,12 +144,11 @@ def measure_run(run, data, config):
         written = Written(model, ThinkingConfig(thought_len=24, **how))
         start_thoughts(written, tokenizer, "<<", ">>")
         ways[", written"] = read_numbers(written.to(model.output.weight), *job)
-    if run.parent.name == "quiet_star":
+    if run.parent.name == "heads" and int(run.name) == config.all_seeds()[0]:
         own = torch.from_numpy(ways[""]["thoughts"])
         torch.manual_seed(0)
         ways[", another's"] = read_numbers(model, *job, own.roll(1, 0))
         ways[", random"] = read_numbers(model, *job, torch.randint_like(own, tokenizer.vocab_size))
-        ways[", left out"] = read_numbers(model.model, *job)
         ways[", 8 averaged"] = read_numbers(model, *job, n_thoughts=8)
     return {way: {c: x[c].astype(float).tolist() for c in COLUMNS} for way, x in ways.items()}
 
@@ -184,11 +187,12 @@ def train_base(data, config, out, flags):
 
 def study(data, config, out, base):
     """Train all rows of a text from a base model, and measure them."""
-    flags = [f"{PRESET}.toml", f"--data={data}", "--base_preset=", "--device=auto"]
-    folders = train_rows(config, out, HEADS | CONTROLS, [*flags, f"--init_from={base}"])
-    flags.append(f"--init_from={folders['heads']}/{{seed}}")
-    folders |= train_rows(config, out, ROWS, flags)
-    runs = [base, *(folder / str(x) for folder in folders.values() for x in config.all_seeds())]
+    flags = [f"{PRESET}.toml", f"--data={data}", f"--init_from={base}", "--base_preset="]
+    first = replace(config, seeds=str(config.all_seeds()[0]))
+    runs = [base]
+    for rows, seeds in ((HEADS, config), (CONTROLS, first)):
+        folders = train_rows(seeds, out, rows, [*flags, "--device=auto"]).values()
+        runs += [folder / str(seed) for folder in folders for seed in seeds.all_seeds()]
     rows = {}  # {row: [{column: values}, by seed]}
     for run in tqdm(runs, "measuring", disable=None):
         make = partial(measure_run, run, data, config)
@@ -205,12 +209,12 @@ def study(data, config, out, base):
     sizes = [len(text.size) for text in texts_of(data, config.texts)]
     documents, minus = np.repeat(range(len(sizes)), sizes), {row: {} for row in rows}
     for row, c in product(rows, COLUMNS[:2]):
-        pair = (np.mean([x[c] for x in rows[name]], axis=0) for name in ("quiet_star", row))
+        pair = (np.mean([x[c] for x in rows[name]], axis=0) for name in ("heads", row))
         minus[row][c] = x = compare(*pair, documents)
-        print(f"quiet_star - {row}, {c}: {x['mean']:+.3f} [{x['low']:+.3f}, {x['high']:+.3f}]")
+        print(f"heads - {row}, {c}: {x['mean']:+.3f} [{x['low']:+.3f}, {x['high']:+.3f}]")
     label, title = "share of numbers written exactly", "numbers whose calculations are left out"
     draw_bars(table, "exact", label, out.with_suffix(".png"), title)
-    return {**table, "use_ratio": use, "quiet_star_minus": minus}
+    return {**table, "use_ratio": use, "heads_minus": minus}
 
 
 if __name__ == "__main__":

@@ -28,6 +28,7 @@ class StudyConfig:
     seeds: str = "1337,1,2"  # each row is trained with each of these, from a base model of its own
     jobs: int = os.cpu_count()  # runs at a time, one CPU thread each
     steps: int = 0  # optimizer steps of each run, to try whether all works; 0: as presets say
+    only: str = ""  # the study of this name alone
     texts: int = 512  # held-out spans (of GSM8K: solutions) to measure on
 
     def __post_init__(self):
@@ -47,14 +48,17 @@ def run_studies(description, *studies):
     def run(config):
         out = Path(config.out, f"{config.steps}_steps" if config.steps else "")  # trials apart
         out.mkdir(parents=True, exist_ok=True)
+        chosen = [study for study in studies if config.only in ("", study.__name__)]
+        if not chosen:
+            raise ValueError(f"only={config.only}: there are {[x.__name__ for x in studies]}")
         asked, path = {"seeds": config.seeds, "texts": config.texts}, out / "results.json"
-        for study in studies:
+        for study in chosen:
             about = out / f"{study.__name__}_asked.json"
             refuse_another(about, asked)
             took = f"{read_json(about).get('seconds', 0):.0f} s" if about.exists() else "not yet"
             print(f"{study.__name__:10} last time: {took:10} {' '.join(study.__doc__.split())}")
         print(f"mean and spread over seeds {config.seeds}; NLL in nats", flush=True)
-        for study in studies:
+        for study in chosen:
             name, start = study.__name__, time.perf_counter()
             results = study(config, out)
             write_json(path, (read_json(path) if path.exists() else {}) | {name: results})
