@@ -4,6 +4,8 @@ decides whether it is held out, so all copies are on one side. All ids are in me
 """
 
 import hashlib
+import json
+import os
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +15,7 @@ from tqdm import tqdm
 
 from data.dataset import write_dataset
 from data.download import json_lines
-from lib.files import check, read_json, reading
+from lib.files import check, read_json, reading, reason
 from lib.tokenizer import load_tokenizer
 
 
@@ -65,45 +67,69 @@ def is_held_out(text, val_share):
 
 
 def text_files(source, pattern="*"):
-    """The files that `source` is, or has in it: none that is hidden or behind a link to a folder.
-    Raises ValueError if there are none."""
-    source = Path(source)
+    """The files that `source` is, or has in it, but for hidden ones. Links are followed, and each
+    folder is read once. ValueError if there are none."""
+    source, paths, folders = Path(source), [], set()
     if source.is_file():
         return [source]
+    if not source.is_dir():
+        raise ValueError(f"there is no file or folder {source}")
+    for folder, inside, names in os.walk(source, followlinks=True, onerror=left_out):
+        visible = [name for name in inside if not name.startswith(".")]
+        first_time = os.path.realpath(folder) not in folders  # a link may lead back
+        inside[:] = sorted(visible) if first_time else []
+        paths += [Path(folder, name) for name in names if first_time and name[0] != "."]
+        folders.add(os.path.realpath(folder))
     with reading(f"--pattern={pattern}", "fits no name"):
-        found = sorted(path for path in source.rglob(pattern) if path.is_file())
-    files = [path for path in found if "/." not in f"/{path.relative_to(source).as_posix()}"]
+        paths = [path for path in sorted(paths) if path.match(pattern)]
+    for path in paths:
+        if not path.is_file():
+            left_out(OSError(0, "no regular file", str(path)))
+    files = [path for path in paths if path.is_file()]
     if not files:
         raise ValueError(f"there is no file like {pattern} in {source}")
     return files
 
 
+def left_out(error):
+    """Say which file or folder is not read, of an OSError that names it."""
+    print(f"{error.filename} is left out ({reason(error)})", file=sys.stderr)
+
+
 def read_documents(files, separator="\n\n\n", key="text"):
     """The documents of files, blank ones left out. Raises ValueError; but of several files, one
-    that cannot be read is named and left out. In JSON lines (.jsonl, .json, .ndjson) each line is
-    an object with a text at `key`. In other files the documents are apart by `separator` ("": each
-    file is one)."""
+    that is no UTF-8 text is named and left out. In JSON lines (.jsonl, .json, .ndjson, or the first
+    line is an object) each line is an object with a text at `key`. In other files the documents are
+    apart by `separator` ("": each file is one)."""
 
     def text_of(line):
         check(line, {key: str})
         return line[key]
 
-    def texts_in(path):
-        with reading(path, "cannot be read as UTF-8 text"):
-            content = path.read_bytes()
-            if path.suffix in (".jsonl", ".json", ".ndjson"):
-                return json_lines(content, path, text_of)
-            if b"\0" in content:
-                raise ValueError("it has bytes that are no text")  # so have archives
-            text = content.decode("utf-8-sig").replace("\r\n", "\n").replace("\r", "\n")
-            return text.split(separator) if separator else [text]
-
     for path in files:
+        with reading(path, "cannot be read"):
+            content = path.read_bytes()
         try:
-            texts = texts_in(path)
-        except ValueError as error:
+            text = content.decode("utf-8-sig")
+            if "\0" in text:
+                raise UnicodeError("it has bytes that are no text")  # so have archives
+        except UnicodeError as error:
+            problem = f"{path} is no UTF-8 text ({reason(error)})"
             if len(files) == 1:
-                raise
-            print(f"{error}: it is left out", file=sys.stderr)
+                raise ValueError(problem) from None
+            print(f"{problem}: it is left out", file=sys.stderr)
             continue
+        if path.suffix in (".jsonl", ".json", ".ndjson") or is_object(text):
+            texts = json_lines(content, path, text_of)
+        else:
+            text = text.replace("\r\n", "\n").replace("\r", "\n")
+            texts = text.split(separator) if separator else [text]
         yield from (text.strip("\n") for text in texts if text.strip())
+
+
+def is_object(text):
+    """Is the first line of a text that is not blank the JSON of an object?"""
+    try:
+        return isinstance(json.loads(text.lstrip().partition("\n")[0]), dict)
+    except (ValueError, RecursionError):
+        return False
