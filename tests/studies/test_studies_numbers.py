@@ -5,8 +5,10 @@ import pytest
 import torch
 from naive import likeliest_thought, naive_gate, naive_thought, tiny
 
+from beyond.kinds import ThinkingConfig
+from lib.runs import set_start_and_end
 from studies import numbers as study
-from studies.numbers import Text, compare, read_numbers
+from studies.numbers import Text, Written, compare, read_numbers
 
 MARK, AMONG, A = 3, [5, 6, 7, 8], 3  # "<<"; what a number can hold; the longest number, and behind
 
@@ -76,3 +78,25 @@ def test_an_interval_takes_numbers_of_one_document_together():
     three = compare(np.repeat(once, 3), np.zeros(120), np.repeat(np.arange(40), 3))
     assert one == pytest.approx(three) and one["mean"] == pytest.approx(once.mean())
     assert one["high"] - one["low"] == pytest.approx(2 * 1.96 * once.std() / 40**0.5)
+
+
+@torch.no_grad()
+def test_a_written_calculation_is_read_as_text_is(monkeypatch):
+    """Catches a gate, a mask or positions by which what is written is read otherwise than text."""
+    monkeypatch.setattr(torch, "autocast", lambda *_: torch.no_grad())
+    monkeypatch.setattr(study, "THINK_ABOVE", 0.0)
+    model, end = tiny().model, 4
+    how = {"thought_kind": "ended", "end_id": end, "thought_len": 3}
+    written = Written(model, ThinkingConfig(**how)).double()
+    set_start_and_end(written, *model.tok_embeddings.weight[[MARK, end]])
+    found = read_numbers(written, texts(), AMONG, MARK)
+    numbers = [(x, *y) for x in texts() for y in zip(*x[1:], strict=True)]
+    for i, (text, first, size) in enumerate(numbers):
+        thought = found["thoughts"][i, 0].tolist()
+        thought = thought[: thought.index(end) + 1] if end in thought else thought
+        calculation = torch.tensor([MARK, *thought, end])
+        ids = torch.cat((text.ids[:first], calculation, text.ids[first : first + size]))
+        logits = model.logits(model(ids[None]))[0, -size - 1 : -1]
+        logits[0, MARK] = -torch.inf
+        nll = -logits.log_softmax(-1).gather(-1, ids[-size:, None]).sum()
+        assert found["nll"][i] == pytest.approx(float(nll), rel=1e-6)
