@@ -54,7 +54,7 @@ class Measured:
 
     nll_base: np.ndarray  # nats, without a thought
     right_base: np.ndarray  # bool: is the true token the likeliest that an answer can have?
-    likeliest_base: np.ndarray  # id of the likeliest token
+    likeliest_base: np.ndarray  # id of the likeliest token, of the spans that are shown
     nll_mixed: np.ndarray | None = None  # the same after a thought, if the model thinks
     right_mixed: np.ndarray | None = None
     likeliest_mixed: np.ndarray | None = None
@@ -102,10 +102,11 @@ def text_to_measure(config, subject):
 
 
 @torch.inference_mode()
-def measure(model, spans, meta, batch_size=16, thoughts=None, gate=None, temperature=0.0):
+def measure(model, spans, meta, batch_size=16, thoughts=None, gate=None, temperature=0.0, shown=0):
     """Predict every token of spans (W, T+1), of a dataset with this meta: Measured. A model that
     thinks reads thoughts (W, T, m) if they are given, else its own (greedy ones at temperature 0).
-    gate: a number that replaces the gate of its mixing head."""
+    gate: a number that replaces the gate of its mixing head. shown: of how many spans, from the
+    first, to find the likeliest tokens; over a large vocabulary that takes long."""
     thinking, parts = isinstance(model, QuietSTaR), []
     head = model.model.output if thinking else model.output
     among = torch.tensor((meta.get("answers") or {}).get("among") or [0], device=head.weight.device)
@@ -135,7 +136,7 @@ def measure(model, spans, meta, batch_size=16, thoughts=None, gate=None, tempera
             answer = among[(h @ head.weight[among].T).argmax(-1)]
             part[f"nll_{name}"] = -token_log_prob(head, h, tokens[:, 1:])
             part[f"right_{name}"] = answer == tokens[:, 1:]
-            part[f"likeliest_{name}"] = likeliest(head, h)
+            part[f"likeliest_{name}"] = likeliest(head, h[: max(0, shown - start)])
         parts.append(part)
     return Measured(**{k: torch.cat([part[k] for part in parts]).cpu().numpy() for k in parts[0]})
 
@@ -197,8 +198,8 @@ def gains(config, load=None):
             raise ValueError(f"{subject.base} has another tokenizer than the run")
         base = measure(base_model, spans, meta, config.batch_size)
         rows["base"] = summarize(base.nll_base, base.right_base, answers)
-    temperature = subject.load.thought_temperature
-    trained = measure(model, spans, meta, config.batch_size, temperature=temperature)
+    how = {"temperature": subject.load.thought_temperature, "shown": 1 + 3000 // spans.shape[1]}
+    trained = measure(model, spans, meta, config.batch_size, **how)
     rows["without_thoughts"] = summarize(trained.nll_base, trained.right_base, answers)
     rows["quiet_star"] = summarize(*predicted(trained), answers)
     gain = trained.nll_base - trained.nll_mixed
@@ -214,7 +215,7 @@ def gains(config, load=None):
     ratio = results["gain"]["perplexity_ratio"]
     print(f"{title}, perplexity x {ratio:.4f}, on {gain.size:,} tokens, {answers.sum():,} answers")
 
-    write_page(out / "gains.html", title, spans[: 1 + 3000 // spans.shape[1]], trained, tokenizer)
+    write_page(out / "gains.html", title, spans[: how["shown"]], trained, tokenizer)
     draw_documents(spans, gain, meta.get("document_end"), tokenizer, out / "gains_text.png")
     about = "nats that a thought saves", out / "gains_by_difficulty.png", "Tokens by their NLL"
     draw_bars(by_difficulty, "gain", *about)

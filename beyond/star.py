@@ -8,8 +8,8 @@ before the answer.
   M_0 <- the original model
   for n = 1 .. iterations
     for every question, with its true answer                               self_taught
-      write a rationale and an answer, greedily, with M_{n-1}              attempts
-      if the answer is wrong: again, with the true answer as a hint        attempts
+      write a rationale and an answer, greedily, with M_{n-1}              write
+      if the answer is wrong: again, with the true answer as a hint        write
     keep what ends in the true answer, and leave the hint out              self_taught
     M_n <- the original model, fine-tuned on what was kept                 fine_tune
 
@@ -59,24 +59,18 @@ def self_taught(original, questions, config):
     questions with what was written after them, [(Question, ids)]."""
     model = original
     for n in range(config.iterations):
-        tried = attempts(model, questions, config, hinted=False)
+        written = write(model, [q.prompt for q in questions], config)
+        tried = list(zip(questions, written, strict=True))
         if config.rationalize:
             wrong = [q for q, text in tried if config.read(text) != q.answer]
-            tried += attempts(model, wrong, config, hinted=True)
+            written = write(model, [q.hinted for q in wrong], config)
+            tried += [(q, q.opening + text) for q, text in zip(wrong, written, strict=True)]
         kept = [(q, x) for q, x in tried if config.keep_all or config.read(x) == q.answer]
         examples = [(q.prompt, text) for q, text in kept]
         steps = round(config.steps * config.growth**n)
         # the original stays as it is, if not one answer is right
         model = fine_tune(original, examples, steps, config, config.seed + n) if kept else original
         yield model, kept
-
-
-def attempts(model, questions, config, hinted):
-    """What a model writes in answer to questions, [(Question, ids)], with a hint or without. The
-    hint is left out."""
-    written = write(model, [q.hinted if hinted else q.prompt for q in questions], config)
-    pairs = zip(questions, written, strict=True)
-    return [(q, (q.opening if hinted else []) + text) for q, text in pairs]
 
 
 def write(model, prompts, config):

@@ -6,6 +6,7 @@ below the line, only helps the tests. `model.Transformer` is trusted here (tests
 checks it); nothing else is.
 """
 
+import itertools
 from types import SimpleNamespace
 
 import torch
@@ -13,7 +14,7 @@ from torch.testing import assert_close
 
 from beyond.kinds import ThinkingConfig, thinking_model
 from model import ModelConfig, Transformer
-from quiet_star import QuietSTaR, mean_weights, weighted_mean
+from quiet_star import QuietSTaR, generate_with_thoughts, mean_weights, weighted_mean
 
 
 def log_softmax(logits):
@@ -180,6 +181,30 @@ def likeliest_thought(quiet, text, length):
         token = (quiet.model.output.weight @ naive_policy(quiet, text, thought)).argmax()
         thought = torch.cat((thought, token[None]))
     return thought
+
+
+def assert_speech_is_naive(quiet, tokens, new, thought_of, **how):
+    """What is spoken from texts, tokens (B, T), at temperature 0 is what each whole text leads to,
+    read anew for each token. thought_of(text, h_base): the thought there, None: none. Returns what
+    was spoken, as generate_with_thoughts does."""
+    read, thoughts, gates = generate_with_thoughts(quiet, tokens, new, temperature=0, **how)
+    T, m = tokens.shape[1], quiet.config.thought_len
+    assert read.shape == (len(tokens), T + new) and torch.equal(read[:, :T], tokens)
+    assert thoughts.shape == (len(tokens), new, m) and gates.shape == (len(tokens), new)
+    with torch.no_grad():
+        for b, k in itertools.product(range(len(tokens)), range(new)):
+            text = read[b, : T + k]
+            h, gate = quiet.model(text[None])[0, -1], torch.zeros((), dtype=torch.float64)
+            thought, shown = thought_of(text, h), [-1] * m
+            if thought is not None:
+                after = naive_thought(quiet, text, len(text) - 1, thought)[1][0]
+                gate = naive_gate(quiet, h, after)
+                h = h + gate * (after - h)
+                shown = thought.tolist() + [-2] * (m - len(thought))
+            assert thoughts[b, k].tolist() == shown
+            assert_close(gates[b, k], gate, **CLOSE)
+            assert read[b, T + k] == (quiet.model.output.weight @ h).argmax()
+    return read, thoughts, gates
 
 
 def naive_gain_error(quiet, tokens, positions, numbers):

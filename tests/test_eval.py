@@ -66,7 +66,9 @@ def test_an_answer_of_several_tokens_is_right_as_a_whole_and_its_nll_is_their_su
 def test_what_is_measured_is_that_of_one_position_at_a_time(measured):
     """Catches what is read off at another position: each is made anew from its own prefix alone."""
     quiet, spans, measure = measured
-    greedy, result = quiet.with_settings(n_thoughts=1, thought_temperature=0.0), measure()
+    greedy = quiet.with_settings(n_thoughts=1, thought_temperature=0.0)
+    result = measure(batch_size=1, shown=2)
+    assert len(result.likeliest_mixed) == 2 and len(result.nll_mixed) == 5
     for i in (0, 7, 31):
         prefix = torch.from_numpy(spans[1:2, : i + 2])
         h_base, h_mixed, gate, thought = greedy.predict(prefix, positions=torch.tensor([[i]]))

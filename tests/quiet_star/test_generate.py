@@ -1,12 +1,8 @@
 """Speaking with thoughts, from a cache or not, against thinking in loops for each token."""
 
-import itertools
-
-import naive
 import pytest
 import torch
-from naive import CLOSE, count_forwards, ids, think, tiny
-from torch.testing import assert_close
+from naive import assert_speech_is_naive, count_forwards, ids, likeliest_thought, think, tiny
 
 from model import sample
 from quiet_star import generate_with_thoughts
@@ -22,21 +18,13 @@ def test_speaking_equals_thinking_in_loops(thought_len, opened, window, fast):
     with torch.no_grad():
         quiet.mixing_head.last.weight *= opened
     tokens, calls = ids(2, 4), count_forwards(quiet)
-    read, thoughts, gates = generate_with_thoughts(quiet, tokens, new, temperature=0)
+    generate_with_thoughts(quiet, tokens, new, temperature=0)
     assert len(calls) == (thought_len + 1 + 2 * (not fast)) * new
-    assert read.shape == (2, 4 + new) and thoughts.shape == (2, new, thought_len)
-    assert gates.shape == (2, new) and torch.equal(read[:, :4], tokens)
-    with torch.no_grad():
-        for b, k in itertools.product(range(2), range(new)):
-            text = read[b, : 4 + k]
-            thought = naive.likeliest_thought(quiet, text, thought_len)
-            h_base = quiet.model(text[None])[0, -1]
-            h_thought = naive.naive_thought(quiet, text, 3 + k, thought)[1][0]
-            w = naive.naive_gate(quiet, h_base, h_thought)
-            word = (quiet.model.output.weight @ ((1 - w) * h_base + w * h_thought)).argmax()
-            assert thoughts[b, k].tolist() == thought.tolist()
-            assert_close(gates[b, k], w, **CLOSE)
-            assert read[b, 4 + k] == word
+
+    def thought_of(text, h_base):
+        return likeliest_thought(quiet, text, thought_len)
+
+    read, _, gates = assert_speech_is_naive(quiet, tokens, new, thought_of)
     assert len(read[:, 4:].unique()) > 2 and (gates.std() > 0.01 or opened < 1)
 
 
