@@ -72,11 +72,14 @@ def draw_curves(log, path):
         axes.set_xlabel("step")
 
 
-def draw_bars(rows, column, label, path, title):
-    """A column of rows {name: {column: mean and spread}} as bars, the spread as a line."""
+def draw_bars(rows, column, label, path, title, mark=None):
+    """A column of rows {name: {column: mean and spread}} as bars, the spread as a line. mark: a
+    value that a dashed line across them shows."""
     with picture(path, 6.4, 0.6 + 0.3 * len(rows), title) as axes:
         for name, row in rows.items():
             axes.barh(name, row[column]["mean"], xerr=row[column]["spread"], color=SAVED)
+        if mark is not None:
+            axes.axvline(mark, color="black", ls="--", lw=1)
         axes.invert_yaxis()
         axes.set_xlabel(label)
 

@@ -204,16 +204,20 @@ def study(data, config, out, base):
     print_rows("numbers and thoughts", table)
     exact = {row: table[row]["exact"]["mean"] for row in table}
     room = exact["base, written"] - exact["base"]
-    use = {row: (exact[row] - exact["base"]) / room for row in table}
+    use = {row: (exact[row] - exact["base"]) / room for row in table if room}
     print("use ratio: " + ", ".join(f"{row} {x:.2f}" for row, x in use.items()))
     sizes = [len(text.size) for text in texts_of(data, config.texts)]
-    documents, minus = np.repeat(range(len(sizes)), sizes), {row: {} for row in rows}
+    documents, minus, bars = np.repeat(range(len(sizes)), sizes), {}, {}
     for row, c in product(rows, COLUMNS[:2]):
-        pair = (np.mean([x[c] for x in rows[name]], axis=0) for name in ("heads", row))
-        minus[row][c] = x = compare(*pair, documents)
+        heads, values = (np.mean([x[c] for x in rows[name]], axis=0) for name in ("heads", row))
+        minus.setdefault(row, {})[c] = x = compare(heads, values, documents)
         print(f"heads - {row}, {c}: {x['mean']:+.3f} [{x['low']:+.3f}, {x['high']:+.3f}]")
-    label, title = "share of numbers written exactly", "numbers whose calculations are left out"
-    draw_bars(table, "exact", label, out.with_suffix(".png"), title)
+        alone = compare(values, np.zeros(len(values)), documents)
+        bars[row] = {c: {"mean": alone["mean"], "spread": alone["high"] - alone["mean"]}}
+    del bars["base, written"]  # a line across the others
+    label = "share of numbers written exactly, 95 % intervals; dashed: after a written calculation"
+    title = f"numbers whose calculations are left out: {data}"
+    draw_bars(bars, "exact", label, out.with_suffix(".png"), title, exact["base, written"])
     return {**table, "use_ratio": use, "heads_minus": minus}
 
 
