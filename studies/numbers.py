@@ -43,15 +43,8 @@ PRESET = f"--config={HERE / 'config' / 'numbers'}"
 COLUMNS = "nll", "exact", "gate", "thinks"
 BATCH = 8  # texts that are measured at once
 THINK_ABOVE = 0.1  # the model thinks where it would say "<<" with a higher probability
-# The model is held fixed, so what it says in its thoughts is what the base model says: only the
-# mixing head learns how far to believe it. Greedy thoughts, for such are read in the end.
-FIXED = ["--lr=0", "--mixing_head_lr=1e-3", "--n_thoughts=1", "--thought_temperature=0"]
-FIXED += ["--reinforce_weight=0", "--max_steps=60"]
-HEADS = {"heads": FIXED}
-CONTROLS = {  # of one seed
-    "pause": [*FIXED, "--thought_len=0"],
-    "lm": ["--objective=lm", "--lr=5e-5", "--max_steps=60"],
-}
+HEADS = {"heads": []}  # the mixing head learns beside a fixed model, see config/numbers.toml
+CONTROLS = {"pause": ["--thought_len=0"], "lm": ["--objective=lm", "--lr=5e-5"]}  # of one seed
 
 
 # A solution: its ids (L,), and for each of its numbers where it begins and how many tokens it has.
