@@ -11,7 +11,7 @@ from beyond.kinds import ThinkingConfig
 from lib.runs import read_log
 from train import TrainConfig
 
-NUMBERS = dict(n_thoughts=1, n_true=2, thought_len=0, thought_temperature=0, lora_rank=2)
+NUMBERS = dict(n_thoughts=1, n_true=2, thought_len=0, thought_temperature=0, lora_rank=2, lr=0)
 NOT_HERE = {"objective", "parallel", "device"}
 BASE = "--n_thoughts=2 --thought_len=2 --max_steps=2 --span=6 --batch_size=2".split()
 VECTORS = {"--thought_kind=soft", "--thought_kind=latent"}  # these have nothing to reinforce
