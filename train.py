@@ -150,6 +150,8 @@ def build_model(train, model_config, thinking_config, given, tokenizer, bfloat16
         with suppress(ValueError):  # characters that the miniature's alphabet lacks
             start_thoughts(model, tokenizer, train.start_text, train.end_text or train.start_text)
     if not train.lr:  # no backward pass through the model
+        if thinking_config.mixing == "none":
+            raise ValueError("with lr=0 and mixing=none nothing would learn")
         for name, parameter in model.named_parameters():
             parameter.requires_grad_(name.startswith(HEADS))
     return model

@@ -42,6 +42,7 @@ def is_senseless(pair):
         other_credit
         or (of_kind and gain_head and not any_length)
         or (any_length and "--n_true=2" in pair)
+        or pair == {"--lr=0", "--mixing=none"}
     )
 
 
