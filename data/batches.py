@@ -13,8 +13,8 @@ def check_sizes(datasets, length, separate_documents, batch_size, micro_batch, e
     file is no longer as it was prepared: each is read once, at a GB or more a second."""
     for dataset in datasets:
         if len(dataset.tokens) < length:
-            problem = f"has fewer tokens than a span's {length}: try another --val_share"
-            raise ValueError(f"{dataset.path} {problem}")
+            few = f"{dataset.path} has {len(dataset.tokens)} tokens, fewer than a span's {length}"
+            raise ValueError(f"{few}: prepare it with another --separator or --val_share")
         if zlib.crc32(dataset.tokens) != dataset.checksum:
             raise ValueError(f"{dataset.path} {AGAIN} (its checksum differs)")
         if separate_documents and dataset.meta["document_end"] is None:
@@ -30,6 +30,8 @@ def read_batch(dataset, offsets, length, separate_documents, device):
     """Texts that start at offsets: tokens (B, length), and their documents' numbers or None."""
     spans = [dataset.tokens[start : start + length] for start in offsets]
     tokens = np.stack(spans).astype(np.int64)
+    if tokens.max() >= dataset.meta["vocab_size"]:
+        raise ValueError(f"{dataset.path} has an id beyond its vocabulary: prepare it again")
     documents = None
     if separate_documents:
         numbers = document_numbers(tokens, dataset.meta["document_end"])

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from tiny_runs import as_typed
 
-from data.batches import check_sizes
+from data.batches import check_sizes, read_batch
 from data.commonsense_qa import prepare as commonsense_qa
 from data.dataset import document_numbers, open_dataset, write_dataset
 from data.gsm8k import prepare as gsm8k
@@ -54,6 +54,13 @@ def test_damaged_files_are_named_in_one_line(folder, name, content):
     with pytest.raises(ValueError, match=name) as error:
         open_dataset(folder, "train")
     assert "\n" not in str(error.value)
+
+
+def test_an_id_that_is_not_in_the_vocabulary_is_refused_where_it_is_read(folder):
+    """Catches an index error within the embedding, on some device."""
+    (folder / "train.bin").write_bytes(np.array([0, 7, 0, 0], np.uint16).tobytes())
+    with pytest.raises(ValueError, match="train.bin"):
+        read_batch(open_dataset(folder, "train"), [0], 3, False, "cpu")
 
 
 @pytest.mark.parametrize(
