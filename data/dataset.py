@@ -17,7 +17,7 @@ from typing import Literal
 
 import numpy as np
 
-from lib.files import lock, read_json, reading, replace_file, write_json
+from lib.files import check, lock, read_json, reading, replace_file, write_json
 
 AGAIN = "is damaged or of an older version: delete it and prepare the dataset again"
 
@@ -83,11 +83,15 @@ def open_dataset(folder, split):
     shape |= {"tokens": counts, "checksums": counts}
     shape |= {"document_end": int | None, "answers": dict | None}
     meta = read_json(about, shape, AGAIN)
+    with reading(about, AGAIN):
+        answers = {"after": 0, **(meta["answers"] or {"among": [0]})}
+        check(answers, {"after": int, "among": [int]}, "answers")
     dtype, tokens = np.dtype(meta["dtype"]), meta["tokens"][split]
     with reading(path, AGAIN):
         size = path.stat().st_size
         if not tokens or size != tokens * dtype.itemsize:
             raise ValueError(f"{size} bytes for {tokens} tokens")
+    with reading(path, "cannot be mapped into memory here: copy it to a local disk"):
         return Dataset(np.memmap(path, dtype, mode="r"), meta, path, meta["checksums"][split])
 
 

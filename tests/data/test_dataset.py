@@ -1,5 +1,6 @@
 """The data format: what is written is read, and what does not fit is one line before any work."""
 
+import errno
 import json
 
 import numpy as np
@@ -8,7 +9,7 @@ from tiny_runs import as_typed
 
 from data.batches import check_sizes, read_batch
 from data.commonsense_qa import prepare as commonsense_qa
-from data.dataset import document_numbers, open_dataset, write_dataset
+from data.dataset import AGAIN, document_numbers, open_dataset, write_dataset
 from data.gsm8k import prepare as gsm8k
 from lib.tokenizer import CharTokenizer
 
@@ -40,7 +41,7 @@ def test_what_is_written_is_read(folder):
 
 @pytest.mark.parametrize(
     "name, content",
-    [("meta.json", None), ("meta.json", b"{"), ("meta.json", {"answers": [1]}),
+    [("meta.json", None), ("meta.json", b"{"), ("meta.json", {"answers": [1]}), ("meta.json", {"answers": {"after": 1}}),
      ("meta.json", {"dtype": "int8"}), ("meta.json", {"checksums": {}}),
      ("meta.json", {"tokens": {"train": 4}}), ("meta.json", {"tokenizer": "abc"}),
      ("train.bin", None), ("train.bin", b"\0\0\0"), ("train.bin", b"")],
@@ -73,6 +74,18 @@ def test_sizes_that_do_not_fit_are_refused_before_any_work(folder, wrong):
     check_sizes(data, **sizes, world=2)
     with pytest.raises(ValueError):
         check_sizes(data, **{**sizes, **wrong}, world=2)
+
+
+def test_a_disk_without_memory_maps_is_not_called_damage(folder, monkeypatch):
+    """Catches the advice to prepare anew, which cannot help."""
+
+    def no_device(*args, **more):
+        raise OSError(errno.ENODEV, "No such device")
+
+    monkeypatch.setattr("numpy.memmap", no_device)
+    with pytest.raises(ValueError, match="train.bin") as error:
+        open_dataset(folder, "train")
+    assert AGAIN not in str(error.value)
 
 
 def test_a_flipped_bit_is_found_where_a_run_begins(folder):
