@@ -15,10 +15,11 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from data.arithmetic.prepare import DIGITS  # noqa: E402
+from data.arithmetic.prepare import ALPHABET, DIGITS  # noqa: E402
 from data.dataset import open_dataset  # noqa: E402
 from lib.config import run_script  # noqa: E402
 from lib.runs import load_run  # noqa: E402
+from lib.tokenizer import CharTokenizer  # noqa: E402
 
 CONTEXT = 40  # characters that the model reads before a step; a line is shorter
 LEAST = 0.99  # share of each step that must be right
@@ -37,6 +38,9 @@ def steps_right(run):
     The model's step is its likeliest digit. (The likeliest first token may well be an idle word's.)
     """
     model, tokenizer, settings, _ = load_run(run)
+    if tokenizer.to_json() != CharTokenizer(ALPHABET).to_json():
+        folder = settings["train"]["data"]
+        raise ValueError(f"{run} learned another text: delete meta.json in {folder}, begin anew")
     model = getattr(model, "model", model)  # what speaks without a thought
     tokens = torch.from_numpy(open_dataset(settings["train"]["data"], "val").tokens.astype("int64"))
     digits = torch.tensor(tokenizer.encode(DIGITS))

@@ -41,7 +41,8 @@ def test_what_is_written_is_read(folder):
 
 @pytest.mark.parametrize(
     "name, content",
-    [("meta.json", None), ("meta.json", b"{"), ("meta.json", {"answers": [1]}), ("meta.json", {"answers": {"after": 1}}),
+    [("meta.json", None), ("meta.json", b"{"), ("meta.json", {"answers": [1]}),
+     ("meta.json", {"answers": {"after": 1}}),
      ("meta.json", {"dtype": "int8"}), ("meta.json", {"checksums": {}}),
      ("meta.json", {"tokens": {"train": 4}}), ("meta.json", {"tokenizer": "abc"}),
      ("train.bin", None), ("train.bin", b"\0\0\0"), ("train.bin", b"")],
