@@ -105,10 +105,10 @@ def beside_one_length(chosen_on, judged_on, way):
     name, at = max(single, key=lambda pair: (chosen_on[pair[0]][pair[1]]["accuracy"], pair[1]))
     wanted = never + 0.98 * (chosen_on[name][at]["accuracy"] - never)
     enough = [x for x, point in enumerate(chosen_on[way]) if point["accuracy"] >= wanted]
-    if not enough:
+    best, never = judged_on[name][at], judged_on["oracle"][-1]["accuracy"]
+    if not enough or best["accuracy"] <= never:  # nothing that could be kept
         return {"gain": None, "tokens": None}
-    ours, best = judged_on[way][enough[-1]], judged_on[name][at]
-    never = judged_on["oracle"][-1]["accuracy"]
+    ours = judged_on[way][enough[-1]]
     gain = (ours["accuracy"] - never) / (best["accuracy"] - never)
     return {"gain": gain, "tokens": ours["tokens"] / best["tokens"]}
 

@@ -58,6 +58,9 @@ def test_studies_say_what_will_run_and_how_long_it_took(tmp_path, monkeypatch, c
     monkeypatch.setattr("sys.argv", ["studies", f"--out={tmp_path}", "--seeds=2"])
     with pytest.raises(SystemExit, match="one_asked.json.*seeds"):
         run_studies("", one)
+    monkeypatch.setattr("sys.argv", ["studies", f"--out={tmp_path}", "--only=two"])
+    with pytest.raises(SystemExit, match="only=two"):
+        run_studies("", one)
 
 
 @pytest.mark.filterwarnings("ignore:.*found in sys.modules:RuntimeWarning")  # of runpy
