@@ -1,12 +1,9 @@
 """The gain head, and thinking where, and as long as, it pays: against one row and one token at a
 time."""
 
-import itertools
-
-import naive
 import pytest
 import torch
-from naive import CLOSE, count_forwards, ids, likeliest_thought, tiny
+from naive import CLOSE, assert_speech_is_naive, count_forwards, ids, likeliest_thought, tiny
 from torch.testing import assert_close
 
 from beyond.adaptive import GainHead, says_start, think_some, worth_its_price
@@ -21,29 +18,18 @@ def test_rows_think_where_and_as_long_as_it_pays(kind, m, price, window):
     """Against the whole text read anew for each token of each row alone. Catches a row that sees
     the thought of another, one that stops too late, and a thought that stays in the cache."""
     quiet = tiny(window, thought_kind=kind, thought_len=m, n_true=1, gain_head=True, seed=13)
-    tokens, new, lengths = ids(3, 4), 8, []
-    some = think_some(worth_its_price(quiet, price))
-    read, thoughts, gates = generate_with_thoughts(quiet, tokens, new, 0, think=some)
-    with torch.no_grad():
-        for b, k in itertools.product(range(3), range(new)):
-            text = read[b, : 4 + k]
-            h, gate = quiet.model(text[None])[0, -1], torch.zeros((), dtype=torch.float64)
-            gains = quiet.gain_head(h).view(-1).tolist()
-            possible = range(m + 1) if kind == "any_length" else [m]
-            net = {s: gain - price * (s + 2) for s, gain in zip(possible, gains, strict=True)}
-            length = max(net, key=net.get)
-            length = length if net[length] > 0 else -1
-            thought = likeliest_thought(quiet, text, length)
-            if length >= 0:
-                after = naive.naive_thought(quiet, text, len(text) - 1, thought)[1][0]
-                gate = naive.naive_gate(quiet, h, after)
-                h = h + gate * (after - h)
-            rest = [-1 if length < 0 else -2] * (m - len(thought))
-            assert thoughts[b, k].tolist() == thought.tolist() + rest
-            assert_close(gates[b, k], gate, **CLOSE)
-            assert read[b, 4 + k] == (quiet.model.output.weight @ h).argmax()
-            lengths.append(length)
-    assert len(set(lengths)) > 1, "all think alike: the test shows nothing"
+    some, lengths = think_some(worth_its_price(quiet, price)), set()
+
+    def thought_of(text, h_base):
+        gains = quiet.gain_head(h_base).view(-1).tolist()
+        possible = range(m + 1) if kind == "any_length" else [m]
+        net = {s: gain - price * (s + 2) for s, gain in zip(possible, gains, strict=True)}
+        length = max(net, key=net.get)
+        lengths.add(length if net[length] > 0 else -1)
+        return likeliest_thought(quiet, text, length) if net[length] > 0 else None
+
+    assert_speech_is_naive(quiet, ids(3, 4), 8, thought_of, think=some)
+    assert len(lengths) > 1, "all think alike: the test shows nothing"
 
 
 def test_thinking_at_any_price_is_thinking_everywhere_and_at_none_nowhere():
