@@ -110,7 +110,7 @@ def run_script(name, description, function, *classes, argv=None):
 
 
 @contextmanager
-def one_line_errors(name, stopped="stopped"):
+def one_line_errors(name):
     """In here, what a user can mend, and Ctrl-C, end the program with one line on stderr. Where
     stdout or stderr is closed, nobody listens."""
     if sys.stdout is None or sys.stderr is None:
@@ -120,7 +120,7 @@ def one_line_errors(name, stopped="stopped"):
     try:
         yield
     except KeyboardInterrupt:
-        print(f"\n{name}: {stopped}", file=sys.stderr)
+        print(f"\n{name}: stopped", file=sys.stderr)
         sys.exit(130)
     except (ValueError, OSError) as error:
         sys.exit(f"{name}: error: {one_line(error)}")
