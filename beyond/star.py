@@ -44,6 +44,7 @@ class StarConfig:
     read: callable  # what was written, a list of ids -> the answer in it, or None
     end: int  # the id that ends it
     most_tokens: int = 16  # written after a prompt
+    temperature: float = 0.0  # of what is written; 0: greedily, as in the paper
     iterations: int = 5
     steps: int = 40  # of fine-tuning in the first iteration
     growth: float = 1.2  # times as many in each next one
@@ -57,13 +58,13 @@ class StarConfig:
 def self_taught(original, questions, config):
     """STaR on a model.Transformer: yields (model, what it was fine-tuned on) of each iteration: the
     questions with what was written after them, [(Question, ids)]."""
-    model = original
+    model, generator = original, torch.Generator().manual_seed(config.seed)
     for n in range(config.iterations):
-        written = write(model, [q.prompt for q in questions], config)
+        written = write(model, [q.prompt for q in questions], config, generator)
         tried = list(zip(questions, written, strict=True))
         if config.rationalize:
             wrong = [q for q, text in tried if config.read(text) != q.answer]
-            written = write(model, [q.hinted for q in wrong], config)
+            written = write(model, [q.hinted for q in wrong], config, generator)
             tried += [(q, q.opening + text) for q, text in zip(wrong, written, strict=True)]
         kept = [(q, x) for q, x in tried if config.keep_all or config.read(x) == q.answer]
         examples = [(q.prompt, text) for q, text in kept]
@@ -73,14 +74,16 @@ def self_taught(original, questions, config):
         yield model, kept
 
 
-def write(model, prompts, config):
-    """What a model writes greedily after each prompt, lists of ids, up to the end and with it. All
-    prompts are equally long."""
-    if not prompts:
-        return []
-    tokens = model.generate(torch.tensor(prompts), config.most_tokens, temperature=0.0)
-    rows = tokens[:, len(prompts[0]) :].tolist()
-    return [row[: row.index(config.end) + 1] if config.end in row else row for row in rows]
+def write(model, prompts, config, generator=None):
+    """What a model writes after each prompt, lists of ids, up to the end and with it."""
+    texts = [None] * len(prompts)
+    for length in sorted({len(prompt) for prompt in prompts}):  # no padding
+        group = [i for i, prompt in enumerate(prompts) if len(prompt) == length]
+        how = config.most_tokens, config.temperature, generator
+        tokens = model.generate(torch.tensor([prompts[i] for i in group]), *how)
+        for i, row in zip(group, tokens[:, length:].tolist(), strict=True):
+            texts[i] = row[: row.index(config.end) + 1] if config.end in row else row
+    return texts
 
 
 def fine_tune(model, examples, steps, config, seed):

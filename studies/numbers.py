@@ -30,6 +30,7 @@ from beyond.adaptive import says_start
 from beyond.ended import Ended
 from beyond.kinds import ThinkingConfig, thinking_model
 from beyond.positions import one_token
+from beyond.star import Question, StarConfig, self_taught
 from data.dataset import open_dataset
 from lib.parallel import pick_device
 from lib.pictures import draw_bars
@@ -40,8 +41,8 @@ from studies.tables import over_seeds, print_rows, remembered
 from train import HERE
 
 PRESET = f"--config={HERE / 'config' / 'numbers'}"
-COLUMNS = "nll", "exact", "gate", "thinks"
-BATCH = 8  # texts that are measured at once
+COLUMNS = "nll", "exact", "gate", "thinks", "right"
+BATCH = 32  # texts that are measured at once
 THINK_ABOVE = 0.1  # the model thinks where it would say "<<" with a higher probability
 HEADS = {"heads": []}  # the mixing head learns beside a fixed model, see config/numbers.toml
 CONTROLS = {"pause": ["--thought_len=0"], "lm": ["--objective=lm", "--lr=5e-5"]}  # of one seed
@@ -51,10 +52,10 @@ CONTROLS = {"pause": ["--thought_len=0"], "lm": ["--objective=lm", "--lr=5e-5"]}
 Text = namedtuple("Text", "ids first size")
 
 
-def texts_of(data, count):
+def texts_of(data, count, split="val"):
     """Those of so many solutions of the test set, from the first, that have calculations which are
     left out."""
-    dataset, texts = open_dataset(data, "val"), []
+    dataset, texts = open_dataset(data, split), []
     ends = np.flatnonzero(dataset.tokens == dataset.meta["document_end"])[:count] + 1
     for start, end in zip([0, *ends[:-1]], ends, strict=True):
         edges = np.flatnonzero(np.diff(np.pad(dataset.answers[start:end], 1).astype(np.int8)))
@@ -129,21 +130,63 @@ class Written(Ended):
 def measure_run(run, data, config):
     """{way of thinking: {column: a list by number of the text}} of a run."""
     model, tokenizer, *_ = load_run(run, pick_device("auto"))
-    among, (mark,) = open_dataset(data, "val").meta["answers"]["among"], tokenizer.encode("<<")
-    job = texts_of(data, config.texts), among, mark
-    ways = {"": read_numbers(model, *job)}
+    read = partial(read_text, tokenizer, data, texts_of(data, config.texts))
+    ways = {"": read(model)}
     if run.parent.name == "base":
-        how = {"thought_kind": "ended", "end_id": one_token(tokenizer, ">>", "end")}
-        written = Written(model, ThinkingConfig(thought_len=24, **how))
-        start_thoughts(written, tokenizer, "<<", ">>")
-        ways[", written"] = read_numbers(written.to(model.output.weight), *job)
+        ways[", written"] = read(written_out(model, tokenizer))
     if run.parent.name == "heads" and int(run.name) == config.all_seeds()[0]:
         own = torch.from_numpy(ways[""]["thoughts"])
         torch.manual_seed(0)
-        ways[", another's"] = read_numbers(model, *job, own.roll(1, 0))
-        ways[", random"] = read_numbers(model, *job, torch.randint_like(own, tokenizer.vocab_size))
-        ways[", 8 averaged"] = read_numbers(model, *job, n_thoughts=8)
+        ways[", another's"] = read(model, own.roll(1, 0))
+        ways[", random"] = read(model, torch.randint_like(own, tokenizer.vocab_size))
+        ways[", 8 averaged"] = read(model, n_thoughts=8)
     return {way: {c: x[c].astype(float).tolist() for c in COLUMNS} for way, x in ways.items()}
+
+
+def read_text(tokenizer, data, texts, model, *thoughts, **how):
+    """read_numbers, and right (n,): the share of thoughts whose result is the number."""
+    among, (mark,) = open_dataset(data, "val").meta["answers"]["among"], tokenizer.encode("<<")
+    found = read_numbers(model, texts, among, mark, *thoughts, **how)
+    wanted = [n for text in texts for n in numbers_in(text, tokenizer)]
+    found["right"] = np.array([
+        np.mean([tokenizer.decode(x).partition(">>")[0].rpartition("=")[2] == number for x in own])
+        for own, number in zip(found["thoughts"].tolist(), wanted, strict=True)
+    ])  # fmt: skip
+    return found
+
+
+def numbers_in(text, tokenizer):
+    """The numbers of a Text, as they are written."""
+    places = zip(text.first.tolist(), text.size.tolist(), strict=True)
+    return [tokenizer.decode(text.ids[at : at + size].tolist()) for at, size in places]
+
+
+def written_out(model, tokenizer):
+    """A Written of a model.Transformer."""
+    end_id = one_token(tokenizer, ">>", "end")
+    how = ThinkingConfig(thought_len=24, thought_kind="ended", end_id=end_id)
+    written = Written(model, how)
+    start_thoughts(written, tokenizer, "<<", ">>")
+    return written.to(model.output.weight)
+
+
+def measure_star(run, data, config):
+    """STaR (beyond/star.py) from a base model, on the numbers of the training text whose
+    calculations are left out: it is fine-tuned on those that it wrote and that came to the number.
+    {column: a list by number of the text} after its own written calculations."""
+    model, tokenizer, *_ = load_run(run)
+    questions, how = [], {"iterations": 2, "rationalize": False, "most_tokens": 24, "lr": 5e-5}
+    for text in texts_of(data, None, "train"):
+        for first, number in zip(text.first.tolist(), numbers_in(text, tokenizer), strict=True):
+            prompt = text.ids[:first].tolist() + tokenizer.encode("<<")
+            questions.append(Question(prompt, prompt, number))
+    end = open_dataset(data, "train").meta["document_end"]
+    star = StarConfig(lambda ids: tokenizer.decode(ids).partition(">>")[2], end, **how)
+    with torch.autocast("cpu", torch.bfloat16):
+        *_, (taught, kept) = self_taught(model, questions, star)
+    print(f"STaR: {len(kept)} of {len(questions)} calculations come to the number")
+    found = read_text(tokenizer, data, texts_of(data, config.texts), written_out(taught, tokenizer))
+    return {c: found[c].astype(float).tolist() for c in COLUMNS}
 
 
 def compare(values, others, documents):
@@ -191,6 +234,9 @@ def study(data, config, out, base):
         make = partial(measure_run, run, data, config)
         for way, values in remembered(run, "numbers", make, texts=config.texts).items():
             rows.setdefault(run.parent.name + way, []).append(values)
+    if data == "data/svamp":
+        make = partial(measure_star, base, data, config)
+        rows["STaR, written"] = [remembered(base, "star", make, texts=config.texts)]
     table = {}
     for row, seeds in rows.items():
         table[row] = over_seeds([{c: float(np.mean(x[c])) for c in COLUMNS} for x in seeds])

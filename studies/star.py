@@ -9,6 +9,7 @@ import random
 import re
 from functools import partial
 
+import torch
 from tqdm import tqdm
 
 from beyond.star import Question, StarConfig, self_taught, write
@@ -53,7 +54,7 @@ def is_faithful(question, written, tokenizer):
 def judge(model, tokenizer, asked, config):
     """Of questions: accuracy; the share that is answered after steps; and of right answers, the
     share whose steps are all right."""
-    texts = write(model, [q.prompt for q in asked], config)
+    texts = write(model, [q.prompt for q in asked], config, torch.Generator().manual_seed(0))
     right = [(q, x) for q, x in zip(asked, texts, strict=True) if config.read(x) == q.answer]
     return {
         "accuracy": len(right) / len(asked),
@@ -69,7 +70,9 @@ def teach(run, row, iterations):
     asked = questions(tokenizer, TRAIN, f"train {run.name}")
     test = [q for q in questions(tokenizer, TEST, "test") if q not in asked]
 
+    # sampled, not greedy: the likeliest way to begin is the same for all questions
     how = {"end": tokenizer.encode("\n")[0], "seed": int(run.name), "iterations": iterations}
+    how["temperature"] = 1.0
     config = StarConfig(lambda ids: split(tokenizer.decode(ids))[1], **how, **ROWS[row])
     found = [judge(base, tokenizer, test, config)]
     for model, kept in self_taught(base, asked, config):
@@ -80,7 +83,6 @@ def teach(run, row, iterations):
 
 def star(config, out):
     """Does a model climb by its own right answers, and by right steps?"""
-    # one line in ten thinks aloud: as likely as each digit, so some are answered so, and some not
     prepare("data/aloud", chatter=0.0, mark=False, double=0.3, explicit=0.1)
     base = train_on("plain", config, out, {})["base"]
     preset = [*BASE, "--data=data/aloud", "--lr=2e-4", "--max_steps=200"]

@@ -22,7 +22,7 @@ def config(**more):
 def test_what_is_written_is_what_each_prompt_alone_leads_to():
     """Catches a text that hangs on the others, and text after the end."""
     model, wanted = tiny(seed=2).model, []
-    prompts = ids(6, 3, seed=3).tolist()
+    prompts = [*ids(3, 3, seed=3).tolist(), *ids(3, 2, seed=3).tolist()]
     for prompt in prompts:
         text = list(prompt)
         while len(text) < len(prompt) + 6 and (len(text) == len(prompt) or text[-1] != END):
@@ -31,6 +31,9 @@ def test_what_is_written_is_what_each_prompt_alone_leads_to():
     assert write(model, prompts, config(most_tokens=6)) == wanted
     assert len({len(text) for text in wanted}) > 1, "some end early"
     assert write(model, [], config()) == []
+    how = config(most_tokens=6, temperature=1.0)
+    drawn = [write(model, prompts, how, torch.Generator().manual_seed(n)) for n in (1, 1, 2)]
+    assert drawn[0] == drawn[1] != drawn[2] and wanted not in drawn
 
 
 def test_the_loss_is_the_mean_over_all_tokens_that_follow_a_prompt():
@@ -65,7 +68,7 @@ def test_iterations_grow_and_start_from_the_original(monkeypatch):
     model, started = tiny(seed=3).model, []
     texts = {(1,): [7, 3, END], (2,): [7, 8, END], (3,): [7, 8, END], (4,): [7, 6]}
     texts |= {(2, 9): [4, END], (3, 9): [8, 8, END], (4, 9): [7, 6]}
-    monkeypatch.setattr("beyond.star.write", lambda _, prompts, __: [texts[*p] for p in prompts])
+    monkeypatch.setattr("beyond.star.write", lambda _, prompts, *__: [texts[*p] for p in prompts])
 
     def tuned(start, examples, steps, config, seed):
         started.append((start, examples, steps, seed))

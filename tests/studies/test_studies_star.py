@@ -27,7 +27,7 @@ def test_accuracy_and_the_share_of_right_answers_whose_steps_are_right(monkeypat
     texts[2] = f"—{steps[2]}—{wrong(asked[2].answer)}\n"  # wrong after right steps
     texts[3] = f"{asked[3].answer}\n"  # guessed
     written = [TOKENIZER.encode(text) for text in texts]
-    monkeypatch.setattr(star, "write", lambda model, prompts, config: written)
+    monkeypatch.setattr(star, "write", lambda *_: written)
     config = StarConfig(lambda ids: split(TOKENIZER.decode(ids))[1], end=0)
     found = judge(None, TOKENIZER, asked, config)
     assert found == {"accuracy": 7 / 8, "aloud_share": 7 / 8, "faithful_of_right": 5 / 7}
