@@ -6,6 +6,8 @@ or not at all.
     python -m studies.length
 """
 
+from functools import partial
+
 import numpy as np
 import torch
 from torch.nn.functional import pad
@@ -30,7 +32,7 @@ AT = 11  # the table is of this one of the prices, 0.01
 def measure_lengths(quiet, spans, among):
     """Of spans (W, T+1) and each choice, which are no thought and greedy ones of 0, 1, .. tokens:
     is the prediction right, what did the thought gain (nats), what did the gain head expect, arrays
-    (W, T, choices). among: the ids that an answer may be."""
+    (W, T, choices); and the longest thoughts (W, T, m). among: the ids that an answer may be."""
     quiet = quiet.with_settings(n_thoughts=1, n_true=1, thought_temperature=0.0)
     head, parts = quiet.model.output, []
     for ids in torch.from_numpy(spans).split(32):
@@ -40,7 +42,8 @@ def measure_lengths(quiet, spans, among):
         true = ids[:, 1:, None].expand(h.shape[:-1])
         right = among[(h @ head.weight[among].T).argmax(-1)] == true
         log_p = token_log_prob(head, h, true)
-        parts.append((right, log_p - log_p[..., :1], pad(quiet.gain_head(h_base[:, :, 0]), (1, 0))))
+        expected = pad(quiet.gain_head(h_base[:, :, 0]), (1, 0))
+        parts.append((right, log_p - log_p[..., :1], expected, found.thoughts[:, 0]))
     return [torch.cat(x).numpy() for x in zip(*parts, strict=True)]
 
 
@@ -61,39 +64,54 @@ def judge(right, choice, answers):
     return {"tokens": tokens, "accuracy": float(right[answers].mean())}
 
 
+def ways_to_choose(gain, expected, thoughts, digits, dash):
+    """Functions of a price that choose for each position (W, T), by name. digits (W, T): of the sum
+    that ends there; 0: none does. dash: the id that ends a worked sum."""
+    ways = {"any length": partial(choose, expected), "oracle": partial(choose, gain)}
+    for m in EACH:
+        others = np.isin(range(len(CHOICES)), (0, m + 1), invert=True)
+        ways[f"{m} or none"] = partial(choose, np.where(others, -np.inf, expected))
+    # the gain head says whether to think, and the thought itself where it ends
+    own = np.pad(thoughts == dash, ((0, 0), (0, 0), (0, 1)), constant_values=True).argmax(-1)
+    ways["own end"] = lambda price: np.where(choose(expected, price) > 0, own + 1, 0)
+    told = np.zeros_like(gain)  # the best a gain head could say that knows the number of digits
+    for n in set(digits[digits > 0].tolist()):
+        told[digits == n] = gain[digits == n].mean(0)
+    return ways | {"told the digits": partial(choose, told)}
+
+
 def measure_seed(run, dataset, texts):
     """All numbers of the model of one seed."""
     quiet, tokenizer, *_ = load_run(run)
     spans, answers = held_out_spans(dataset, 64, texts)
     among = torch.tensor(dataset.meta["answers"]["among"])
-    right, gain, expected = measure_lengths(quiet, spans, among)
-    ways = {"any length": expected, "oracle": gain}  # gains to choose by
-    for m in EACH:
-        others = np.isin(range(len(CHOICES)), (0, m + 1), invert=True)
-        ways[f"{m} or none"] = np.where(others, -np.inf, expected)
-    points = points_of(right, ways, answers)
-    choice, by_digits = choose(expected, PRICES[AT]), {n: [] for n in EACH}
-    for w, t, question in questions_in(spans, answers, tokenizer):
-        by_digits[len(question)].append(choice[w, t])
+    right, gain, expected, thoughts = measure_lengths(quiet, spans, among)
+    dash, equals = tokenizer.encode("—=")
+    digits = np.zeros(answers.shape, int)
+    for w, t, question in questions_in(spans, spans[:, :-1] == equals, tokenizer):
+        digits[w, t] = len(question)
+    ways = ways_to_choose(gain, expected, thoughts, digits, dash)
+    choices = {name: np.array([way(price) for price in PRICES]) for name, way in ways.items()}
+    points = points_of(right, choices, answers)
+    choice, lengths = choices["any length"][AT], {n: [] for n in EACH}
+    for w, t in np.argwhere(answers):
+        lengths[digits[w, t]].append(choice[w, t])
     shares = {}
-    for n, chosen in by_digits.items():
+    for n, chosen in lengths.items():
         shares[f"{n} digits"] = {x: share(c == k for c in chosen) for k, x in enumerate(CHOICES)}
     diagonal = [shares[f"{n} digits"][str(n)] for n in EACH]
     halves = []
     for part in np.array_split(np.arange(len(spans)), 2):
-        of_part = {name: by[part] for name, by in ways.items()}
+        of_part = {name: choice[:, part] for name, choice in choices.items()}
         halves.append(points_of(right[part], of_part, answers[part]))
-    kept = {way: beside_one_length(*halves, way) for way in ("any length", "oracle")}
+    kept = {way: beside_one_length(*halves, way) for way in ways if "none" not in way}
     kept["any length"]["as_many_tokens_as_digits"] = float(np.mean(diagonal))
     return {"lengths_by_digits": shares, "points": points, "kept": kept}
 
 
-def points_of(right, ways, answers):
-    """What `judge` says at each of PRICES, of each way to choose a length {name: gains}."""
-    return {
-        name: [judge(right, choose(by, price), answers) for price in PRICES]
-        for name, by in ways.items()
-    }
+def points_of(right, choices, answers):
+    """What `judge` says at each of PRICES, of each way to choose a length {name: choices}."""
+    return {name: [judge(right, x, answers) for x in row] for name, row in choices.items()}
 
 
 def beside_one_length(chosen_on, judged_on, way):

@@ -15,6 +15,7 @@ The use ratio is the share that hidden thoughts have of what the model could tel
 """
 
 import math
+import re
 from collections import namedtuple
 from dataclasses import replace
 from functools import partial
@@ -46,6 +47,10 @@ BATCH = 32  # texts that are measured at once
 THINK_ABOVE = 0.1  # the model thinks where it would say "<<" with a higher probability
 HEADS = {"heads": []}  # the mixing head learns beside a fixed model, see config/numbers.toml
 CONTROLS = {"pause": ["--thought_len=0"], "lm": ["--objective=lm", "--lr=5e-5"]}  # of one seed
+# From there on the model learns, too: small additions to its weights, from sampled thoughts.
+SECOND = "--lora_rank=16 --lr=1e-4 --mixing_head_lr=1e-5 --max_steps=200 --batch_size=4".split()
+SECOND += "--thought_temperature=1 --n_thoughts=8 --thought_len=12 --no-clamp_advantage".split()
+SECOND = {"reinforce": ["--reinforce_weight=10", *SECOND], "without_reinforce": SECOND}
 
 
 # A solution: its ids (L,), and for each of its numbers where it begins and how many tokens it has.
@@ -140,6 +145,8 @@ def measure_run(run, data, config):
         ways[", another's"] = read(model, own.roll(1, 0))
         ways[", random"] = read(model, torch.randint_like(own, tokenizer.vocab_size))
         ways[", 8 averaged"] = read(model, n_thoughts=8)
+    if run.parent.name == "reinforce":
+        ways[", left out"] = read(model.model)
     return {way: {c: x[c].astype(float).tolist() for c in COLUMNS} for way, x in ways.items()}
 
 
@@ -147,10 +154,10 @@ def read_text(tokenizer, data, texts, model, *thoughts, **how):
     """read_numbers, and right (n,): the share of thoughts whose result is the number."""
     among, (mark,) = open_dataset(data, "val").meta["answers"]["among"], tokenizer.encode("<<")
     found = read_numbers(model, texts, among, mark, *thoughts, **how)
-    wanted = [n for text in texts for n in numbers_in(text, tokenizer)]
+    wanted = [number for text in texts for number in numbers_in(text, tokenizer)]
     found["right"] = np.array([
-        np.mean([tokenizer.decode(x).partition(">>")[0].rpartition("=")[2] == number for x in own])
-        for own, number in zip(found["thoughts"].tolist(), wanted, strict=True)
+        np.mean([bool(re.match(f"([^>]*=)?{number}>>", tokenizer.decode(x))) for x in own])
+        for own, number in zip(found["thoughts"].tolist(), map(re.escape, wanted), strict=True)
     ])  # fmt: skip
     return found
 
@@ -210,7 +217,7 @@ def svamp(config, out):
     base = train_base("data/gsm8k_steps", config, out / "numbers", [])
     more = [f"--init_from={base}", "--lr=1e-4", "--max_steps=75"]
     base = train_base("data/svamp", config, out / "svamp", more)
-    return study("data/svamp", config, out / "svamp", base)
+    return study("data/svamp", config, out / "svamp", base, whole=True)
 
 
 def train_base(data, config, out, flags):
@@ -221,12 +228,14 @@ def train_base(data, config, out, flags):
     return base
 
 
-def study(data, config, out, base):
-    """Train all rows of a text from a base model, and measure them."""
-    flags = [f"{PRESET}.toml", f"--data={data}", f"--init_from={base}", "--base_preset="]
-    first = replace(config, seeds=str(config.all_seeds()[0]))
-    runs = [base]
-    for rows, seeds in ((HEADS, config), (CONTROLS, first)):
+def study(data, config, out, base, whole=False):
+    """Train all rows of a text from a base model, and measure them. whole: SECOND and STaR, too."""
+    first, runs = replace(config, seeds=str(config.all_seeds()[0])), [base]
+    stages = [(HEADS, config, base), (CONTROLS, first, base)]
+    if whole:
+        stages.append((SECOND, first, out / "heads" / "{seed}"))
+    for rows, seeds, start in stages:
+        flags = [f"{PRESET}.toml", f"--data={data}", f"--init_from={start}", "--base_preset="]
         folders = train_rows(seeds, out, rows, [*flags, "--device=auto"]).values()
         runs += [folder / str(seed) for folder in folders for seed in seeds.all_seeds()]
     rows = {}  # {row: [{column: values}, by seed]}
@@ -234,7 +243,7 @@ def study(data, config, out, base):
         make = partial(measure_run, run, data, config)
         for way, values in remembered(run, "numbers", make, texts=config.texts).items():
             rows.setdefault(run.parent.name + way, []).append(values)
-    if data == "data/svamp":
+    if whole:
         make = partial(measure_star, base, data, config)
         rows["STaR, written"] = [remembered(base, "star", make, texts=config.texts)]
     table = {}
@@ -247,17 +256,20 @@ def study(data, config, out, base):
     print("use ratio: " + ", ".join(f"{row} {x:.2f}" for row, x in use.items()))
     sizes = [len(text.size) for text in texts_of(data, config.texts)]
     documents, minus, bars = np.repeat(range(len(sizes)), sizes), {}, {}
-    for row, c in product(rows, COLUMNS[:2]):
-        heads, values = (np.mean([x[c] for x in rows[name]], axis=0) for name in ("heads", row))
-        minus.setdefault(row, {})[c] = x = compare(heads, values, documents)
-        print(f"heads - {row}, {c}: {x['mean']:+.3f} [{x['low']:+.3f}, {x['high']:+.3f}]")
-        alone = compare(values, np.zeros(len(values)), documents)
-        bars[row] = {c: {"mean": alone["mean"], "spread": alone["high"] - alone["mean"]}}
+    means = {row: {c: np.mean([x[c] for x in rows[row]], axis=0) for c in COLUMNS} for row in rows}
+    for ours, row, c in product(("heads", "reinforce"), rows, ("nll", "exact", "right")):
+        if ours in rows:
+            x = compare(means[ours][c], means[row][c], documents)
+            minus.setdefault(f"{ours}_minus", {}).setdefault(row, {})[c] = x
+            print(f"{ours} - {row}, {c}: {x['mean']:+.3f} [{x['low']:+.3f}, {x['high']:+.3f}]")
+    for row in rows:
+        x = compare(means[row]["exact"], np.zeros(len(documents)), documents)
+        bars[row] = {"exact": {"mean": x["mean"], "spread": x["high"] - x["mean"]}}
     del bars["base, written"]  # a line across the others
     label = "share of numbers written exactly, 95 % intervals; dashed: after a written calculation"
     title = f"numbers whose calculations are left out: {data}"
     draw_bars(bars, "exact", label, out.with_suffix(".png"), title, exact["base, written"])
-    return {**table, "use_ratio": use, "heads_minus": minus}
+    return {**table, "use_ratio": use, **minus}
 
 
 if __name__ == "__main__":

@@ -5,7 +5,7 @@ import torch
 from naive import ids, naive_gate, naive_thought, tiny
 
 from lib.tokenizer import CharTokenizer
-from studies.length import PRICES, beside_one_length, choose, judge, measure_lengths
+from studies.length import PRICES, beside_one_length, choose, judge, measure_lengths, ways_to_choose
 from studies.tables import questions_in
 
 
@@ -19,6 +19,22 @@ def test_by_price_the_choice_gains_most_beyond_it():
         assert choice.tolist() == [wanted]
         accuracy = np.mean([right[0, t, k] for t, k in enumerate(wanted)])
         assert judge(right, choice, answers) == {"tokens": tokens, "accuracy": accuracy}
+
+
+def test_a_thought_ends_at_its_dash_and_who_is_told_the_digits_expects_their_mean_gain():
+    """Catches a dash that counts as a token of the thought, a length where none pays, and the true
+    gain of each position in place of the mean."""
+    rng, dash = np.random.default_rng(0), 7
+    gain, expected = rng.normal(size=(2, 1, 4, 8))
+    expected[0, 3] = [0, *[-1] * 7]
+    thoughts = np.array([[[1, 2, dash, 1, dash, 1], [dash] * 6, [1] * 6, [dash] * 6]])
+    digits = np.array([[2, 2, 0, 1]])
+    ways = ways_to_choose(gain, expected, thoughts, digits, dash)
+    assert ways["own end"](-9).tolist() == [[3, 1, 7, 1]]
+    assert ways["own end"](0)[0, 3] == 0
+    told = ways["told the digits"](0)[0]
+    assert told[0] == told[1] == gain[0, :2].mean(0).argmax() and told[2] == 0
+    assert told[3] == gain[0, 3].argmax()
 
 
 def test_beside_the_best_single_length_prices_are_of_the_other_half():
@@ -56,9 +72,10 @@ def test_what_is_measured_is_one_thought_at_a_time():
     """Catches a prefix that is read out one token off, and a gain against another prediction."""
     settings = dict(thought_kind="any_length", thought_len=2, n_thoughts=2, gain_head=True)
     quiet, spans, among = tiny(**settings).float(), ids(2, 6).numpy(), torch.tensor([1, 3, 4])
-    right, gain, gains_expected = measure_lengths(quiet, spans, among)
+    right, gain, gains_expected, longest = measure_lengths(quiet, spans, among)
     greedy = quiet.with_settings(n_thoughts=1, thought_temperature=0.0)
     thoughts = greedy.predict(torch.from_numpy(spans)).thoughts[:, 0]
+    assert np.array_equal(longest, thoughts)
     head = quiet.model.output.weight
     for w in range(2):
         text = torch.from_numpy(spans[w])

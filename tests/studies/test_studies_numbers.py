@@ -1,14 +1,21 @@
 """The study of numbers: one number at a time."""
 
+import json
+
 import numpy as np
 import pytest
 import torch
+from byte_tokenizer import write_byte_tokenizer
 from naive import likeliest_thought, naive_gate, naive_thought, tiny
+from tiny_runs import SHAPE, go
 
 from beyond.kinds import ThinkingConfig
+from data.gsm8k_steps.prepare import GSM8KStepsConfig, write_texts
 from lib.runs import set_start_and_end
+from lib.tokenizer import load_tokenizer
 from studies import numbers as study
-from studies.numbers import Text, Written, compare, read_numbers
+from studies.numbers import Text, Written, compare, numbers_in, read_numbers, read_text
+from studies.runs import StudyConfig
 
 MARK, AMONG, A = 3, [5, 6, 7, 8], 3  # "<<"; what a number can hold; the longest number, and behind
 
@@ -100,3 +107,41 @@ def test_a_written_calculation_is_read_as_text_is(monkeypatch):
         logits[0, MARK] = -torch.inf
         nll = -logits.log_softmax(-1).gather(-1, ids[-size:, None]).sum()
         assert found["nll"][i] == pytest.approx(float(nll), rel=1e-6)
+
+
+def word_problems(folder):
+    """A dataset of bytes, "<<" and ">>", of 120 problems; and its tokenizer."""
+    path = write_byte_tokenizer(folder)
+    content = json.loads(path.read_text())
+    content["model"]["vocab"] |= {"<<": 258, ">>": 259}
+    content["model"]["merges"] = ["< <", "> >"]
+    path.write_text(json.dumps(content))
+    config = GSM8KStepsConfig(out=str(folder), tokenizer=str(path), copies=1)
+    lines = [{"question": f"{n} + 5", "answer": f"<<{n}+5={n + 5}>>{n + 5}"} for n in range(120)]
+    write_texts(config, lines[40:], {"val": lines[:40]}, np.random.default_rng(0))
+    return load_tokenizer(path)
+
+
+def test_a_thought_is_right_if_its_result_is_the_number(tmp_path, monkeypatch):
+    """Catches a number that stands elsewhere in the thought, or is only a part of the result."""
+    tokenizer = word_problems(tmp_path)
+    texts = study.texts_of(tmp_path, 8)[:5]
+    assert [numbers_in(text, tokenizer) for text in texts] == [["5"], ["6"], ["7"], ["8"], ["9"]]
+    said = "0+5=5>>.", "1+5=16>>", "7-7=0>>7", "8>>8.5..", "9-0+5=9."
+    thoughts = np.array([[tokenizer.encode(f"{text:.<9}")[:8]] for text in said])
+    monkeypatch.setattr(study, "read_numbers", lambda *_: {"thoughts": thoughts})
+    found = read_text(tokenizer, tmp_path, texts, None)
+    assert found["right"].tolist() == [1, 0, 0, 1, 0]
+
+
+@pytest.mark.slow
+def test_the_study_trains_and_measures_all_its_rows(tmp_path):
+    """Catches pieces that do not fit together."""
+    word_problems(tmp_path / "data")
+    config = StudyConfig(out=str(tmp_path), seeds="1,2", jobs=1, steps=1, texts=8)
+    go(tmp_path, *SHAPE, "--objective=lm", "--init_from=", "--out=out/base/0", "--max_steps=1")
+    base = tmp_path / "out" / "base" / "0"
+    found = study.study(str(tmp_path / "data"), config, tmp_path / "out", base, whole=True)
+    assert {"base, written", "heads, random", "STaR, written", "reinforce, left out"} < found.keys()
+    assert found["reinforce_minus"]["without_reinforce"]["exact"]["low"] <= 0
+    assert (tmp_path / "out.png").exists()
