@@ -48,8 +48,9 @@ THINK_ABOVE = 0.1  # the model thinks where it would say "<<" with a higher prob
 HEADS = {"heads": []}  # the mixing head learns beside a fixed model, see config/numbers.toml
 CONTROLS = {"pause": ["--thought_len=0"], "lm": ["--objective=lm", "--lr=5e-5"]}  # of one seed
 # From there on the model learns, too: small additions to its weights, from sampled thoughts.
-SECOND = "--lora_rank=16 --lr=1e-4 --mixing_head_lr=1e-5 --max_steps=200 --batch_size=4".split()
-SECOND += "--thought_temperature=1 --n_thoughts=8 --thought_len=12 --no-clamp_advantage".split()
+SECOND = "--lora_rank=16 --lr=1e-4 --mixing_head_lr=1e-5 --max_steps=110 --batch_size=4".split()
+SECOND += "--thought_temperature=1 --n_thoughts=8 --thought_len=12 --n_true=3".split()
+SECOND += "--no-clamp_advantage --beta2=0.99 --min_lr_share=0.3".split()
 SECOND = {"reinforce": ["--reinforce_weight=10", *SECOND], "without_reinforce": SECOND}
 
 
@@ -57,10 +58,10 @@ SECOND = {"reinforce": ["--reinforce_weight=10", *SECOND], "without_reinforce": 
 Text = namedtuple("Text", "ids first size")
 
 
-def texts_of(data, count, split="val"):
+def texts_of(data, count):
     """Those of so many solutions of the test set, from the first, that have calculations which are
     left out."""
-    dataset, texts = open_dataset(data, split), []
+    dataset, texts = open_dataset(data, "val"), []
     ends = np.flatnonzero(dataset.tokens == dataset.meta["document_end"])[:count] + 1
     for start, end in zip([0, *ends[:-1]], ends, strict=True):
         edges = np.flatnonzero(np.diff(np.pad(dataset.answers[start:end], 1).astype(np.int8)))
@@ -177,17 +178,26 @@ def written_out(model, tokenizer):
     return written.to(model.output.weight)
 
 
+def questions_of(data, tokenizer):
+    """The questions of a training text like "Q: ..\nA: 51" whose calculations are left out, each
+    once: a list of Question, whose prompt ends in "<<"."""
+    dataset, found = open_dataset(data, "train"), {}
+    ends = np.flatnonzero(dataset.tokens == dataset.meta["document_end"])
+    for ids in np.split(dataset.tokens, ends + 1)[:-1]:
+        question, mark, answer = tokenizer.decode(ids[:-1].tolist()).rpartition("A: ")
+        if "<<" not in answer:
+            prompt = tokenizer.encode(question + mark) + tokenizer.encode("<<")
+            found[question] = Question(prompt, prompt, answer)
+    return list(found.values())
+
+
 def measure_star(run, data, config):
-    """STaR (beyond/star.py) from a base model, on the numbers of the training text whose
-    calculations are left out: it is fine-tuned on those that it wrote and that came to the number.
-    {column: a list by number of the text} after its own written calculations."""
+    """STaR (beyond/star.py) from a base model, on the same questions: it is fine-tuned on those of
+    its calculations that come to the answer. {column: a list by number of the text} after its own
+    written calculations."""
     model, tokenizer, *_ = load_run(run)
-    questions, how = [], {"iterations": 2, "rationalize": False, "most_tokens": 24, "lr": 5e-5}
-    for text in texts_of(data, None, "train"):
-        for first, number in zip(text.first.tolist(), numbers_in(text, tokenizer), strict=True):
-            prompt = text.ids[:first].tolist() + tokenizer.encode("<<")
-            questions.append(Question(prompt, prompt, number))
-    end = open_dataset(data, "train").meta["document_end"]
+    end, questions = open_dataset(data, "train").meta["document_end"], questions_of(data, tokenizer)
+    how = {"iterations": 2, "rationalize": False, "most_tokens": 24, "lr": 5e-5}
     star = StarConfig(lambda ids: tokenizer.decode(ids).partition(">>")[2], end, **how)
     with torch.autocast("cpu", torch.bfloat16):
         *_, (taught, kept) = self_taught(model, questions, star)
@@ -239,13 +249,14 @@ def study(data, config, out, base, whole=False):
         folders = train_rows(seeds, out, rows, [*flags, "--device=auto"]).values()
         runs += [folder / str(seed) for folder in folders for seed in seeds.all_seeds()]
     rows = {}  # {row: [{column: values}, by seed]}
+    about = {"texts": config.texts, "columns": list(COLUMNS)}
     for run in tqdm(runs, "measuring", disable=None):
         make = partial(measure_run, run, data, config)
-        for way, values in remembered(run, "numbers", make, texts=config.texts).items():
+        for way, values in remembered(run, "numbers", make, **about).items():
             rows.setdefault(run.parent.name + way, []).append(values)
     if whole:
         make = partial(measure_star, base, data, config)
-        rows["STaR, written"] = [remembered(base, "star", make, texts=config.texts)]
+        rows["STaR, written"] = [remembered(base, "star", make, **about)]
     table = {}
     for row, seeds in rows.items():
         table[row] = over_seeds([{c: float(np.mean(x[c])) for c in COLUMNS} for x in seeds])

@@ -20,6 +20,7 @@ from studies.runs import BASE, prepare, run_studies, train_on, train_rows
 from studies.tables import over_seeds, print_rows, remembered, share
 
 TRAIN, TEST, ITERATIONS = 2000, 1000, 8  # questions, iterations
+TEMPERATURE = 1.0  # not greedy: the likeliest way to begin is the same for all questions
 ROWS = {  # settings of StarConfig
     "star": {"rationalize": False},
     "star_rationalized": {},
@@ -70,9 +71,8 @@ def teach(run, row, iterations):
     asked = questions(tokenizer, TRAIN, f"train {run.name}")
     test = [q for q in questions(tokenizer, TEST, "test") if q not in asked]
 
-    # sampled, not greedy: the likeliest way to begin is the same for all questions
     how = {"end": tokenizer.encode("\n")[0], "seed": int(run.name), "iterations": iterations}
-    how["temperature"] = 1.0
+    how["temperature"] = TEMPERATURE
     config = StarConfig(lambda ids: split(tokenizer.decode(ids))[1], **how, **ROWS[row])
     found = [judge(base, tokenizer, test, config)]
     for model, kept in self_taught(base, asked, config):
@@ -89,9 +89,10 @@ def star(config, out):
     preset.append(f"--init_from={base}/{{seed}}")
     runs = train_rows(config, out / "star", {"base": []}, preset)["base"]
     seeds, iterations, of = config.all_seeds(), 2 if config.steps else ITERATIONS, {}
+    how = {"iterations": iterations, "temperature": TEMPERATURE}
     for row in tqdm(ROWS, "teaching", disable=None):
         makes = {runs / str(x): partial(teach, runs / str(x), row, iterations) for x in seeds}
-        of[row] = over_seeds([remembered(run, f"star_{row}", makes[run]) for run in makes])
+        of[row] = over_seeds([remembered(run, f"star_{row}", makes[run], **how) for run in makes])
     last = {"base": of["star"][0]} | {row: x[-1] for row, x in of.items()}
     print_rows(f"after {iterations} iterations", last)
     lines = {row: {n: point["accuracy"] for n, point in enumerate(x)} for row, x in of.items()}

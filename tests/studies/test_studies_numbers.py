@@ -14,7 +14,15 @@ from data.gsm8k_steps.prepare import GSM8KStepsConfig, write_texts
 from lib.runs import set_start_and_end
 from lib.tokenizer import load_tokenizer
 from studies import numbers as study
-from studies.numbers import Text, Written, compare, numbers_in, read_numbers, read_text
+from studies.numbers import (
+    Text,
+    Written,
+    compare,
+    numbers_in,
+    questions_of,
+    read_numbers,
+    read_text,
+)
 from studies.runs import StudyConfig
 
 MARK, AMONG, A = 3, [5, 6, 7, 8], 3  # "<<"; what a number can hold; the longest number, and behind
@@ -132,6 +140,15 @@ def test_a_thought_is_right_if_its_result_is_the_number(tmp_path, monkeypatch):
     monkeypatch.setattr(study, "read_numbers", lambda *_: {"thoughts": thoughts})
     found = read_text(tokenizer, tmp_path, texts, None)
     assert found["right"].tolist() == [1, 0, 0, 1, 0]
+
+
+def test_star_is_asked_what_is_left_out_of_the_training_text(tmp_path):
+    """Catches held-out questions, and such whose calculation the text gives away."""
+    tokenizer = word_problems(tmp_path)
+    text = tokenizer.decode(study.open_dataset(tmp_path, "train").tokens.tolist())
+    left_out = {n for n in range(40, 120) if f"Q: {n} + 5\nA: {n + 5}" in text}
+    asked = {tokenizer.decode(x.prompt): x.answer for x in questions_of(tmp_path, tokenizer)}
+    assert asked == {f"Q: {n} + 5\nA: <<": str(n + 5) for n in left_out} and 20 < len(asked) < 60
 
 
 @pytest.mark.slow
