@@ -137,16 +137,17 @@ def measure_run(run, data, config):
     """{way of thinking: {column: a list by number of the text}} of a run."""
     model, tokenizer, *_ = load_run(run, pick_device("auto"))
     read = partial(read_text, tokenizer, data, texts_of(data, config.texts))
+    torch.manual_seed(0)
     ways = {"": read(model)}
     if run.parent.name == "base":
         ways[", written"] = read(written_out(model, tokenizer))
     if run.parent.name == "heads" and int(run.name) == config.all_seeds()[0]:
         own = torch.from_numpy(ways[""]["thoughts"])
-        torch.manual_seed(0)
         ways[", another's"] = read(model, own.roll(1, 0))
         ways[", random"] = read(model, torch.randint_like(own, tokenizer.vocab_size))
         ways[", 8 averaged"] = read(model, n_thoughts=8)
-    if run.parent.name == "reinforce":
+    if run.parent.name in SECOND:
+        ways[", 4 averaged"] = read(model, n_thoughts=4)
         ways[", left out"] = read(model.model)
     return {way: {c: x[c].astype(float).tolist() for c in COLUMNS} for way, x in ways.items()}
 
