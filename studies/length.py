@@ -102,7 +102,7 @@ def measure_seed(run, dataset, texts):
     diagonal = [shares[f"{n} digits"][str(n)] for n in EACH]
     halves = []
     for part in np.array_split(np.arange(len(spans)), 2):
-        of_part = {name: choice[:, part] for name, choice in choices.items()}
+        of_part = {name: x[:, part] for name, x in choices.items()}
         halves.append(points_of(right[part], of_part, answers[part]))
     kept = {way: beside_one_length(*halves, way) for way in ways if "none" not in way}
     kept["any length"]["as_many_tokens_as_digits"] = float(np.mean(diagonal))

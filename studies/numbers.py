@@ -48,10 +48,10 @@ THINK_ABOVE = 0.1  # the model thinks where it would say "<<" with a higher prob
 HEADS = {"heads": []}  # the mixing head learns beside a fixed model, see config/numbers.toml
 CONTROLS = {"pause": ["--thought_len=0"], "lm": ["--objective=lm", "--lr=5e-5"]}  # of one seed
 # From there on the model learns, too: small additions to its weights, from sampled thoughts.
-SECOND = "--lora_rank=16 --lr=1e-4 --mixing_head_lr=1e-5 --max_steps=110 --batch_size=4".split()
-SECOND += "--thought_temperature=1 --n_thoughts=8 --thought_len=12 --n_true=3".split()
-SECOND += "--no-clamp_advantage --beta2=0.99 --min_lr_share=0.3".split()
-SECOND = {"reinforce": ["--reinforce_weight=10", *SECOND], "without_reinforce": SECOND}
+TOGETHER = "--lora_rank=16 --lr=1e-4 --mixing_head_lr=1e-5 --max_steps=110 --batch_size=4".split()
+TOGETHER += "--thought_temperature=1 --n_thoughts=8 --thought_len=12 --n_true=3".split()
+TOGETHER += "--no-clamp_advantage --beta2=0.99 --min_lr_share=0.3".split()
+SECOND = {"reinforce": ["--reinforce_weight=10", *TOGETHER], "without_reinforce": TOGETHER}
 
 
 # A solution: its ids (L,), and for each of its numbers where it begins and how many tokens it has.
@@ -149,7 +149,12 @@ def measure_run(run, data, config):
     if run.parent.name in SECOND:
         ways[", 4 averaged"] = read(model, n_thoughts=4)
         ways[", left out"] = read(model.model)
-    return {way: {c: x[c].astype(float).tolist() for c in COLUMNS} for way, x in ways.items()}
+    return {way: as_lists(x) for way, x in ways.items()}
+
+
+def as_lists(found):
+    """COLUMNS of what read_text found, for JSON."""
+    return {c: found[c].astype(float).tolist() for c in COLUMNS}
 
 
 def read_text(tokenizer, data, texts, model, *thoughts, **how):
@@ -172,15 +177,14 @@ def numbers_in(text, tokenizer):
 
 def written_out(model, tokenizer):
     """A Written of a model.Transformer."""
-    end_id = one_token(tokenizer, ">>", "end")
-    how = ThinkingConfig(thought_len=24, thought_kind="ended", end_id=end_id)
-    written = Written(model, how)
+    how = {"thought_kind": "ended", "end_id": one_token(tokenizer, ">>", "end")}
+    written = Written(model, ThinkingConfig(thought_len=24, **how))
     start_thoughts(written, tokenizer, "<<", ">>")
     return written.to(model.output.weight)
 
 
 def questions_of(data, tokenizer):
-    """The questions of a training text like "Q: ..\nA: 51" whose calculations are left out, each
+    """The questions of a training text, "Q: ..", "A: 51", whose calculations are left out, each
     once: a list of Question, whose prompt ends in "<<"."""
     dataset, found = open_dataset(data, "train"), {}
     ends = np.flatnonzero(dataset.tokens == dataset.meta["document_end"])
@@ -203,8 +207,8 @@ def measure_star(run, data, config):
     with torch.autocast("cpu", torch.bfloat16):
         *_, (taught, kept) = self_taught(model, questions, star)
     print(f"STaR: {len(kept)} of {len(questions)} calculations come to the number")
-    found = read_text(tokenizer, data, texts_of(data, config.texts), written_out(taught, tokenizer))
-    return {c: found[c].astype(float).tolist() for c in COLUMNS}
+    texts, written = texts_of(data, config.texts), written_out(taught, tokenizer)
+    return as_lists(read_text(tokenizer, data, texts, written))
 
 
 def compare(values, others, documents):

@@ -20,7 +20,6 @@ from studies.runs import BASE, prepare, run_studies, train_on, train_rows
 from studies.tables import over_seeds, print_rows, remembered, share
 
 TRAIN, TEST, ITERATIONS = 2000, 1000, 8  # questions, iterations
-TEMPERATURE = 1.0  # not greedy: the likeliest way to begin is the same for all questions
 ROWS = {  # settings of StarConfig
     "star": {"rationalize": False},
     "star_rationalized": {},
@@ -64,16 +63,14 @@ def judge(model, tokenizer, asked, config):
     }
 
 
-def teach(run, row, iterations):
-    """One row from one base model: [what `judge` says, by iteration], and the
-    share of what was kept for fine-tuning whose steps are all right."""
+def teach(run, row, how):
+    """One row from one base model: [what `judge` says, by iteration], and the share of what was
+    kept whose steps are all right. how: the settings of StarConfig that all rows share."""
     base, tokenizer, *_ = load_run(run)
     asked = questions(tokenizer, TRAIN, f"train {run.name}")
     test = [q for q in questions(tokenizer, TEST, "test") if q not in asked]
-
-    how = {"end": tokenizer.encode("\n")[0], "seed": int(run.name), "iterations": iterations}
-    how["temperature"] = TEMPERATURE
-    config = StarConfig(lambda ids: split(tokenizer.decode(ids))[1], **how, **ROWS[row])
+    how = {"end": tokenizer.encode("\n")[0], "seed": int(run.name), **how, **ROWS[row]}
+    config = StarConfig(lambda ids: split(tokenizer.decode(ids))[1], **how)
     found = [judge(base, tokenizer, test, config)]
     for model, kept in self_taught(base, asked, config):
         faithful = share(is_faithful(*pair, tokenizer) for pair in kept)
@@ -89,9 +86,10 @@ def star(config, out):
     preset.append(f"--init_from={base}/{{seed}}")
     runs = train_rows(config, out / "star", {"base": []}, preset)["base"]
     seeds, iterations, of = config.all_seeds(), 2 if config.steps else ITERATIONS, {}
-    how = {"iterations": iterations, "temperature": TEMPERATURE}
+    # not greedy: the likeliest way to begin is the same for all questions
+    how = {"iterations": iterations, "temperature": 1.0}
     for row in tqdm(ROWS, "teaching", disable=None):
-        makes = {runs / str(x): partial(teach, runs / str(x), row, iterations) for x in seeds}
+        makes = {runs / str(x): partial(teach, runs / str(x), row, how) for x in seeds}
         of[row] = over_seeds([remembered(run, f"star_{row}", makes[run], **how) for run in makes])
     last = {"base": of["star"][0]} | {row: x[-1] for row, x in of.items()}
     print_rows(f"after {iterations} iterations", last)
