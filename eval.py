@@ -24,6 +24,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
+from beyond.kinds import with_gate
 from data.dataset import open_dataset
 from data.text import read_documents, text_files
 from fast import likeliest, token_log_prob
@@ -114,10 +115,7 @@ def measure(model, spans, meta, batch_size=16, thoughts=None, gate=None, tempera
     if thinking:
         model = model.with_settings(n_thoughts=1, n_true=1, thought_temperature=temperature)
     if gate is not None:
-        model.talk = lambda h_base, h: (
-            torch.lerp(h_base, h, gate),
-            torch.full_like(h[..., 0], gate),
-        )
+        model = with_gate(model, gate)
     for start in tqdm(range(0, len(spans), batch_size), "measuring", leave=False, disable=None):
         rows = slice(start, start + batch_size)
         tokens = torch.from_numpy(spans[rows]).to(among)

@@ -17,7 +17,7 @@ import runpy
 import subprocess
 import sys
 import time
-from contextlib import ExitStack, nullcontext, suppress
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -328,9 +328,7 @@ def set_up(train, model_config, thinking_config, given, held):
         steps = f"steps {progress[0]} to {train.max_steps}"
         steps += f" on {processes.world} x {processes.device.type}"
         tqdm.write(f"{train.out}: {train.objective}, {size:,} parameters, {steps}")
-    autocast = nullcontext
-    if bfloat16:
-        autocast = partial(torch.autocast, processes.device.type, torch.bfloat16)
+    autocast = partial(torch.autocast, processes.device.type, torch.bfloat16, enabled=bfloat16)
     start_id = None
     if train.think_at in ("aloud", "start"):
         start_id = one_token(tokenizer, train.start_text, "start_text")

@@ -66,7 +66,15 @@ def thinking_model(model, config, fast=True, **how):
     kind = OtherCredit if other_credit else kinds[config.thought_kind]
     if kind is FastQuietSTaR and not fast:
         return QuietSTaR(model, config)
-    return kind(model, config, **how)
+    quiet = kind(model, config, **how)
+    return quiet if config.mixing == "head" else with_gate(quiet, 1.0)
+
+
+def with_gate(quiet, gate):
+    """The same model, but its gate is this number, and not what the mixing head says."""
+    other = quiet.with_settings()
+    other.talk = lambda h_base, h: (torch.lerp(h_base, h, gate), torch.full_like(h[..., 0], gate))
+    return other
 
 
 class WithoutTokens(FastQuietSTaR):
@@ -94,11 +102,6 @@ class WithoutTokens(FastQuietSTaR):
 
 class OtherCredit(FastQuietSTaR):
     SETTINGS = FastQuietSTaR.SETTINGS | {"credit", "mixing"}
-
-    def talk(self, h_base, h_thought):
-        if self.config.mixing == "none":
-            return h_thought, torch.ones_like(h_thought[..., 0])
-        return super().talk(h_base, h_thought)
 
     def credit(self, thinking, log_p, h_mixed, targets):
         reward, advantage = super().credit(thinking, log_p, h_mixed, targets)

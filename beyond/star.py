@@ -25,8 +25,9 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
-from torch.nn.functional import cross_entropy
 from torch.nn.utils.rnn import pad_sequence
+
+from fast import token_log_prob
 
 
 class Question(NamedTuple):
@@ -80,7 +81,8 @@ def write(model, prompts, config, generator=None):
     for length in sorted({len(prompt) for prompt in prompts}):  # no padding
         group = [i for i, prompt in enumerate(prompts) if len(prompt) == length]
         how = config.most_tokens, config.temperature, generator
-        tokens = model.generate(torch.tensor([prompts[i] for i in group]), *how)
+        ids = torch.tensor([prompts[i] for i in group], device=model.output.weight.device)
+        tokens = model.generate(ids, *how)
         for i, row in zip(group, tokens[:, length:].tolist(), strict=True):
             texts[i] = row[: row.index(config.end) + 1] if config.end in row else row
     return texts
@@ -108,7 +110,9 @@ def loss_of(model, examples):
     """Mean NLL (nats a token) of what follows the prompts of examples, all of whose tokens count
     alike. Attention is causal: nobody sees the padding."""
     tokens = [torch.tensor(prompt + text) for prompt, text in examples]
-    wanted = [torch.tensor([-100] * len(prompt) + text) for prompt, text in examples]  # -100: none
-    logits = model.logits(model(pad_sequence(tokens, batch_first=True)[:, :-1]))
-    wanted = pad_sequence(wanted, batch_first=True, padding_value=-100)[:, 1:]
-    return cross_entropy(logits.flatten(0, 1), wanted.flatten())
+    wanted = [torch.tensor([-1] * len(prompt) + text) for prompt, text in examples]  # -1: none
+    device = model.output.weight.device
+    hidden = model(pad_sequence(tokens, batch_first=True)[:, :-1].to(device))
+    wanted = pad_sequence(wanted, batch_first=True, padding_value=-1)[:, 1:].to(device)
+    there = wanted >= 0
+    return -token_log_prob(model.output, hidden[there], wanted[there]).mean()

@@ -19,7 +19,7 @@ import re
 from collections import namedtuple
 from dataclasses import replace
 from functools import partial
-from itertools import product
+from itertools import pairwise, product
 
 import numpy as np
 import torch
@@ -28,8 +28,7 @@ from torch.nn.utils.rnn import pad_sequence
 from tqdm import tqdm
 
 from beyond.adaptive import says_start
-from beyond.ended import Ended
-from beyond.kinds import ThinkingConfig, thinking_model
+from beyond.kinds import ThinkingConfig, thinking_model, with_gate
 from beyond.positions import one_token
 from beyond.star import Question, StarConfig, self_taught
 from data.dataset import open_dataset
@@ -50,7 +49,7 @@ CONTROLS = {"pause": ["--thought_len=0"], "lm": ["--objective=lm", "--lr=5e-5"]}
 # From there on the model learns, too: small additions to its weights, from sampled thoughts.
 TOGETHER = "--lora_rank=16 --lr=1e-4 --mixing_head_lr=1e-5 --max_steps=110 --batch_size=4".split()
 TOGETHER += "--thought_temperature=1 --n_thoughts=8 --thought_len=12 --n_true=3".split()
-TOGETHER += "--no-clamp_advantage --beta2=0.99 --min_lr_share=0.3".split()
+TOGETHER += "--no-clamp_advantage --min_lr_share=0.3".split()
 SECOND = {"reinforce": ["--reinforce_weight=10", *TOGETHER], "without_reinforce": TOGETHER}
 
 
@@ -62,13 +61,18 @@ def texts_of(data, count):
     """Those of so many solutions of the test set, from the first, that have calculations which are
     left out."""
     dataset, texts = open_dataset(data, "val"), []
-    ends = np.flatnonzero(dataset.tokens == dataset.meta["document_end"])[:count] + 1
-    for start, end in zip([0, *ends[:-1]], ends, strict=True):
+    for start, end in documents_of(dataset)[:count]:
         edges = np.flatnonzero(np.diff(np.pad(dataset.answers[start:end], 1).astype(np.int8)))
         first, last = torch.from_numpy(edges.reshape(-1, 2)).T
         ids = torch.from_numpy(dataset.tokens[start:end].astype(np.int64))
         texts.append(Text(ids, first, last - first))
     return [text for text in texts if len(text.first)]
+
+
+def documents_of(dataset):
+    """Where each document of a dataset begins and ends: [(start, end)]."""
+    ends = 1 + np.flatnonzero(dataset.tokens == dataset.meta["document_end"])
+    return list(pairwise([0, *ends.tolist()]))
 
 
 def batches(texts, size):
@@ -125,14 +129,6 @@ def read_numbers(model, texts, among, mark, thoughts=None, n_thoughts=1):
     return {name: np.concatenate([x[name] for x in found]) for name in found[0]}
 
 
-class Written(Ended):
-    """A model that reads its own calculation as if it stood in the text: `<<`, tokens, `>>` (and
-    `>>` once more, as `end`), and predicts from there alone."""
-
-    def talk(self, h_base, h_thought):
-        return h_thought, torch.ones_like(h_thought[..., 0])
-
-
 def measure_run(run, data, config):
     """{way of thinking: {column: a list by number of the text}} of a run."""
     model, tokenizer, *_ = load_run(run, pick_device("auto"))
@@ -141,6 +137,9 @@ def measure_run(run, data, config):
     ways = {"": read(model)}
     if run.parent.name == "base":
         ways[", written"] = read(written_out(model, tokenizer))
+        if questions := questions_of(data, tokenizer):
+            taught = taught_by_star(model, questions, tokenizer)
+            ways[", taught by STaR, written"] = read(written_out(taught, tokenizer))
     if run.parent.name == "heads" and int(run.name) == config.all_seeds()[0]:
         own = torch.from_numpy(ways[""]["thoughts"])
         ways[", another's"] = read(model, own.roll(1, 0))
@@ -149,12 +148,7 @@ def measure_run(run, data, config):
     if run.parent.name in SECOND:
         ways[", 4 averaged"] = read(model, n_thoughts=4)
         ways[", left out"] = read(model.model)
-    return {way: as_lists(x) for way, x in ways.items()}
-
-
-def as_lists(found):
-    """COLUMNS of what read_text found, for JSON."""
-    return {c: found[c].astype(float).tolist() for c in COLUMNS}
+    return {way: {c: x[c].astype(float).tolist() for c in COLUMNS} for way, x in ways.items()}
 
 
 def read_text(tokenizer, data, texts, model, *thoughts, **how):
@@ -176,49 +170,45 @@ def numbers_in(text, tokenizer):
 
 
 def written_out(model, tokenizer):
-    """A Written of a model.Transformer."""
+    """A model.Transformer that reads its own calculation as if it stood in the text: `<<`, tokens,
+    `>>` (and `>>` once more, as `end`), and predicts from there alone."""
     how = {"thought_kind": "ended", "end_id": one_token(tokenizer, ">>", "end")}
-    written = Written(model, ThinkingConfig(thought_len=24, **how))
+    written = thinking_model(model, ThinkingConfig(thought_len=24, **how))
     start_thoughts(written, tokenizer, "<<", ">>")
-    return written.to(model.output.weight)
+    return with_gate(written.to(model.output.weight), 1.0)
 
 
 def questions_of(data, tokenizer):
-    """The questions of a training text, "Q: ..", "A: 51", whose calculations are left out, each
+    """The questions of a training text that are answered by a number alone, "Q: ..", "A: 51", each
     once: a list of Question, whose prompt ends in "<<"."""
     dataset, found = open_dataset(data, "train"), {}
-    ends = np.flatnonzero(dataset.tokens == dataset.meta["document_end"])
-    for ids in np.split(dataset.tokens, ends + 1)[:-1]:
-        question, mark, answer = tokenizer.decode(ids[:-1].tolist()).rpartition("A: ")
-        if "<<" not in answer:
+    for start, end in documents_of(dataset):
+        text = tokenizer.decode(dataset.tokens[start : end - 1].tolist())
+        question, mark, answer = text.rpartition("A: ")
+        if re.fullmatch(r"[\d.]+", answer):
             prompt = tokenizer.encode(question + mark) + tokenizer.encode("<<")
             found[question] = Question(prompt, prompt, answer)
     return list(found.values())
 
 
-def measure_star(run, data, config):
-    """STaR (beyond/star.py) from a base model, on the same questions: it is fine-tuned on those of
-    its calculations that come to the answer. {column: a list by number of the text} after its own
-    written calculations."""
-    model, tokenizer, *_ = load_run(run)
-    end, questions = open_dataset(data, "train").meta["document_end"], questions_of(data, tokenizer)
+def taught_by_star(model, questions, tokenizer):
+    """STaR (beyond/star.py) on the same questions: the model fine-tuned on those of its written
+    calculations that come to the answer."""
     how = {"iterations": 2, "rationalize": False, "most_tokens": 24, "lr": 5e-5}
-    star = StarConfig(lambda ids: tokenizer.decode(ids).partition(">>")[2], end, **how)
-    with torch.autocast("cpu", torch.bfloat16):
+    star = StarConfig(lambda x: tokenizer.decode(x).partition(">>")[2], tokenizer.eos_id, **how)
+    with torch.autocast(model.output.weight.device.type, torch.bfloat16):
         *_, (taught, kept) = self_taught(model, questions, star)
     print(f"STaR: {len(kept)} of {len(questions)} calculations come to the number")
-    texts, written = texts_of(data, config.texts), written_out(taught, tokenizer)
-    return as_lists(read_text(tokenizer, data, texts, written))
+    return taught
 
 
 def compare(values, others, documents):
-    """Mean of values - others (n,) of the same numbers, and its 95 % interval. Documents (n,) are
-    independent of each other, numbers of one document are not."""
+    """Mean of values - others (n,) of the same numbers; its 95 % interval is that +- `spread`.
+    Documents (n,) are independent of each other, numbers of one document are not."""
     difference = np.subtract(values, others)
     mean = float(difference.mean())
     sums = np.bincount(documents, difference - mean)
-    error = float((sums**2).sum() ** 0.5 / len(difference))
-    return {"mean": mean, "low": mean - 1.96 * error, "high": mean + 1.96 * error}
+    return {"mean": mean, "spread": 1.96 * float((sums**2).sum()) ** 0.5 / len(difference)}
 
 
 def numbers(config, out):
@@ -232,7 +222,7 @@ def svamp(config, out):
     base = train_base("data/gsm8k_steps", config, out / "numbers", [])
     more = [f"--init_from={base}", "--lr=1e-4", "--max_steps=75"]
     base = train_base("data/svamp", config, out / "svamp", more)
-    return study("data/svamp", config, out / "svamp", base, whole=True)
+    return study("data/svamp", config, out / "svamp", base)
 
 
 def train_base(data, config, out, flags):
@@ -243,25 +233,14 @@ def train_base(data, config, out, flags):
     return base
 
 
-def study(data, config, out, base, whole=False):
-    """Train all rows of a text from a base model, and measure them. whole: SECOND and STaR, too."""
-    first, runs = replace(config, seeds=str(config.all_seeds()[0])), [base]
-    stages = [(HEADS, config, base), (CONTROLS, first, base)]
-    if whole:
-        stages.append((SECOND, first, out / "heads" / "{seed}"))
-    for rows, seeds, start in stages:
-        flags = [f"{PRESET}.toml", f"--data={data}", f"--init_from={start}", "--base_preset="]
-        folders = train_rows(seeds, out, rows, [*flags, "--device=auto"]).values()
-        runs += [folder / str(seed) for folder in folders for seed in seeds.all_seeds()]
+def study(data, config, out, base):
+    """Train all rows of a text from a base model, and measure them."""
     rows = {}  # {row: [{column: values}, by seed]}
     about = {"texts": config.texts, "columns": list(COLUMNS)}
-    for run in tqdm(runs, "measuring", disable=None):
+    for run in tqdm(train_stages(data, config, out, base), "measuring", disable=None):
         make = partial(measure_run, run, data, config)
         for way, values in remembered(run, "numbers", make, **about).items():
             rows.setdefault(run.parent.name + way, []).append(values)
-    if whole:
-        make = partial(measure_star, base, data, config)
-        rows["STaR, written"] = [remembered(base, "star", make, **about)]
     table = {}
     for row, seeds in rows.items():
         table[row] = over_seeds([{c: float(np.mean(x[c])) for c in COLUMNS} for x in seeds])
@@ -270,22 +249,40 @@ def study(data, config, out, base, whole=False):
     room = exact["base, written"] - exact["base"]
     use = {row: (exact[row] - exact["base"]) / room for row in table if room}
     print("use ratio: " + ", ".join(f"{row} {x:.2f}" for row, x in use.items()))
-    sizes = [len(text.size) for text in texts_of(data, config.texts)]
-    documents, minus, bars = np.repeat(range(len(sizes)), sizes), {}, {}
+    documents = [i for i, text in enumerate(texts_of(data, config.texts)) for _ in text.size]
     means = {row: {c: np.mean([x[c] for x in rows[row]], axis=0) for c in COLUMNS} for row in rows}
-    for ours, row, c in product(("heads", "reinforce"), rows, ("nll", "exact", "right")):
-        if ours in rows:
-            x = compare(means[ours][c], means[row][c], documents)
-            minus.setdefault(f"{ours}_minus", {}).setdefault(row, {})[c] = x
-            print(f"{ours} - {row}, {c}: {x['mean']:+.3f} [{x['low']:+.3f}, {x['high']:+.3f}]")
-    for row in rows:
-        x = compare(means[row]["exact"], np.zeros(len(documents)), documents)
-        bars[row] = {"exact": {"mean": x["mean"], "spread": x["high"] - x["mean"]}}
-    del bars["base, written"]  # a line across the others
+    draw(means, documents, f"numbers whose calculations are left out: {data}", out)
+    return {**table, "use_ratio": use, **differences(means, documents)}
+
+
+def train_stages(data, config, out, base):
+    """Train all rows: the folders of their runs, the base model's first."""
+    first, runs = replace(config, seeds=str(config.all_seeds()[0])), [base]
+    second = SECOND, first, out / "heads" / "{seed}"
+    for rows, seeds, start in ((HEADS, config, base), (CONTROLS, first, base), second):
+        flags = [f"{PRESET}.toml", f"--data={data}", f"--init_from={start}", "--base_preset="]
+        folders = train_rows(seeds, out, rows, [*flags, "--device=auto"]).values()
+        runs += [folder / str(seed) for folder in folders for seed in seeds.all_seeds()]
+    return runs
+
+
+def differences(means, documents):
+    """{"heads_minus": {row: {column: see compare}}, "reinforce_minus": likewise}."""
+    minus = {}
+    for ours, row, c in product(("heads", "reinforce"), means, ("nll", "exact", "right")):
+        x = compare(means[ours][c], means[row][c], documents)
+        minus.setdefault(f"{ours}_minus", {}).setdefault(row, {})[c] = x
+    for name, table in minus.items():
+        print_rows(f"{name}, with 95 % intervals", table)
+    return minus
+
+
+def draw(means, documents, title, out):
+    """A bar for each row; the written calculation is a line across them."""
+    bars = {row: {"exact": compare(means[row]["exact"], 0, documents)} for row in means}
+    line = bars.pop("base, written")["exact"]["mean"]
     label = "share of numbers written exactly, 95 % intervals; dashed: after a written calculation"
-    title = f"numbers whose calculations are left out: {data}"
-    draw_bars(bars, "exact", label, out.with_suffix(".png"), title, exact["base, written"])
-    return {**table, "use_ratio": use, **minus}
+    draw_bars(bars, "exact", label, out.with_suffix(".png"), title, line)
 
 
 if __name__ == "__main__":
