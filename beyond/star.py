@@ -102,6 +102,7 @@ def fine_tune(model, examples, steps, config, seed):
         loss_of(model, [examples[i] for i in chosen.tolist()]).backward()
         torch.nn.utils.clip_grad_norm_(weights, 1.0)
         optimizer.step()
+        torch.clear_autocast_cache()  # or what comes next would go on with the old weights
         warmup.step()
     return model.eval()
 

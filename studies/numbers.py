@@ -58,15 +58,14 @@ Text = namedtuple("Text", "ids first size")
 
 
 def texts_of(data, count):
-    """Those of so many solutions of the test set, from the first, that have calculations which are
-    left out."""
+    """Of so many test solutions those with calculations left out. Such of a size stand together."""
     dataset, texts = open_dataset(data, "val"), []
     for start, end in documents_of(dataset)[:count]:
         edges = np.flatnonzero(np.diff(np.pad(dataset.answers[start:end], 1).astype(np.int8)))
         first, last = torch.from_numpy(edges.reshape(-1, 2)).T
         ids = torch.from_numpy(dataset.tokens[start:end].astype(np.int64))
         texts.append(Text(ids, first, last - first))
-    return [text for text in texts if len(text.first)]
+    return sorted((x for x in texts if len(x.first)), key=lambda x: (len(x.first), len(x.ids)))
 
 
 def documents_of(dataset):
@@ -144,7 +143,7 @@ def measure_run(run, data, config):
         own = torch.from_numpy(ways[""]["thoughts"])
         ways[", another's"] = read(model, own.roll(1, 0))
         ways[", random"] = read(model, torch.randint_like(own, tokenizer.vocab_size))
-        ways[", 8 averaged"] = read(model, n_thoughts=8)
+        ways[", 4 averaged"] = read(model, n_thoughts=4)
     if run.parent.name in SECOND:
         ways[", 4 averaged"] = read(model, n_thoughts=4)
         ways[", left out"] = read(model.model)
@@ -194,7 +193,7 @@ def questions_of(data, tokenizer):
 def taught_by_star(model, questions, tokenizer):
     """STaR (beyond/star.py) on the same questions: the model fine-tuned on those of its written
     calculations that come to the answer."""
-    how = {"iterations": 2, "rationalize": False, "most_tokens": 24, "lr": 5e-5}
+    how = {"iterations": 2, "rationalize": False, "most_tokens": 20, "lr": 5e-5}
     star = StarConfig(lambda x: tokenizer.decode(x).partition(">>")[2], tokenizer.eos_id, **how)
     with torch.autocast(model.output.weight.device.type, torch.bfloat16):
         *_, (taught, kept) = self_taught(model, questions, star)

@@ -61,6 +61,15 @@ def test_fine_tuning_learns_leaves_the_original_alone_and_repeats_exactly():
     assert write(tuned, [[1], [3]], config()) == [[2, END], [4, END]]
 
 
+def test_fine_tuning_in_bfloat16_sees_the_weights_that_it_changes():
+    """Catches casts of the first step's weights, which autocast keeps: learning would run away."""
+    model, examples = tiny(seed=3).model.float(), [([1], [2, END]), ([3], [4, END])]
+    with torch.autocast("cpu", torch.bfloat16):
+        tuned = fine_tune(model, examples, 60, config(lr=3e-3, batch_size=2), seed=1)
+        inside = loss_of(tuned, examples)
+    assert inside < 0.2 and abs(inside - loss_of(tuned, examples)) < 0.05
+
+
 def test_iterations_grow_and_start_from_the_original(monkeypatch):
     """The first question is right from the start, the second only with its hint, the third never,
     the fourth is cut short. Catches a model that is tuned from the wrong one, or on hints, and half
