@@ -44,9 +44,9 @@ PRESET = f"--config={HERE / 'config' / 'numbers'}"
 COLUMNS = "nll", "exact", "gate", "thinks", "right"
 BATCH = 32  # texts that are measured at once
 THINK_ABOVE = 0.1  # the model thinks where it would say "<<" with a higher probability
-HEADS = {"heads": []}  # the mixing head learns beside a fixed model, see config/numbers.toml
-CONTROLS = {"pause": ["--thought_len=0"], "lm": ["--objective=lm", "--lr=5e-5"]}  # of one seed
-# From there on the model learns, too: small additions to its weights, from sampled thoughts.
+# Of all seeds. heads: the mixing head learns beside a fixed model, see config/numbers.toml
+FIRST = {"heads": [], "pause": ["--thought_len=0"], "lm": ["--objective=lm", "--lr=5e-5"]}
+# From there on the model of one seed learns, too: additions to its weights, by sampled thoughts.
 TOGETHER = "--lora_rank=16 --lr=1e-4 --mixing_head_lr=1e-5 --max_steps=110 --batch_size=4".split()
 TOGETHER += "--thought_temperature=1 --n_thoughts=8 --thought_len=12 --n_true=3".split()
 TOGETHER += "--no-clamp_advantage --min_lr_share=0.3".split()
@@ -134,18 +134,19 @@ def measure_run(run, data, config):
     read = partial(read_text, tokenizer, data, texts_of(data, config.texts))
     torch.manual_seed(0)
     ways = {"": read(model)}
-    if run.parent.name == "base":
+    row, first_seed = run.parent.name, int(run.name) == config.all_seeds()[0]
+    if row == "base":
         ways[", written"] = read(written_out(model, tokenizer))
         if questions := questions_of(data, tokenizer):
             taught = taught_by_star(model, questions, tokenizer)
             ways[", taught by STaR, written"] = read(written_out(taught, tokenizer))
-    if run.parent.name == "heads" and int(run.name) == config.all_seeds()[0]:
+    if row == "heads" and first_seed:
         own = torch.from_numpy(ways[""]["thoughts"])
         ways[", another's"] = read(model, own.roll(1, 0))
         ways[", random"] = read(model, torch.randint_like(own, tokenizer.vocab_size))
+    if row in ("heads", *SECOND) and first_seed:
         ways[", 4 averaged"] = read(model, n_thoughts=4)
-    if run.parent.name in SECOND:
-        ways[", 4 averaged"] = read(model, n_thoughts=4)
+    if row in SECOND:
         ways[", left out"] = read(model.model)
     return {way: {c: x[c].astype(float).tolist() for c in COLUMNS} for way, x in ways.items()}
 
@@ -256,9 +257,8 @@ def study(data, config, out, base):
 
 def train_stages(data, config, out, base):
     """Train all rows: the folders of their runs, the base model's first."""
-    first, runs = replace(config, seeds=str(config.all_seeds()[0])), [base]
-    second = SECOND, first, out / "heads" / "{seed}"
-    for rows, seeds, start in ((HEADS, config, base), (CONTROLS, first, base), second):
+    one, runs = replace(config, seeds=str(config.all_seeds()[0])), [base]
+    for rows, seeds, start in ((FIRST, config, base), (SECOND, one, out / "heads" / "{seed}")):
         flags = [f"{PRESET}.toml", f"--data={data}", f"--init_from={start}", "--base_preset="]
         folders = train_rows(seeds, out, rows, [*flags, "--device=auto"]).values()
         runs += [folder / str(seed) for folder in folders for seed in seeds.all_seeds()]
