@@ -93,15 +93,15 @@ def read_numbers(model, texts, among, mark, thoughts=None, n_thoughts=1):
     averaged; one is greedy."""
     if not isinstance(model, QuietSTaR):  # a new gate is 0: it predicts as if it did not think
         model = thinking_model(model, ThinkingConfig(thought_len=0)).to(model.output.weight)
-    a = 1 + max(int(text.size.max()) for text in texts)  # the number, and what stands behind it
     temperature = 0.0 if n_thoughts == 1 else 1.0
-    quiet = model.with_settings(n_thoughts=n_thoughts, n_true=a, thought_temperature=temperature)
+    quiet = model.with_settings(n_thoughts=n_thoughts, thought_temperature=temperature)
     head, found, done = quiet.model.output, [], 0
     among = torch.as_tensor(among).to(head.weight.device)
-    ahead = torch.arange(a).to(among)
     parts = list(batches(texts, BATCH))
     for part in tqdm(parts, "numbers", leave=False, disable=None):
         ids, first, size, there = (x.to(among.device) for x in part)
+        a = 1 + int(size.max())  # the number, and what stands behind it
+        quiet, ahead = quiet.with_settings(n_true=a), torch.arange(a).to(among)
         ids, given = pad(ids, (0, a)), None
         if thoughts is not None:
             given = thoughts.new_zeros(*first.shape, *thoughts.shape[1:]).to(ids)  # (B, S, N, m)
