@@ -44,12 +44,13 @@ PRESET = f"--config={HERE / 'config' / 'numbers'}"
 COLUMNS = "nll", "exact", "gate", "thinks", "right"
 BATCH = 32  # texts that are measured at once
 THINK_ABOVE = 0.1  # the model thinks where it would say "<<" with a higher probability
-# Of all seeds. heads: the mixing head learns beside a fixed model, see config/numbers.toml
-FIRST = {"heads": [], "pause": ["--thought_len=0"], "lm": ["--objective=lm", "--lr=5e-5"]}
+# heads: the mixing head learns beside a fixed model, see config/numbers.toml
+FIRST = {"heads": [], "lm": ["--objective=lm", "--lr=5e-5"]}
+PAUSE = {"pause": ["--thought_len=0"]}  # of one seed
 # From there on the model of one seed learns, too: additions to its weights, by sampled thoughts.
 TOGETHER = "--lora_rank=16 --lr=1e-4 --mixing_head_lr=1e-5 --max_steps=110 --batch_size=4".split()
-TOGETHER += "--thought_temperature=1 --n_thoughts=8 --thought_len=12 --n_true=3".split()
-TOGETHER += "--no-clamp_advantage --min_lr_share=0.3".split()
+TOGETHER += "--thought_temperature=0.5 --log_prob_temperature=0.5 --n_thoughts=8".split()
+TOGETHER += "--thought_len=12 --n_true=3 --no-clamp_advantage --min_lr_share=0.3".split()
 SECOND = {"reinforce": ["--reinforce_weight=10", *TOGETHER], "without_reinforce": TOGETHER}
 
 
@@ -97,8 +98,7 @@ def read_numbers(model, texts, among, mark, thoughts=None, n_thoughts=1):
     quiet = model.with_settings(n_thoughts=n_thoughts, thought_temperature=temperature)
     head, found, done = quiet.model.output, [], 0
     among = torch.as_tensor(among).to(head.weight.device)
-    parts = list(batches(texts, BATCH))
-    for part in tqdm(parts, "numbers", leave=False, disable=None):
+    for part in tqdm([*batches(texts, BATCH)], "numbers", leave=False, disable=None):
         ids, first, size, there = (x.to(among.device) for x in part)
         a = 1 + int(size.max())  # the number, and what stands behind it
         quiet, ahead = quiet.with_settings(n_true=a), torch.arange(a).to(among)
@@ -115,8 +115,7 @@ def read_numbers(model, texts, among, mark, thoughts=None, n_thoughts=1):
         logits = head(h.transpose(1, 2)[there].to(head.weight.dtype))  # (n, N, a, V)
         logits[:, :, 0, mark] = -torch.inf
         log_p = logits.log_softmax(-1).logsumexp(1) - math.log(h.shape[1])  # (n, a, V)
-        row = torch.arange(len(ids), device=among.device)[:, None, None]
-        target = ids[row, first[:, :, None] + ahead][there]
+        target = ids[there.nonzero()[:, :1], first[there][:, None] + ahead]  # (n, a)
         inside = ahead < size[there][:, None]  # (n, a)
         nll = -log_p.gather(-1, target[..., None])[..., 0].where(inside, 0).sum(-1)
         right = (among[log_p[..., among].argmax(-1)] == target) | ~inside
@@ -258,7 +257,8 @@ def study(data, config, out, base):
 def train_stages(data, config, out, base):
     """Train all rows: the folders of their runs, the base model's first."""
     one, runs = replace(config, seeds=str(config.all_seeds()[0])), [base]
-    for rows, seeds, start in ((FIRST, config, base), (SECOND, one, out / "heads" / "{seed}")):
+    stages = (FIRST, config, base), (PAUSE, one, base), (SECOND, one, out / "heads" / "{seed}")
+    for rows, seeds, start in stages:
         flags = [f"{PRESET}.toml", f"--data={data}", f"--init_from={start}", "--base_preset="]
         folders = train_rows(seeds, out, rows, [*flags, "--device=auto"]).values()
         runs += [folder / str(seed) for folder in folders for seed in seeds.all_seeds()]
