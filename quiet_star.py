@@ -246,7 +246,7 @@ class QuietSTaR(nn.Module):
         row = torch.arange(B, device=positions.device)[:, None, None]
         reads = positions[:, :, None] + torch.arange(a, device=positions.device)  # i .. i + a - 1
         reads = reads.clamp(max=L - 1)  # past the text's end any token will do: it is not valid
-        true = text.embedded[row, reads][:, None].expand(B, N, S, a, -1)  # x_i is not read again
+        true = text.embedded[row, reads][:, None].expand(B, N, S, a, -1)
         start, end = (vector.expand(B, N, S, -1) for vector in self.thought_tokens())
         tokens = positions.new_empty(shape) if thoughts is None else thoughts
 
@@ -254,6 +254,7 @@ class QuietSTaR(nn.Module):
         cache = text.cache.copy()
         position = positions[:, None].expand(B, N, S).flatten(1)
         thought = torch.arange(N * S, device=positions.device).expand(B, N * S)
+        after = [end, *true.unbind(3)[1:]]  # x_i is not read again
         x, hidden = start, []
         for s in range(m + a + 1):
             ids, mask = cache.expect(position, thought, s)
@@ -265,13 +266,11 @@ class QuietSTaR(nn.Module):
                     logits = self.model.logits(h.detach())  # `learn` makes log p, with a gradient
                     tokens[..., s] = sample(logits, self.config.thought_temperature, u)
                 x = self.next_input(h, self.model.tok_embeddings(tokens[..., s].clone()))
-            elif s == m:  # the thought is over
-                x = end
-            elif s < m + a:  # a true token is next, whatever h predicts (teacher forcing)
-                x = true[:, :, :, s - m]
-        h_policy = torch.stack(hidden[: m + 1], dim=3)[:, :, :, :m]  # m may be 0
-        h_thought = torch.stack(hidden[m + 1 :], dim=3)
-        return Thinking(tokens, h_policy, text.hidden[row, reads][:, None], h_thought)
+            elif s < m + a:  # `end`, and true tokens whatever h predicts (teacher forcing)
+                x = after[s - m]
+        h = torch.stack(hidden, dim=3)  # (B, N, S, 1 + m + a, C)
+        h_base = text.hidden[row, reads][:, None]
+        return Thinking(tokens, h[:, :, :, :m], h_base, h[:, :, :, m + 1 :])
 
     def next_input(self, h, embedded):
         """What a thought reads after h: the embedding of the token sampled there, not h itself."""

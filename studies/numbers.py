@@ -8,7 +8,7 @@ half of those of GSM8K's solutions or of SVAMP's word problems. Does it help wit
 
 Counted are the NLL of the number there, and whether it is written exactly: each token the likeliest
 of those that a number can hold, and no digit behind it. The model thinks once, before the number,
-if it would itself begin a calculation there. At the first token of a number "<<" is no choice.
+if it would itself begin a calculation there. "<<" cannot be the first token of a number.
 
 The use ratio is the share that hidden thoughts have of what the model could tell itself:
 (exact after a thought - exact at once) / (exact after its own written calculation - exact at once).
@@ -19,7 +19,7 @@ import re
 from collections import namedtuple
 from dataclasses import replace
 from functools import partial
-from itertools import pairwise, product
+from itertools import pairwise
 
 import numpy as np
 import torch
@@ -59,10 +59,10 @@ Text = namedtuple("Text", "ids first size")
 
 
 def texts_of(data, count):
-    """Of so many test solutions those with calculations left out. Such of a size stand together."""
+    """Those of the first `count` test solutions with calculations left out, sorted by size."""
     dataset, texts = open_dataset(data, "val"), []
     for start, end in documents_of(dataset)[:count]:
-        edges = np.flatnonzero(np.diff(np.pad(dataset.answers[start:end], 1).astype(np.int8)))
+        edges = np.flatnonzero(np.diff(np.pad(dataset.answers[start:end], 1)))
         first, last = torch.from_numpy(edges.reshape(-1, 2)).T
         ids = torch.from_numpy(dataset.tokens[start:end].astype(np.int64))
         texts.append(Text(ids, first, last - first))
@@ -82,7 +82,7 @@ def batches(texts, size):
         part = texts[start : start + size]
         ids = pad_sequence([text.ids for text in part], batch_first=True)
         first = pad_sequence([text.first for text in part], batch_first=True, padding_value=1)
-        sizes = pad_sequence([text.size for text in part], batch_first=True, padding_value=0)
+        sizes = pad_sequence([text.size for text in part], batch_first=True)
         yield ids, first, sizes.clamp(min=1), sizes > 0
 
 
@@ -96,7 +96,7 @@ def read_numbers(model, texts, among, mark, thoughts=None, n_thoughts=1):
         model = thinking_model(model, ThinkingConfig(thought_len=0)).to(model.output.weight)
     temperature = 0.0 if n_thoughts == 1 else 1.0
     quiet = model.with_settings(n_thoughts=n_thoughts, thought_temperature=temperature)
-    head, found, done = quiet.model.output, [], 0
+    head, found = quiet.model.output, []
     among = torch.as_tensor(among).to(head.weight.device)
     for part in tqdm([*batches(texts, BATCH)], "numbers", leave=False, disable=None):
         ids, first, size, there = (x.to(among.device) for x in part)
@@ -104,10 +104,9 @@ def read_numbers(model, texts, among, mark, thoughts=None, n_thoughts=1):
         quiet, ahead = quiet.with_settings(n_true=a), torch.arange(a).to(among)
         ids, given = pad(ids, (0, a)), None
         if thoughts is not None:
-            given = thoughts.new_zeros(*first.shape, *thoughts.shape[1:]).to(ids)  # (B, S, N, m)
-            given[there] = thoughts[done : done + int(there.sum())].to(given)
+            given = ids.new_zeros(*first.shape, *thoughts.shape[1:])  # (B, S, N, m)
+            given[there], thoughts = thoughts[: there.sum()].to(given), thoughts[there.sum() :]
             given = given.transpose(1, 2)
-        done += int(there.sum())
         with torch.autocast(among.device.type, torch.bfloat16):  # as it was trained
             said = quiet.predict(ids, first - 1, given)
             thinks = says_start(quiet, mark, THINK_ABOVE)(said.h_base[:, 0, :, 0]) >= 0  # (B, S)
@@ -246,7 +245,7 @@ def study(data, config, out, base):
     print_rows("numbers and thoughts", table)
     exact = {row: table[row]["exact"]["mean"] for row in table}
     room = exact["base, written"] - exact["base"]
-    use = {row: (exact[row] - exact["base"]) / room for row in table if room}
+    use = {row: (x - exact["base"]) / room for row, x in exact.items() if room}
     print("use ratio: " + ", ".join(f"{row} {x:.2f}" for row, x in use.items()))
     documents = [i for i, text in enumerate(texts_of(data, config.texts)) for _ in text.size]
     means = {row: {c: np.mean([x[c] for x in rows[row]], axis=0) for c in COLUMNS} for row in rows}
@@ -268,9 +267,11 @@ def train_stages(data, config, out, base):
 def differences(means, documents):
     """{"heads_minus": {row: {column: see compare}}, "reinforce_minus": likewise}."""
     minus = {}
-    for ours, row, c in product(("heads", "reinforce"), means, ("nll", "exact", "right")):
-        x = compare(means[ours][c], means[row][c], documents)
-        minus.setdefault(f"{ours}_minus", {}).setdefault(row, {})[c] = x
+    for ours in ("heads", "reinforce"):
+        minus[f"{ours}_minus"] = {
+            row: {c: compare(means[ours][c], x[c], documents) for c in ("nll", "exact", "right")}
+            for row, x in means.items()
+        }
     for name, table in minus.items():
         print_rows(f"{name}, with 95 % intervals", table)
     return minus
