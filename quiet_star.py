@@ -394,6 +394,6 @@ def generate_with_thoughts(quiet, tokens, *args, **kwargs):
 # 2. The baseline is the mean reward of the other N - 1 thoughts; in paper and release, of all N.
 # 3. Half of the loss is NLL_base, as in the release; the paper has NLL_mixed alone.
 # 4. log p(thought) is a sum over m tokens, at the temperature of sampling; in the release a mean,
-#    at 3. Else reinforce_weight 1 is its beta = m N / (N - 1), 18 for m = 9, N = 2: it takes 1e6.
+#    at 3. Else weight 1 equals its beta = m N / (N - 1): 18 for m = 9, N = 2. It uses 1e6.
 # 5. Thoughts are greedy in evaluation, as in the paper; the release samples. Its weights are
 #    bfloat16, ours float32. train.py thinks at a quarter of the positions by default.

@@ -1,7 +1,7 @@
 """
-A model that learned to think at any length can tell how long to think. On sums of one to six digits
-it thinks the longer, the longer the sum is, and needs fewer tokens than if it thought at one length
-or not at all.
+Can a model that learned to think at any length tell how long to think? On sums of one to six digits
+it would think the longer, the longer the sum is, and need fewer tokens than if it thought at one
+length or not at all. So far it needs as many (docs/results.md).
 
     python -m studies.length
 """

@@ -1,6 +1,6 @@
 """
-A real model, real text: SmolLM2-135M learns to think where a calculation is left out, as it reads
-half of those of GSM8K's solutions or of SVAMP's word problems. Does it help with the numbers there?
+A real model, real text: SmolLM2-135M learns to think where a calculation is left out, as half of
+them are in GSM8K's solutions and in word problems (learned: MAWPS, ASDiv-A; measured: SVAMP).
 
     python data/smollm2/prepare.py
     python data/gsm8k_steps/prepare.py && python data/svamp/prepare.py

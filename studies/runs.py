@@ -25,7 +25,7 @@ from train import HERE
 @dataclass
 class StudyConfig:
     out: str = "out/paper"  # folder of all runs, tables and pictures
-    seeds: str = "1337,1,2"  # each row is trained with each of these, from a base model of its own
+    seeds: str = "1337,1,2"  # each row is trained with each of these
     jobs: int = os.cpu_count()  # runs at a time, one CPU thread each
     steps: int = 0  # optimizer steps of each run, to try whether all works; 0: as presets say
     only: str = ""  # the study of this name alone
