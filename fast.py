@@ -429,9 +429,10 @@ class FastQuietSTaR(QuietSTaR):
     @torch.no_grad()
     def speak(
         self, tokens, max_new_tokens, temperature=1.0, thought_temperature=0.0, generator=None,
-        think=think_next,
+        *, think=None,
     ):  # fmt: skip
-        """As QuietSTaR.speak. think: think_next, or one that thinks where it pays (adaptive.py)."""
+        """As QuietSTaR.speak. think: think_next if None, or beyond.adaptive.think_some."""
+        think = think or think_next
         T = tokens.shape[1]
         room = T + max_new_tokens + self.config.thought_len + 2
         dtype = self.model.tok_embeddings.weight.dtype

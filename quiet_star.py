@@ -314,7 +314,7 @@ class QuietSTaR(nn.Module):
 
         of_thoughts = {
             "reward": reward,
-            "advantage_abs": advantage.abs().mean(-1),
+            "advantage_abs": advantage.abs().sum(-1) / max(1, advantage.shape[-1]),
             "thought_nll": -log_prob.sum(-1) / max(1, log_prob.shape[-1]),
         }
         metrics = {k: weighted_mean(targets.position_weights, x) for k, x in of_thoughts.items()}

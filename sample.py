@@ -38,7 +38,7 @@ def say(config, load=None):
     generator = torch.Generator(device).manual_seed(config.seed)
     if isinstance(model, QuietSTaR) and not config.without_thoughts:
         how_long = None if config.price is None else worth_its_price(model, config.price)
-        steps = model.speak(*how, load.thought_temperature, generator, think_some(how_long))
+        steps = model.speak(*how, load.thought_temperature, generator, think=think_some(how_long))
     else:
         plain = getattr(model, "model", model).stream(*how, generator)
         steps = ((token, token[:0], 0.0) for token in plain)

@@ -72,9 +72,7 @@ class TrainConfig:
     out: str = "out/arithmetic"  # folder of this run; a run that was interrupted there goes on
     data: str = "data/arithmetic"  # folder of a dataset; prepared first if it has only a prepare.py
     init_from: str = "out/arithmetic_base"  # run or weights to start from; empty: random weights
-    base_preset: str = (
-        "config/arithmetic_base.toml"  # preset that makes init_from, if it is missing
-    )
+    base_preset: str = "config/arithmetic_base.toml"  # preset that makes init_from if missing
     start_text: str = "—"  # start and end of thought begin as the mean embedding of this text
     end_text: str = ""  # the end begins as this one's instead
     span: int = 64  # tokens of text that a training example reads (the paper: 256)
@@ -106,6 +104,8 @@ class TrainConfig:
         for name in ("span", "batch_size", "max_steps", "eval_texts", "save_every"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, not {getattr(self, name)}")
+        if self.objective == "lm" and not self.lr:
+            raise ValueError("with objective=lm and lr=0 nothing would learn")
         if self.think_at_once and not self.fast:
             raise ValueError("think_at_once is for the fast form: add --fast")
         if self.lora_rank and self.parallel == "fsdp":

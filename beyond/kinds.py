@@ -101,7 +101,7 @@ class WithoutTokens(FastQuietSTaR):
 
 
 class OtherCredit(FastQuietSTaR):
-    SETTINGS = FastQuietSTaR.SETTINGS | {"credit", "mixing"}
+    SETTINGS = FastQuietSTaR.SETTINGS | {"credit"}
 
     def credit(self, thinking, log_p, h_mixed, targets):
         reward, advantage = super().credit(thinking, log_p, h_mixed, targets)

@@ -16,7 +16,7 @@ def read_source(source, url, path, sha256):
     path = Path(source or path)
     missing = not source and not path.exists()
     if missing:
-        problem = "cannot be downloaded: fetch it yourself and give --source=FILE"
+        problem = "cannot be downloaded: fetch it yourself and name the file (--help)"
         with reading(url, problem), urllib.request.urlopen(url, timeout=60) as response:
             content = response.read()
     else:

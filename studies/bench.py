@@ -1,7 +1,7 @@
 """
 What does thinking cost? All figures are ratios within one run, so they mean something anywhere.
 
-    python -m studies.bench                            the shape of the miniature
+    python -m studies.bench                            the default shape
     OMP_NUM_THREADS=1 python -m studies.bench --dim=512 --n_layers=8 --head_dim=64 --n_heads=8 \\
         --n_kv_heads=4 --hidden_dim=1408 --vocab_size=8192 --span=128 --texts=2 --thought_len=9 \\
         --n_true=4 --n_thoughts=2

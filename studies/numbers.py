@@ -7,8 +7,8 @@ them are in GSM8K's solutions and in word problems (learned: MAWPS, ASDiv-A; mea
     python -m studies.numbers
 
 Counted are the NLL of the number there, and whether it is written exactly: each token the likeliest
-of those that a number can hold, and no digit behind it. The model thinks once, before the number,
-if it would itself begin a calculation there. "<<" cannot be the first token of a number.
+of those that a number can hold, and behind it none of these, or the text's own. The model thinks
+once, before the number, if it would begin a calculation there. A number does not begin with "<<".
 
 The use ratio is the share that hidden thoughts have of what the model could tell itself:
 (exact after a thought - exact at once) / (exact after its own written calculation - exact at once).
@@ -52,7 +52,6 @@ TOGETHER = "--lora_rank=16 --lr=1e-4 --mixing_head_lr=1e-5 --max_steps=110 --bat
 TOGETHER += "--thought_temperature=0.5 --log_prob_temperature=0.5 --n_thoughts=8".split()
 TOGETHER += "--thought_len=12 --n_true=3 --no-clamp_advantage --min_lr_share=0.3".split()
 SECOND = {"reinforce": ["--reinforce_weight=10", *TOGETHER], "without_reinforce": TOGETHER}
-
 
 # A solution: its ids (L,), and for each of its numbers where it begins and how many tokens it has.
 Text = namedtuple("Text", "ids first size")
@@ -118,8 +117,9 @@ def read_numbers(model, texts, among, mark, thoughts=None, n_thoughts=1):
         inside = ahead < size[there][:, None]  # (n, a)
         nll = -log_p.gather(-1, target[..., None])[..., 0].where(inside, 0).sum(-1)
         right = (among[log_p[..., among].argmax(-1)] == target) | ~inside
-        behind = log_p.argmax(-1).gather(1, size[there][:, None])[:, 0]
-        new = {"nll": nll, "exact": right.all(-1) & ~torch.isin(behind, among)}
+        behind = [x.gather(1, size[there][:, None])[:, 0] for x in (log_p.argmax(-1), target)]
+        ends = (behind[0] == behind[1]) | ~torch.isin(behind[0], among)
+        new = {"nll": nll, "exact": right.all(-1) & ends}
         new |= {"gate": said.gate[:, 0, :, 0][there].float(), "thinks": thinks[there]}
         new["thoughts"] = said.thoughts.transpose(1, 2)[there]
         found.append({name: x.cpu().numpy() for name, x in new.items()})
@@ -140,7 +140,7 @@ def measure_run(run, data, config):
             ways[", taught by STaR, written"] = read(written_out(taught, tokenizer))
     if row == "heads" and first_seed:
         own = torch.from_numpy(ways[""]["thoughts"])
-        ways[", another's"] = read(model, own.roll(1, 0))
+        ways[", another's"] = read(model, own.roll(len(own) // 2, 0))  # of another text
         ways[", random"] = read(model, torch.randint_like(own, tokenizer.vocab_size))
     if row in ("heads", *SECOND) and first_seed:
         ways[", 4 averaged"] = read(model, n_thoughts=4)
@@ -153,12 +153,12 @@ def read_text(tokenizer, data, texts, model, *thoughts, **how):
     """read_numbers, and right (n,): the share of thoughts whose result is the number."""
     among, (mark,) = open_dataset(data, "val").meta["answers"]["among"], tokenizer.encode("<<")
     found = read_numbers(model, texts, among, mark, *thoughts, **how)
-    wanted = [number for text in texts for number in numbers_in(text, tokenizer)]
-    found["right"] = np.array([
-        np.mean([bool(re.match(f"([^>]*=)?{number}>>", tokenizer.decode(x))) for x in own])
-        for own, number in zip(found["thoughts"].tolist(), map(re.escape, wanted), strict=True)
-    ])  # fmt: skip
-    return found
+    plain = partial(re.sub, ",", "")  # 60,000 is 60000
+    wanted = [re.escape(plain(x)) for text in texts for x in numbers_in(text, tokenizer)]
+    said = [[plain(tokenizer.decode(x)) for x in own] for own in found["thoughts"].tolist()]
+    pairs = zip(said, wanted, strict=True)
+    right = [np.mean([bool(re.match(f"([^>]*=)?{n}>>", x)) for x in own]) for own, n in pairs]
+    return found | {"right": np.array(right)}
 
 
 def numbers_in(text, tokenizer):

@@ -1,5 +1,6 @@
 """sample.py, on the finished model that ships and on one that is made up."""
 
+import re
 import subprocess
 import sys
 from types import SimpleNamespace
@@ -49,6 +50,16 @@ def test_lengths_that_the_gain_head_does_not_know_are_refused_in_one_line(work, 
     assert "gain head" in stop.value.code and "\n" not in stop.value.code
     monkeypatch.setattr("sys.argv", [*call, "--thought_len=2"])
     as_typed("sample.py")
+
+
+def test_a_model_whose_thoughts_end_speaks(work, monkeypatch, capsys):
+    """Catches a traceback, and a thought that goes on behind its end."""
+    go(work, "--out=e", "--max_steps=1", "--thought_kind=ended", "--end_text=b", "--thought_len=9")
+    call = ["sample.py", f"--run={work / 'e'}", "--prompt=ab", "--device=cpu", "--show_thoughts"]
+    monkeypatch.setattr("sys.argv", [*call, "--thought_temperature=9", "--max_new_tokens=9"])
+    as_typed("sample.py")
+    thoughts = re.findall(r"'(\w*)'$", capsys.readouterr().out, flags=re.M)
+    assert {x.partition("b")[2] for x in thoughts} == {""} and len({*map(len, thoughts)}) > 1
 
 
 def test_sample_imports_nothing_that_takes_long():

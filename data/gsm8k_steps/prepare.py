@@ -12,7 +12,7 @@ results, which eval.py counts. Held out are the test set, `val`, and some of the
 `dev`, for choosing settings.
 
     python data/gsm8k_steps/prepare.py
-    python data/gsm8k_steps/prepare.py --train=FILE.jsonl --test=FILE.jsonl     takes files of yours
+    python data/gsm8k_steps/prepare.py --train=FILE.jsonl --test=FILE.jsonl --any_hash  takes yours
 """
 
 import random

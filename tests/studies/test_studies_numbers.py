@@ -45,7 +45,7 @@ def naive_number(quiet, text, first, size, thoughts):
             nll -= p.log()[tokens[first + k]].item()
             exact &= AMONG[int(p[AMONG].argmax())] == tokens[first + k]
         else:
-            exact &= int(p.argmax()) not in AMONG
+            exact &= int(p.argmax()) not in AMONG or p.argmax() == tokens[first + k]
     return nll, exact
 
 
@@ -127,7 +127,7 @@ def test_a_thought_is_right_if_its_result_is_the_number(tmp_path, monkeypatch):
     tokenizer = word_problems(tmp_path)
     texts = study.texts_of(tmp_path, 8)[:5]
     assert [numbers_in(text, tokenizer) for text in texts] == [["5"], ["6"], ["7"], ["8"], ["9"]]
-    said = "0+5=5>>.", "1+5=16>>", "7-7=0>>7", "8>>8.5..", "9-0+5=9."
+    said = "0+5=5>>.", "1+5=16>>", "7-7=0>>7", ",8>>8.5.", "9-0+5=9."
     thoughts = np.array([[tokenizer.encode(f"{text:.<9}")[:8]] for text in said])
     monkeypatch.setattr(study, "read_numbers", lambda *_: {"thoughts": thoughts})
     found = read_text(tokenizer, tmp_path, texts, None)
