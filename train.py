@@ -144,8 +144,8 @@ def build_model(train, model_config, thinking_config, given, tokenizer, bfloat16
         heads = [getattr(x, "gain_head", None) for x in (model, start)]
         if all(heads) and heads[0].last.out_features == heads[1].last.out_features:
             heads[0].load_state_dict(heads[1].state_dict())
-    elif train.start_text:  # an alphabet may lack the dash, which nobody asked for
-        with suppress(() if given.keys() & {"start_text", "end_text"} else ValueError):
+    elif train.start_text:
+        with suppress(ValueError):  # characters that the miniature's alphabet lacks
             start_thoughts(model, tokenizer, train.start_text, train.end_text or train.start_text)
     if not train.lr:  # no backward pass through the model
         if thinking_config.mixing == "none":

@@ -179,7 +179,6 @@ def test_bad_input_is_refused_in_one_line_before_any_work(work):
         f"--config={work / 'wide.toml'}": "dim=32",
         "--init_from=nowhere": "nowhere",
         "--micro_batch=3": "micro_batch 3",
-        "--start_text=z": "alphabet",
         "--out=file/q": "file/q",
     }.items():
         assert named in refusal(work, "--out=q", flag), flag
