@@ -432,8 +432,7 @@ class FastQuietSTaR(QuietSTaR):
         *, think=None,
     ):  # fmt: skip
         """As QuietSTaR.speak. think: think_next if None, or beyond.adaptive.think_some."""
-        think = think or think_next
-        T = tokens.shape[1]
+        T, think = tokens.shape[1], think or think_next
         room = T + max_new_tokens + self.config.thought_len + 2
         dtype = self.model.tok_embeddings.weight.dtype
         cache = KVCache(self.model.config, len(tokens), room, tokens.device, dtype)

@@ -37,8 +37,9 @@ def say(config, load=None):
     how = torch.tensor([ids], device=device), config.max_new_tokens, config.temperature
     generator = torch.Generator(device).manual_seed(config.seed)
     if isinstance(model, QuietSTaR) and not config.without_thoughts:
-        how_long = None if config.price is None else worth_its_price(model, config.price)
-        steps = model.speak(*how, load.thought_temperature, generator, think=think_some(how_long))
+        price = config.price
+        think = None if price is None else think_some(worth_its_price(model, price))
+        steps = model.speak(*how, load.thought_temperature, generator, think=think)
     else:
         plain = getattr(model, "model", model).stream(*how, generator)
         steps = ((token, token[:0], 0.0) for token in plain)

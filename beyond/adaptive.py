@@ -94,9 +94,9 @@ def log_p_of(quiet, h, token):
 
 def think_some(how_long):
     """The `think` of FastQuietSTaR.speak where thoughts are as long as how_long says: a function of
-    h_base (B, C): how many tokens (B,), -1: no thought; None gives None, the model's own way. A row
-    without a thought takes the base prediction, its gate is 0. In thoughts (B, m), -1 stands for a
-    thought that was not thought, -2 for what is behind its end."""
+    h_base (B, C): how many tokens (B,), -1: no thought. A row without a thought takes the base
+    prediction, its gate is 0. In thoughts (B, m), -1 stands for a thought that was not thought, -2
+    for what is behind its end."""
 
     def think(quiet, tokens, cache, temperature=0.0, generator=None):
         """As fast.think_next. Rows read on together until the longest thought is over."""
@@ -123,4 +123,4 @@ def think_some(how_long):
         h_mixed = torch.where(thinks[:, None], h_mixed, h_base)
         return h_mixed, thought, torch.where(thinks, gate, 0.0)
 
-    return think if how_long else None
+    return think

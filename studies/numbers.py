@@ -117,8 +117,9 @@ def read_numbers(model, texts, among, mark, thoughts=None, n_thoughts=1):
         inside = ahead < size[there][:, None]  # (n, a)
         nll = -log_p.gather(-1, target[..., None])[..., 0].where(inside, 0).sum(-1)
         right = (among[log_p[..., among].argmax(-1)] == target) | ~inside
-        behind = [x.gather(1, size[there][:, None])[:, 0] for x in (log_p.argmax(-1), target)]
-        ends = (behind[0] == behind[1]) | ~torch.isin(behind[0], among)
+        pair = log_p.argmax(-1), target
+        behind, true_behind = (x.gather(1, size[there][:, None])[:, 0] for x in pair)
+        ends = (behind == true_behind) | ~torch.isin(behind, among)
         new = {"nll": nll, "exact": right.all(-1) & ends}
         new |= {"gate": said.gate[:, 0, :, 0][there].float(), "thinks": thinks[there]}
         new["thoughts"] = said.thoughts.transpose(1, 2)[there]

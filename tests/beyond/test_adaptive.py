@@ -36,8 +36,8 @@ def test_thinking_at_any_price_is_thinking_everywhere_and_at_none_nowhere():
     """Catches a draw that is made twice, and a pass for thoughts that nobody thinks."""
     quiet, tokens = tiny(thought_len=2, seed=11, gain_head=True), ids(2, 4)
     everywhere, above = (
-        generate_with_thoughts(quiet, tokens, 6, 0, think=think_some(how_long))
-        for how_long in (None, worth_its_price(quiet, float("-inf")))
+        generate_with_thoughts(quiet, tokens, 6, 0, think=think)
+        for think in (None, think_some(worth_its_price(quiet, float("-inf"))))
     )
     for ours, wanted in zip(above, everywhere, strict=True):
         assert_close(ours, wanted, **CLOSE)
