@@ -149,12 +149,13 @@ def predicted(measured):
 def summarize(nll, right, answers):
     """A row of the table: means over answers and over other tokens (W, T), with standard errors.
     The tokens of an answer follow one another: all must be right, and their NLLs add up."""
-    row = {"other_nll": mean_and_error(nll[~answers])}
+    row = {}
     if answers.any():
         follows = np.pad(answers, ((0, 0), (1, 0)))[:, :-1]
         starts = np.flatnonzero((answers & ~follows)[answers])
         row["answer_accuracy"] = mean_and_error(np.logical_and.reduceat(right[answers], starts))
         row["answer_nll"] = mean_and_error(np.add.reduceat(nll[answers], starts))
+    row["other_nll"] = mean_and_error(nll[~answers])
     errors = {f"{name}_error": error for name, (_, error) in row.items()}
     return {name: mean for name, (mean, _) in row.items()} | errors
 
@@ -162,10 +163,10 @@ def summarize(nll, right, answers):
 def print_table(rows):
     """Print rows {name: summary}, one line for each."""
     columns = [name for name in next(iter(rows.values())) if not name.endswith("_error")]
-    print(" " * 28 + "".join(f"{column:>18}" for column in columns))
+    print(" " * 36 + "".join(f"{column:>18}" for column in columns))
     for name, row in rows.items():
         cells = [f"{row[column]:.4f} ± {row[column + '_error']:.4f}" for column in columns]
-        print(f"{name:28}" + "".join(f"{cell:>18}" for cell in cells))
+        print(f"{name:36}" + "".join(f"{cell:>18}" for cell in cells))
 
 
 def tenths(nll_base, gain):

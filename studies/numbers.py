@@ -106,7 +106,7 @@ def read_numbers(model, texts, among, mark, thoughts=None, n_thoughts=1):
             given = ids.new_zeros(*first.shape, *thoughts.shape[1:])  # (B, S, N, m)
             given[there], thoughts = thoughts[: there.sum()].to(given), thoughts[there.sum() :]
             given = given.transpose(1, 2)
-        with torch.autocast(among.device.type, torch.bfloat16):  # as it was trained
+        with torch.autocast("cuda", torch.bfloat16, enabled=ids.is_cuda):  # as it was trained
             said = quiet.predict(ids, first - 1, given)
             thinks = says_start(quiet, mark, THINK_ABOVE)(said.h_base[:, 0, :, 0]) >= 0  # (B, S)
         h = said.h_mixed.where(thinks[:, None, :, None, None], said.h_base)  # (B, N, S, a, C)
@@ -195,7 +195,7 @@ def taught_by_star(model, questions, tokenizer):
     calculations that come to the answer."""
     how = {"iterations": 2, "rationalize": False, "most_tokens": 20, "lr": 5e-5}
     star = StarConfig(lambda x: tokenizer.decode(x).partition(">>")[2], tokenizer.eos_id, **how)
-    with torch.autocast(model.output.weight.device.type, torch.bfloat16):
+    with torch.autocast("cuda", torch.bfloat16, enabled=model.output.weight.is_cuda):
         *_, (taught, kept) = self_taught(model, questions, star)
     print(f"STaR: {len(kept)} of {len(questions)} calculations come to the number")
     return taught

@@ -54,7 +54,6 @@ def naive_number(quiet, text, first, size, thoughts):
 def test_numbers_after_thoughts_are_those_of_one_number_at_a_time(thoughts, monkeypatch):
     """Catches a prediction one token off, a "<<" that is predicted, a thought where none is due, or
     another number's or text's, and a mean of anything but probabilities."""
-    monkeypatch.setattr(torch, "autocast", lambda *_: torch.no_grad())  # what is compared: float64
     monkeypatch.setattr(study, "BATCH", 2)
     quiet = tiny(thought_len=2, n_true=1)
     numbers = [(x, *y) for x in texts() for y in zip(*x[1:], strict=True)]
@@ -90,7 +89,6 @@ def test_an_interval_takes_numbers_of_one_document_together():
 @torch.no_grad()
 def test_a_written_calculation_is_read_as_text_is(monkeypatch):
     """Catches a gate, a mask or positions by which what is written is read otherwise than text."""
-    monkeypatch.setattr(torch, "autocast", lambda *_: torch.no_grad())
     monkeypatch.setattr(study, "THINK_ABOVE", 0.0)
     model, end = tiny().model, 4
     how = {"thought_kind": "ended", "end_id": end, "thought_len": 3}
