@@ -31,7 +31,7 @@ from fast import likeliest, token_log_prob
 from lib.config import run_script
 from lib.files import write_json
 from lib.page import write_page
-from lib.pictures import draw_bars, draw_curves, draw_text, mean_and_error
+from lib.pictures import draw_bars, draw_curves, draw_text, mean_and_error, print_rows
 from lib.questions import QuestionsConfig, ask_all
 from lib.runs import LoadConfig, read_log
 from lib.subject import Subject, SubjectConfig
@@ -156,17 +156,7 @@ def summarize(nll, right, answers):
         row["answer_accuracy"] = mean_and_error(np.logical_and.reduceat(right[answers], starts))
         row["answer_nll"] = mean_and_error(np.add.reduceat(nll[answers], starts))
     row["other_nll"] = mean_and_error(nll[~answers])
-    errors = {f"{name}_error": error for name, (_, error) in row.items()}
-    return {name: mean for name, (mean, _) in row.items()} | errors
-
-
-def print_table(rows):
-    """Print rows {name: summary}, one line for each."""
-    columns = [name for name in next(iter(rows.values())) if not name.endswith("_error")]
-    print(" " * 36 + "".join(f"{column:>18}" for column in columns))
-    for name, row in rows.items():
-        cells = [f"{row[column]:.4f} ± {row[column + '_error']:.4f}" for column in columns]
-        print(f"{name:36}" + "".join(f"{cell:>18}" for cell in cells))
+    return row
 
 
 def tenths(nll_base, gain):
@@ -174,9 +164,9 @@ def tenths(nll_base, gain):
     lib.pictures.draw_bars."""
     rows = {}
     for n, some in enumerate(np.array_split(np.argsort(nll_base, axis=None), min(10, gain.size))):
-        nll, (mean, error) = float(nll_base.flat[some].mean()), mean_and_error(gain.flat[some])
-        gain_there = {"mean": mean, "spread": 1.96 * error}
-        rows[f"{n + 1}: NLL {nll:.2f}"] = {"nll_base": nll, "gain": gain_there}
+        nll, there = float(nll_base.flat[some].mean()), mean_and_error(gain.flat[some])
+        there["spread"] *= 1.96
+        rows[f"{n + 1}: NLL {nll:.2f}"] = {"nll_base": nll, "gain": there}
     return rows
 
 
@@ -202,14 +192,13 @@ def gains(config, load=None):
     rows["without_thoughts"] = summarize(trained.nll_base, trained.right_base, answers)
     rows["quiet_star"] = summarize(*predicted(trained), answers)
     gain = trained.nll_base - trained.nll_mixed
-    mean, error = mean_and_error(gain)
+    mean, error = mean_and_error(gain).values()
     by_difficulty = tenths((base or trained).nll_base, gain)
     results = {**rows, "gain": {"nats_per_token": mean, "error": error}, "tokens": gain.size}
     results["gain"] |= {"perplexity_ratio": float(np.exp(-mean)), "by_difficulty": by_difficulty}
     results |= {"gate": float(trained.gate.mean()), "answers": int(answers.sum()), "asked": asked}
     write_json(out / "results.json", results)
-    print_table(rows)
-    print("NLL in nats; an answer is right if each of its tokens is the likeliest one")
+    print_rows("NLL in nats; an answer is right if each of its tokens is the likeliest", rows, 4)
     title = f"{run}, step {subject.step}: a thought saves {mean:+.4f} ± {error:.4f} nats per token"
     ratio = results["gain"]["perplexity_ratio"]
     print(f"{title}, perplexity x {ratio:.4f}, on {gain.size:,} tokens, {answers.sum():,} answers")

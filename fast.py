@@ -157,7 +157,7 @@ class TokenLogProb(torch.autograd.Function):
     @once_differentiable
     def backward(ctx, gradient):
         hidden, weight, tokens, total = ctx.saved_tensors
-        of_hidden, of_weight = ctx.needs_input_grad[:2]
+        of_weight = ctx.needs_input_grad[1]
         wide = torch.promote_types(weight.dtype, torch.float32)  # no sums of blocks in bfloat16
         some = torch.arange(len(gradient), device=gradient.device)
         if gradient.device.type == "cpu":  # a GPU would have to stop, only to know how many
@@ -180,9 +180,7 @@ class TokenLogProb(torch.autograd.Function):
                     d_weight[part].addmm_(d_logits.T, h[rows])
                 elif of_weight:
                     d_weight[part] += d_logits.T @ h[rows]
-        d_hidden = None
-        if of_hidden:
-            d_hidden = torch.zeros_like(hidden).index_copy_(0, some, d_some.to(hidden.dtype))
+        d_hidden = torch.zeros_like(hidden).index_copy_(0, some, d_some.to(hidden.dtype))
         return d_hidden, d_weight.to(weight.dtype) if of_weight else None, None, None, None
 
 
@@ -279,17 +277,6 @@ def add(total, new, number):
     if total is None or new is None:
         return new if total is None else total
     return total + new if number == 1 else total.add_(new)
-
-
-def good_part(config, dim, positions):
-    """How many of positions (B, S) should think together. On a GPU all: more work is faster there.
-    On a CPU so many that the hidden states of one step are about 2**16 numbers: more is no faster,
-    and smaller buffers stay in its caches."""
-    B, S = positions.shape
-    parts = 1
-    if positions.device.type == "cpu":
-        parts = max(1, round(B * S * config.n_thoughts * dim / 2**16))
-    return max(1, math.ceil(S / parts))
 
 
 # --------------------------------------------------------------------------------------------------
@@ -395,9 +382,7 @@ class FastQuietSTaR(QuietSTaR):
 
     def think_talk_learn(self, text, positions, thoughts, noise, targets):
         body, S = super().think_talk_learn, positions.shape[1]
-        n_parts = math.ceil(
-            S / (self.at_once or good_part(self.config, text.hidden.shape[2], positions))
-        )
+        n_parts = math.ceil(S / self.at_once) if self.at_once else self.good_parts(positions)
         if n_parts == 1:
             return body(text, positions, thoughts, noise, targets)
         size = math.ceil(S / n_parts)  # parts that are alike: a small one takes as many passes
@@ -423,6 +408,13 @@ class FastQuietSTaR(QuietSTaR):
             return sum(part_loss(part, *inputs) for part in parts), metrics
         learned = [p for p in self.parameters() if p.requires_grad]
         return LossInParts.apply(part_loss, parts, *inputs, *learned), metrics
+
+    def good_parts(self, positions):
+        """In how many parts positions (B, S) should think. On a GPU in one: more work is faster
+        there. On a CPU in so many that the hidden states of one step of a part are about 2**16
+        numbers: more is no faster, and smaller buffers stay in its caches."""
+        numbers = positions.numel() * self.config.n_thoughts * self.model.config.dim
+        return max(1, round(numbers / 2**16)) if positions.device.type == "cpu" else 1
 
     # 5. speaking from a cache
 

@@ -34,30 +34,10 @@ from beyond.positions import how_many, one_token, think_where
 from data.batches import batch_offsets, check_sizes, position_chance, read_batch, thought_noise
 from data.dataset import open_dataset
 from fast import text_loss
+from lib import parallel, runs
+from lib.checkpoint import checkpoints
 from lib.config import from_cli, one_line_errors
 from lib.files import folder_kind, lock, open_to_append, reason
-from lib.parallel import (
-    average_gradients,
-    average_metrics,
-    barrier,
-    full,
-    peak_memory,
-    release,
-    shard,
-    start_processes,
-)
-from lib.runs import (
-    load_model,
-    log_line,
-    open_run,
-    read_config,
-    save_run,
-    set_start_and_end,
-    start_thoughts,
-    steps_done,
-    stop_on_signals,
-    what_is_kept,
-)
 from lib.tokenizer import from_json
 from model import ModelConfig, Transformer
 from quiet_star import QuietSTaR
@@ -121,7 +101,7 @@ def build_model(train, model_config, thinking_config, given, tokenizer, bfloat16
     and have their dtype. ValueError if that does not fit."""
     torch.manual_seed(train.seed)
     if train.init_from:
-        start, its_tokenizer, _, _ = load_model(train.init_from, dtype=None)
+        start, its_tokenizer, _, _ = runs.load_model(train.init_from, dtype=None)
         if its_tokenizer.to_json() != tokenizer.to_json():
             raise ValueError(f"{train.data} and {train.init_from} have different tokenizers")
     else:
@@ -136,17 +116,17 @@ def build_model(train, model_config, thinking_config, given, tokenizer, bfloat16
     if train.objective == "lm":
         return transformer  # of a thinking model, what speaks without a thought
 
-    how = {"at_once": train.think_at_once} if train.fast else {}
-    model = thinking_model(transformer, thinking_config, train.fast, **how)
+    model = thinking_model(transformer, thinking_config, train.fast, at_once=train.think_at_once)
     if start is not transformer:  # it thinks already
         model.mixing_head.load_state_dict(start.mixing_head.state_dict())
-        set_start_and_end(model, *start.thought_tokens())
+        runs.set_start_and_end(model, *start.thought_tokens())
         heads = [getattr(x, "gain_head", None) for x in (model, start)]
         if all(heads) and heads[0].last.out_features == heads[1].last.out_features:
             heads[0].load_state_dict(heads[1].state_dict())
     elif train.start_text:
         with suppress(ValueError):  # characters that the miniature's alphabet lacks
-            start_thoughts(model, tokenizer, train.start_text, train.end_text or train.start_text)
+            end_text = train.end_text or train.start_text
+            runs.start_thoughts(model, tokenizer, train.start_text, end_text)
     if not train.lr:  # no backward pass through the model
         if thinking_config.mixing == "none":
             raise ValueError("with lr=0 and mixing=none nothing would learn")
@@ -261,8 +241,9 @@ def evaluate(train, job):
         _, metrics = loss_of(train, job, model, tokens, documents)
         for name in names:
             sums[name] += float(metrics[name]) * len(part) * processes.world / train.eval_texts
-    release(job.model, processes)
-    return average_metrics({f"val_{name}": value for name, value in sums.items()}, processes)
+    parallel.release(job.model, processes)
+    sums = {f"val_{name}": value for name, value in sums.items()}
+    return parallel.average_metrics(sums, processes)
 
 
 # --------------------------------------------------------------------------------------------------
@@ -276,15 +257,16 @@ def run(train, model_config, thinking_config, given):
         try:
             train_until_done(train, job, *progress, held)
         except (ValueError, OSError) as error:
-            raise ValueError(f"{reason(error)}; {what_is_kept(train.out)}") from None
+            kept = next(iter(checkpoints(train.out)), "none yet")
+            raise ValueError(f"{reason(error)}; the last checkpoint: {kept}") from None
 
 
 def set_up(train, model_config, thinking_config, given, held):
     """All that a run works with, and its progress (see open_run). It finds what the user may have
     got wrong, before any work: ValueError, OSError. held: the claim on the folder."""
-    processes = start_processes(train.device, train.parallel)
+    processes = parallel.start_processes(train.device, train.parallel)
     if folder_kind(train.out):
-        read_config(train.out)  # refuses what is no run
+        runs.read_config(train.out)  # refuses what is no run
     prepare_what_is_missing(train, processes)
     data, held_out = open_dataset(train.data, "train"), open_dataset(train.data, "val")
     length = train.span + (thinking_config.n_true if train.objective == "quiet_star" else 1)
@@ -302,7 +284,7 @@ def set_up(train, model_config, thinking_config, given, held):
     transformer = model if train.objective == "lm" else model.model
     size = sum(p.numel() for p in model.parameters())
     if train.parallel == "fsdp":
-        shard(model, transformer, processes, bfloat16)
+        parallel.shard(model, transformer, processes, bfloat16)
     else:
         model.to(processes.device)
     if not train.lora_rank:  # learned weights are float32; now that no process holds all of them
@@ -321,7 +303,7 @@ def set_up(train, model_config, thinking_config, given, held):
     if processes.first:
         Path(train.out).mkdir(parents=True, exist_ok=True)
         held.enter_context(lock(train.out, "training"))
-    progress = open_run(train.out, settings, model, optimizer, tokenizer, processes)
+    progress = runs.open_run(train.out, settings, model, optimizer, tokenizer, processes)
     if processes.first and progress[0] < train.max_steps:
         steps = f"steps {progress[0]} to {train.max_steps}"
         steps += f" on {processes.world} x {processes.device.type}"
@@ -342,7 +324,7 @@ def train_until_done(train, job, step, seconds, unlogged, held):
     out = Path(train.out)
     if step >= train.max_steps and not unlogged:
         return say(job, f"{out}: all {train.max_steps} steps are done already")
-    stop = held.enter_context(stop_on_signals())
+    stop = held.enter_context(runs.stop_on_signals())
     log = None
     if processes.first:
         log = held.enter_context(open_to_append(out / "log.jsonl"))
@@ -362,11 +344,11 @@ def train_until_done(train, job, step, seconds, unlogged, held):
 
         # 2. this process's texts, in micro-batches whose mean gradient is that of all of them
         metrics = one_step(train, job, step)
-        release(model, processes)
+        parallel.release(model, processes)
 
         # 3. average over processes, and take the step
-        average_gradients(model, processes)
-        metrics = average_metrics({**metrics, "stop": float(stop["asked"])}, processes)
+        parallel.average_gradients(model, processes)
+        metrics = parallel.average_metrics({**metrics, "stop": float(stop["asked"])}, processes)
         stopping = metrics.pop("stop") > 0
         metrics["grad_norm"] = clip_gradients(train, model)
         if not math.isfinite(metrics["loss"] + metrics["grad_norm"]):
@@ -379,16 +361,16 @@ def train_until_done(train, job, step, seconds, unlogged, held):
         seconds += took
         metrics |= {"step": step, "lr": share * train.lr, "seconds": seconds}
         metrics["tokens_per_second"] = train.batch_size * train.span / took
-        if peak := peak_memory(processes.device.type):
+        if peak := parallel.peak_memory(processes.device.type):
             metrics["peak_memory_gb"] = peak / 1e9
 
         # 4. save, look at held-out text, and log
         if stopping or step % train.save_every == 0 or look_is_due(train, step):
-            save_run(out, model, optimizer, metrics, processes)
+            runs.save_run(out, model, optimizer, metrics, processes)
         look_and_log(train, job, metrics, log, bar)
 
     bar.close()
-    barrier(processes)
+    parallel.barrier(processes)
     if step < train.max_steps:
         say(job, f"stopped after step {step}, saved in {out}: the same command goes on from there")
         sys.exit(130)
@@ -406,7 +388,8 @@ def clip_gradients(train, model):
     however wrong it is, the model takes the same steps."""
     named = model.named_parameters()
     of_model = [p for name, p in named if not name.startswith("gain_head.")]
-    return float(full(clip_grad_norm_(of_model, train.grad_clip)))
+    norm = clip_grad_norm_(of_model, train.grad_clip)
+    return float(norm.full_tensor() if hasattr(norm, "full_tensor") else norm)  # of all slices
 
 
 def look_and_log(train, job, metrics, log, bar):
@@ -415,7 +398,7 @@ def look_and_log(train, job, metrics, log, bar):
         metrics |= evaluate(train, job)
     if not job.processes.first:
         return
-    log.write(log_line(metrics))
+    log.write(runs.log_line(metrics))
     shown = {k: f"{metrics[k]:.3f}" for k in ("loss", "gate", "reward") if k in metrics}
     bar.set_postfix({**shown, "tok/s": f"{metrics['tokens_per_second']:.0f}"})
     bar.update(metrics["step"] - bar.n)
@@ -433,18 +416,18 @@ def prepare_what_is_missing(train, processes):
         if processes.first:
             print(f"preparing {folder} (once)", flush=True)
             subprocess.run([sys.executable, str(folder / "prepare.py")], check=False)
-        barrier(processes)
+        parallel.barrier(processes)
     if not (train.init_from and train.base_preset):
         return
     base = settings_from([f"--config={HERE / train.base_preset}", f"--device={train.device}"])
     if base[0].out != train.init_from:
         return
-    if steps_done(train.init_from) < base[0].max_steps:
+    if runs.steps_done(train.init_from) < base[0].max_steps:
         if processes.first:
             print(f"{train.init_from} comes first (once): {train.base_preset}", flush=True)
         run(*base)
     check = HERE / base[0].data / "check.py"
-    if processes.first and check.exists() and not steps_done(train.out):
+    if processes.first and check.exists() and not runs.steps_done(train.out):
         runpy.run_path(str(check))["check"](train.init_from)  # ValueError, if it has not learned
 
 

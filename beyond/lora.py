@@ -41,11 +41,6 @@ def add_lora(transformer, rank, frozen=None):
         linear.lora_b = nn.Parameter(torch.zeros(rows, rank, device=device))
 
 
-def rank_in(weights):
-    """The rank of the additions in a state dict, 0 without any."""
-    return next((len(x) for name, x in weights.items() if name.endswith("lora_a")), 0)
-
-
 @torch.no_grad()
 def merge_lora(transformer):
     """Add to the weights what was learned, in place: a plain Transformer again, float32."""

@@ -10,9 +10,9 @@ from lib.config import run_script
 from lib.files import parse_json, reading, replace_file
 
 
-def read_source(source, url, path, sha256):
+def read_source(source, url, path, sha256, any_hash=False):
     """The bytes of the file `source`, or, if that is empty, of `path`, to which url is downloaded
-    if it is not there. Raises ValueError if they have another SHA-256 (None: any will do)."""
+    if it is not there. ValueError if they have another SHA-256; any_hash: a source may."""
     path = Path(source or path)
     missing = not source and not path.exists()
     if missing:
@@ -22,7 +22,7 @@ def read_source(source, url, path, sha256):
     else:
         with reading(path, "cannot be read"):
             content = path.read_bytes()
-    if sha256 and hashlib.sha256(content).hexdigest() != sha256:
+    if not (source and any_hash) and hashlib.sha256(content).hexdigest() != sha256:
         raise ValueError(f"{path} is not the official file: its SHA-256 differs")
     if missing:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -56,8 +56,7 @@ def prepare_questions(description, folder, url, sha256, convert):
     def prepare(config):
         out = Path(config.out or folder)
         path = out / url.split("/")[-1]
-        wanted = None if config.source and config.any_hash else sha256
-        content = read_source(config.source, url, path, wanted)
+        content = read_source(config.source, url, path, sha256, config.any_hash)
         questions = json_lines(content, config.source or path, convert)
         lines = "".join(json.dumps(question) + "\n" for question in questions)
         out.mkdir(parents=True, exist_ok=True)

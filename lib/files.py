@@ -15,7 +15,6 @@ KINDS = {  # what a folder holds, by the files that only it has
     "weights": ("params.json", "consolidated*", "*.safetensors", "pytorch_model*.bin"),
     "dataset": ("meta.json",),
 }
-MOST_JSON = 2**25  # bytes of a JSON file: once it is read, it may take 30 times its size
 
 
 def folder_kind(folder):
@@ -96,8 +95,6 @@ def reading(path, problem="is damaged or cut short"):
 def read_json(path, wanted=dict, problem="cannot be read"):
     """The JSON in a file, of the wanted shape (see `check`). Raises ValueError."""
     with reading(path, problem):
-        if os.path.getsize(path) > MOST_JSON:
-            raise ValueError(f"it has more than {MOST_JSON} bytes")
         return parse_json(Path(path).read_bytes(), wanted)
 
 
@@ -168,15 +165,3 @@ def refuse_changes(path, old, new, may_change=()):
         if name not in may_change and old.get(name) != value:
             was = f"{name}={one_line(repr(old.get(name)), 80)}"
             raise ValueError(f"{path} has results with {was}, not {value!r}: choose another --out")
-
-
-def compute_once(path, about, make):
-    """make(), a value that JSON can hold. The file `path` stores it with `about`, what it depends
-    on, so that a command that was stopped does not compute it again."""
-    old = {}
-    with suppress(ValueError):
-        old = read_json(path, {"value": object})
-    if old.get("about") != about:
-        old = {"about": about, "value": make()}
-        write_json(path, old)
-    return old["value"]

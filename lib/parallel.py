@@ -130,11 +130,6 @@ def release(model, processes):
                 module.reshard()
 
 
-def full(tensor):
-    """A tensor in one piece, wherever its slices are. All processes must ask for it."""
-    return tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
-
-
 def peak_memory(device):
     """The most bytes that this process ever had in use, on a "cuda" device or in main memory. 0
     where the system does not tell (Windows)."""

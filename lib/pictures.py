@@ -1,4 +1,4 @@
-"""Pictures of what eval.py and the studies measure."""
+"""Tables and pictures of what eval.py and the studies measure."""
 
 import os
 import warnings
@@ -36,9 +36,21 @@ def picture(path, width, height, title=""):
 
 
 def mean_and_error(x):
-    """The mean of an array, and its standard error if the numbers are independent."""
+    """The mean of an array, and as `spread` its standard error if the numbers are independent."""
     x = np.asarray(x, np.float64).flatten()
-    return float(x.mean()), float(x.std(ddof=1) / len(x) ** 0.5) if len(x) > 1 else 0.0
+    error = float(x.std(ddof=1) / len(x) ** 0.5) if len(x) > 1 else 0.0
+    return {"mean": float(x.mean()), "spread": error}
+
+
+def print_rows(title, rows, digits=3):
+    """A table of rows {name: {column: mean and spread}}; None, or no such column, is left empty."""
+    columns = list(dict.fromkeys(column for row in rows.values() for column in row))
+    width = max(map(len, rows))
+    print(f"\n{title}\n\n{'':{width}}" + "".join(f"{column:>20}" for column in columns))
+    for name, row in rows.items():
+        found = [row.get(column) for column in columns]
+        cells = [f"{x['mean']:.{digits}f} ± {x['spread']:.{digits}f}" if x else "" for x in found]
+        print(f"{name:{width}}" + "".join(f"{x:>20}" for x in cells))
 
 
 def draw_text(words, gains, path, width=96):

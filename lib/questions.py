@@ -5,13 +5,13 @@ Zero-shot questions (section 5 of the paper): GSM8K and CommonsenseQA, all model
     python eval.py gsm8k --run=out/mine --cot --votes=8    a chain of thought and a majority vote
     python eval.py commonsense_qa --run=out/mine --n=200   200 of the questions
 
-The scores of a question, and the paper's results with Mistral-7B (base -> Quiet-STaR, per cent):
+The scores of a question, and the paper's results with Mistral-7B (base -> Quiet-STaR):
 
   soft     the product of the probabilities of the right answer's tokens, each among the ten digits
            (CommonsenseQA: the letters A to E) and the line end, as in the authors' release
-           (GSM8K 5.9 -> 10.9, CommonsenseQA 36.3 -> 47.2)
+           (GSM8K 0.059 -> 0.109, CommonsenseQA 0.363 -> 0.472)
   greedy   is each of these tokens the likeliest one among them?
-  vote     --cot: is the most frequent of the sampled answers right? (8 votes: 40.6 -> 47.7)
+  vote     --cot: is the most frequent of the sampled answers right? (8 votes: 0.406 -> 0.477)
 """
 
 import json
@@ -27,7 +27,7 @@ from tqdm import tqdm
 
 from lib.answers import is_over, majority, number_in, own_answer
 from lib.files import parse_json, reading, replace_file, write_json
-from lib.pictures import mean_and_error
+from lib.pictures import mean_and_error, print_rows
 from lib.subject import Subject, SubjectConfig
 from quiet_star import QuietSTaR
 
@@ -229,8 +229,6 @@ def ask_all(kind, config, load=None):
     if subject.base:
         ask("base", *subject.read(subject.base)[:2])
     write_json(out / "results.json", results)
-    print(f"{out}: {len(questions):,} questions, zero-shot; per cent ± standard error")
-    for row, scores in results["rows"].items():
-        cells = [f"{score} {100 * x:.2f} ± {100 * e:.2f}" for score, (x, e) in scores.items()]
-        print(f"{row:16}", *cells, sep="  ")
+    title = f"{out}: {len(questions):,} questions, zero-shot; mean ± standard error"
+    print_rows(title, results["rows"], digits=4)
     return results

@@ -22,7 +22,7 @@ from typing import Literal
 import torch
 
 from beyond.kinds import ThinkingConfig, thinking_model
-from beyond.lora import add_lora, merge_lora, rank_in
+from beyond.lora import add_lora, merge_lora
 from lib.checkpoint import check_state, checkpoints, load_tensors, read_checkpoint, save_checkpoint
 from lib.config import settings
 from lib.files import (
@@ -41,7 +41,7 @@ from model import ModelConfig, Transformer
 from quiet_star import QuietSTaR
 
 FORMAT = 3  # of config.json; runs of commit 5897d14 have 2, those before 9226c12 none
-TRAIN = {"objective": str, "data": str, "init_from": str, "span": int, "seed": int}
+TRAIN = {"objective": str, "data": str, "init_from": str, "span": int, "lora_rank": int}
 SECTIONS = {"train": TRAIN, "model": dict, "quiet_star": dict, "tokenizer": dict, "data": dict}
 MAY_CHANGE = (  # the settings that may change when a run goes on; its data is known by checksums
     "max_steps micro_batch think_at_once fast eval_every eval_texts save_every parallel device out "
@@ -83,13 +83,6 @@ def steps_done(folder):
     return read_checkpoint(folder)["step"] if checkpoints(folder) else 0
 
 
-def what_is_kept(folder):
-    """For an error message: the checkpoint that a run can go on from."""
-    if not checkpoints(folder):
-        return "there is no checkpoint yet"
-    return f"the last good checkpoint is kept ({read_checkpoint(folder)['path']})"
-
-
 def load_run(folder, device="cpu"):
     """The model of a run, a Transformer or QuietSTaR: (model, tokenizer, config, step). Raises
     ValueError. What LoRA (beyond/lora.py) learned is added to the weights."""
@@ -98,7 +91,7 @@ def load_run(folder, device="cpu"):
     tokenizer, weights = from_json(config["tokenizer"], folder), state["model"]
     with reading(path, "does not fit the checkpoint beside it"), torch.device("meta"), SkipInit():
         model = transformer = Transformer(settings(ModelConfig, config["model"]))
-        if rank := rank_in(weights):
+        if rank := config["train"]["lora_rank"]:
             add_lora(transformer, rank)
         if config["train"]["objective"] == "quiet_star":
             model = thinking_model(transformer, settings(ThinkingConfig, config["quiet_star"]))

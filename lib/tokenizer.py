@@ -34,10 +34,11 @@ class Tokenizer:
     names           {"bos_token": name or None, "eos_token": ...}, if the file does not say them
     """
 
-    names = None
-
-    def __init__(self, file, content, pieces, vocab_size, bos_id=None, eos_id=None, special=()):
+    def __init__(
+        self, file, content, pieces, vocab_size, bos_id=None, eos_id=None, special=(), names=None
+    ):
         self.file, self.content, self.pieces, self.vocab_size = file, content, pieces, vocab_size
+        self.names = names
         self.bos_id, self.eos_id, self.ends = bos_id, eos_id, {*special, eos_id} - {None}
 
     def encode(self, text, bos=False):
@@ -104,23 +105,12 @@ class BPETokenizer(Tokenizer):
     normalize  applied to a text first
     """
 
-    def __init__(
-        self,
-        file,
-        content,
-        ranks,
-        pattern,
-        lacks=b"",
-        added=(),
-        normalize=str,
-        names=None,
-        **common,
-    ):
+    def __init__(self, file, content, ranks, pattern, lacks=b"", added=(), normalize=str, **common):
         if b"" in ranks or any(bytes([b]) not in ranks for b in range(256) if b not in lacks):
             raise ValueError("its vocabulary lacks a byte, or has a token of no bytes")
         super().__init__(file, content, **common)
         self.pattern, self.lacks, self.added = pattern, lacks, dict(added)
-        self.normalize, self.names = normalize, names
+        self.normalize = normalize
         self.encoding = tiktoken.Encoding(
             file, pat_str=pattern, mergeable_ranks=ranks, special_tokens=self.added
         )

@@ -14,12 +14,12 @@ import torch
 from beyond.adaptive import think_some, worth_its_price
 from eval import measure
 from fast import entropy
-from lib.pictures import draw_lines
+from lib.pictures import draw_lines, print_rows
 from lib.runs import load_run
 from quiet_star import generate_with_thoughts
 from studies.bench import fastest
 from studies.runs import FULL, run_studies, train_on
-from studies.tables import held_out, over_seeds, print_rows
+from studies.tables import held_out, over_seeds
 
 SHARES = (0.0, 0.01, 0.02, 0.03, 0.05, 0.07, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
 BUDGET = 0.07  # the share of positions by which a price is chosen

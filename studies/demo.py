@@ -9,11 +9,12 @@ from pathlib import Path
 from typing import Literal
 
 from data.dataset import open_dataset
-from eval import held_out_spans, measure, predicted, print_table, summarize
+from eval import held_out_spans, measure, predicted, summarize
 from lib.checkpoint import read_checkpoint
 from lib.config import run_script
 from lib.files import write_json
 from lib.parallel import pick_device
+from lib.pictures import print_rows
 from lib.runs import load_run, read_config
 from quiet_star import QuietSTaR
 from studies.runs import train_all
@@ -54,8 +55,8 @@ def demo(config):
                 found = measure(model, spans, dataset.meta, temperature=temperature)
                 rows[name + way] = summarize(*predicted(found), answers)
     write_json(out / "results.json", {**rows, "seconds": seconds, "seed": config.seed})
-    print(f"\n{answers.sum():,} answers among {answers.size:,} held-out tokens; NLL in nats")
-    print_table(rows)
+    title = f"{answers.sum():,} answers among {answers.size:,} held-out tokens; NLL in nats"
+    print_rows(title, rows, digits=4)
     sample = "python sample.py --prompt=$'\\n3849=' --show_thoughts --max_new_tokens=1"
     print(f"table: {out}/results.json; see it think: {sample} --run={out}/quiet_star")
 

@@ -15,10 +15,10 @@ from torch.nn.functional import pad
 from data.dataset import open_dataset
 from eval import held_out_spans
 from fast import token_log_prob
-from lib.pictures import draw_lines
+from lib.pictures import draw_lines, print_rows
 from lib.runs import load_run
 from studies.runs import BASE, FROM_BASE, prepare, run_studies, train_rows
-from studies.tables import over_seeds, print_rows, questions_in, share
+from studies.tables import over_seeds, questions_in, share
 from train import HERE, TrainConfig
 
 DATA, LONGEST = "data/lengths", 6  # sums of 1 to 6 digits; thoughts of at most as many tokens

@@ -33,11 +33,11 @@ from beyond.positions import one_token
 from beyond.star import Question, StarConfig, self_taught
 from data.dataset import open_dataset
 from lib.parallel import pick_device
-from lib.pictures import draw_bars
+from lib.pictures import draw_bars, print_rows
 from lib.runs import load_run, start_thoughts
 from quiet_star import QuietSTaR
 from studies.runs import run_studies, train_all, train_rows
-from studies.tables import over_seeds, print_rows, remembered
+from studies.tables import over_seeds, remembered
 from train import HERE
 
 PRESET = f"--config={HERE / 'config' / 'numbers'}"

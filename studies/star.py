@@ -14,10 +14,10 @@ from tqdm import tqdm
 
 from beyond.star import Question, StarConfig, self_taught, write
 from data.arithmetic.prepare import digits, running_sums
-from lib.pictures import draw_lines
+from lib.pictures import draw_lines, print_rows
 from lib.runs import load_run
 from studies.runs import BASE, prepare, run_studies, train_on, train_rows
-from studies.tables import over_seeds, print_rows, remembered, share
+from studies.tables import over_seeds, remembered, share
 
 TRAIN, TEST, ITERATIONS = 2000, 1000, 8  # questions, iterations
 ROWS = {  # settings of StarConfig

@@ -1,6 +1,7 @@
 """What studies measure of their runs, and the tables they make of it."""
 
 import statistics
+from contextlib import suppress
 
 import numpy as np
 from tqdm import tqdm
@@ -8,8 +9,8 @@ from tqdm import tqdm
 from data.dataset import open_dataset
 from eval import held_out_spans, measure, predicted, summarize
 from lib.checkpoint import read_checkpoint
-from lib.files import compute_once
-from lib.pictures import draw_bars
+from lib.files import read_json, write_json
+from lib.pictures import draw_bars, print_rows
 from lib.runs import load_run
 from studies.runs import TEXTS
 
@@ -17,9 +18,16 @@ SCORES = ("answer_accuracy", "answer_nll", "other_nll")
 
 
 def remembered(folder, name, make, **about):
-    """make() of a run, or what it made before at the same step about the same, from a file."""
-    about["step"] = read_checkpoint(folder)["step"]
-    return compute_once(folder / f"{name}.json", about, make)
+    """make() of a run, plain values, or what it made before at the same step about the same: a file
+    keeps that, so that a study that was stopped does not compute it again."""
+    about["step"], old = read_checkpoint(folder)["step"], {}
+    path = folder / f"{name}.json"
+    with suppress(ValueError):
+        old = read_json(path, {"value": object})
+    if old.get("about") != about:
+        old = {"about": about, "value": make()}
+        write_json(path, old)
+    return old["value"]
 
 
 def held_out(config, text):
@@ -41,7 +49,7 @@ def scores_of(run, text, **how):
     model = load_run(run)[0]
     how = {key: x(model) if callable(x) else x for key, x in how.items()}
     row = summarize(*predicted(measure(model, spans, meta, **how)), answers)
-    return {name: row[name] for name in SCORES}
+    return {name: row[name]["mean"] for name in SCORES}
 
 
 def measure_rows(config, title, folders, path, measure_run, how=None):
@@ -74,14 +82,3 @@ def over_seeds(values):
         return None
     spread = statistics.stdev(values) if len(values) > 1 else 0.0
     return {"mean": statistics.mean(values), "spread": spread}
-
-
-def print_rows(title, rows):
-    """A table of rows {name: {column: mean and spread}}; None, or no such column, is left empty."""
-    columns = list(dict.fromkeys(column for row in rows.values() for column in row))
-    width = max(map(len, rows))
-    print(f"\n{title}\n\n{'':{width}}" + "".join(f"{column:>20}" for column in columns))
-    for name, row in rows.items():
-        found = [row.get(column) for column in columns]
-        cells = [f"{x['mean']:.3f} ± {x['spread']:.3f}" if x else "" for x in found]
-        print(f"{name:{width}}" + "".join(f"{x:>20}" for x in cells))

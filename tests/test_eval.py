@@ -45,8 +45,8 @@ def test_a_model_that_knows_what_comes_next_scores_one_and_its_opposite_nothing(
     measured = evaluation.measure(model, spans, {"answers": {"among": [3, 4, 5]}}, batch_size=3)
     answers = np.isin(spans[:, 1:], (3, 5))
     row = evaluation.summarize(*evaluation.predicted(measured), answers)
-    assert row["answer_accuracy"] == (sign > 0)
-    assert (row["answer_nll"] < 0.01) == (row["other_nll"] < 0.01) == (sign > 0)
+    assert row["answer_accuracy"]["mean"] == (sign > 0)
+    assert (row["answer_nll"]["mean"] < 0.01) == (row["other_nll"]["mean"] < 0.01) == (sign > 0)
 
 
 def test_an_answer_of_several_tokens_is_right_as_a_whole_and_its_nll_is_their_sum():
@@ -58,9 +58,9 @@ def test_an_answer_of_several_tokens_is_right_as_a_whole_and_its_nll_is_their_su
     _, places = evaluation.held_out_spans(dataset, 12, 1)
     assert np.flatnonzero(places).tolist() == [2, 3, 5, 6, 8]
     row = evaluation.summarize(np.arange(12.0)[None], np.arange(12)[None] != 6, places)
-    assert row["answer_accuracy"] == pytest.approx(2 / 3)
-    assert row["answer_nll"] == pytest.approx((2 + 3 + 5 + 6 + 8) / 3)
-    assert row["other_nll"] == pytest.approx((0 + 1 + 4 + 7 + 9 + 10 + 11) / 7)
+    assert row["answer_accuracy"]["mean"] == pytest.approx(2 / 3)
+    assert row["answer_nll"]["mean"] == pytest.approx((2 + 3 + 5 + 6 + 8) / 3)
+    assert row["other_nll"]["mean"] == pytest.approx((0 + 1 + 4 + 7 + 9 + 10 + 11) / 7)
 
 
 def test_what_is_measured_is_that_of_one_position_at_a_time(measured):
@@ -104,7 +104,7 @@ def test_gains_leaves_a_table_pictures_a_page_and_results(demo_runs, monkeypatch
     assert (out / "gains.html").read_text("utf-8").count("tabindex") == results["tokens"]
     table, saved = capsys.readouterr().out, results["gain"]["nats_per_token"]
     for name in ("base", "without_thoughts", "quiet_star"):
-        assert f"{results[name]['answer_nll']:.4f} ±" in table
+        assert f"{results[name]['answer_nll']['mean']:.4f} ±" in table
     assert np.exp(-saved) == pytest.approx(results["gain"]["perplexity_ratio"])
 
 

@@ -112,28 +112,26 @@ def solution(line):
 def read_lines(config, name):
     """The solutions of the source "train" or "test"."""
     source, path = getattr(config, name), Path(config.out) / f"{name}.jsonl"
-    sha256 = None if source and config.any_hash else SHA256[name]
-    content = read_source(source, f"{gsm8k.URL}{name}.jsonl", path, sha256)
+    url = f"{gsm8k.URL}{name}.jsonl"
+    content = read_source(source, url, path, SHA256[name], config.any_hash)
     return json_lines(content, source or path, solution)
 
 
 def prepare(config):
-    train, test = read_lines(config, "train"), read_lines(config, "test")
-    rng = random.Random(config.seed)
-    rng.shuffle(train)
-    held_out = {"val": test, "dev": train[: config.dev_documents]}
-    train = train[config.dev_documents :]
-    if not train:
-        raise ValueError(f"--dev_documents={config.dev_documents} leaves nothing to train on")
-    write_texts(config, train, held_out, rng)
+    write_texts(config, read_lines(config, "train"), read_lines(config, "test"))
 
 
-def write_texts(config, train, held_out, rng):
-    """Write solutions, {"question", "answer"}: those of the list `train` config.copies times, and
-    the lists of held_out, {split: list}, with nothing written but the marks of what is left out."""
-    tokenizer, texts = load_tokenizer(config.tokenizer), {"train": []}
+def write_texts(config, train, test):
+    """Write solutions, lists of {"question", "answer"}: those of `train` config.copies times, but
+    for those that become `dev`. In `dev` and `val`, the test set, all calculations are left out."""
+    if len(train) <= config.dev_documents or not test:
+        raise ValueError(f"too few solutions for --dev_documents={config.dev_documents}")
+    tokenizer, rng = load_tokenizer(config.tokenizer), random.Random(config.seed)
     if tokenizer.eos_id is None:
         raise ValueError(f"{config.tokenizer} has no token that ends a text")
+    rng.shuffle(train)
+    held_out = {"val": test, "dev": train[: config.dev_documents]}
+    train, texts = train[config.dev_documents :], {"train": []}
     for _ in range(config.copies):
         rng.shuffle(train)
         for line in train:

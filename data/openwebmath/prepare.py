@@ -7,7 +7,10 @@ terms).
     python data/openwebmath/prepare.py --tokenizer=weights/mistral-7b
 
 It is streamed: nothing is downloaded beyond what is used, the first 20 million tokens if not said
-otherwise (the paper's 100 steps read 0.2 million).
+otherwise (the paper's 100 steps read 0.2 million). So is the paper's other text, C4 (Raffel et al.
+2019, arXiv 1910.10683), 365 million pages of the web, under the same licence:
+
+    python data/openwebmath/prepare.py --dataset=allenai/c4 --subset=en --out=data/c4
 """
 
 import sys
@@ -24,7 +27,9 @@ from lib.files import reading  # noqa: E402
 @dataclass
 class HubConfig(TokenizeConfig):
     max_tokens: int = 20_000_000  # stop when this many are written, of both splits; 0: never
-    out: str = ""  # folder to write; empty: that of prepare.py
+    out: str = str(Path(__file__).parent)  # folder to write
+    dataset: str = "open-web-math/open-web-math"  # its name on the Hugging Face hub
+    subset: str = ""  # the part of it, if it has several
     revision: str = "main"  # branch, tag or commit on the hub: a commit fixes the text for good
 
 
@@ -37,15 +42,11 @@ def hub_texts(dataset, subset, revision):
         yield from (row["text"] for row in rows)
 
 
-def prepare_hub(description, folder, dataset, subset=None):
-    """The command line of a text on the hub."""
-
-    def prepare(config):
-        source = {"dataset": dataset, "subset": subset, "revision": config.revision}
-        prepare_text(hub_texts(**source), config.out or folder, source, config)
-
-    run_script("prepare.py", description, prepare, HubConfig)
+def prepare(config):
+    source = {"dataset": config.dataset, "subset": config.subset or None}
+    source["revision"] = config.revision
+    prepare_text(hub_texts(**source), config.out, source, config)
 
 
 if __name__ == "__main__":
-    prepare_hub(__doc__, Path(__file__).parent, "open-web-math/open-web-math")
+    run_script("prepare.py", __doc__, prepare, HubConfig)

@@ -16,7 +16,6 @@ equation does not give their answer are left out.
 import csv
 import io
 import operator
-import random
 import re
 import sys
 from dataclasses import dataclass
@@ -108,19 +107,13 @@ def prepare(config):
     content = {}
     for name, (path, sha256) in SOURCES.items():
         source, copy = getattr(config, name), Path(config.out) / Path(path).name
-        sha256 = None if source and config.any_hash else sha256
-        content[name] = read_source(source, URL + path, copy, sha256)
+        content[name] = read_source(source, URL + path, copy, sha256, config.any_hash)
     with reading(config.train or "train.csv", "is no table of problems"):
         rows = list(csv.DictReader(io.StringIO(content["train"].decode("utf-8"))))
         train = problems(rows, training_problem)
     with reading(config.test or "SVAMP.json", "is no list of problems"):
         test = problems(parse_json(content["test"], [dict]), held_out_problem)
-    if len(train) <= config.dev_documents or not test:
-        raise ValueError(f"too few problems for --dev_documents={config.dev_documents}")
-    rng = random.Random(config.seed)
-    rng.shuffle(train)
-    held_out = {"val": test, "dev": train[: config.dev_documents]}
-    write_texts(config, train[config.dev_documents :], held_out, rng)
+    write_texts(config, train, test)
 
 
 if __name__ == "__main__":

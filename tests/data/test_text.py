@@ -129,8 +129,7 @@ def test_documents_want_a_token_that_ends_them(tmp_path):
         prepare_text(["a", "b"], tmp_path / "out", {}, config)
 
 
-@pytest.mark.parametrize("corpus", ["c4", "openwebmath"])
-def test_texts_of_the_hub_are_streamed(tmp_path, config, monkeypatch, corpus):
+def test_texts_of_the_hub_are_streamed(tmp_path, config, monkeypatch):
     """Catches a download of all of it, and a stream that is read beyond the document that reaches
     max_tokens. A stand-in for the package datasets."""
     texts, asked, out = some_documents(), {}, tmp_path / "out"
@@ -140,13 +139,14 @@ def test_texts_of_the_hub_are_streamed(tmp_path, config, monkeypatch, corpus):
         return [{"text": text, "url": ""} for text in texts]
 
     flags = [f"--tokenizer={config.tokenizer}", f"--out={out}", "--val_share=0.2"]
-    monkeypatch.setattr("sys.argv", ["prepare.py", *flags, "--max_tokens=500"])
+    flags += ["--max_tokens=500", "--subset=en"]
+    monkeypatch.setattr("sys.argv", ["prepare.py", *flags])
     monkeypatch.setitem(sys.modules, "datasets", None)
     with pytest.raises(SystemExit, match="pip install datasets"):
-        as_typed(f"data/{corpus}/prepare.py")
+        as_typed("data/openwebmath/prepare.py")
     monkeypatch.setitem(sys.modules, "datasets", types.SimpleNamespace(load_dataset=load_dataset))
-    as_typed(f"data/{corpus}/prepare.py")
+    as_typed("data/openwebmath/prepare.py")
     ids, meta = written(out), open_dataset(out, "val").meta
     assert 500 <= len(ids["train"]) + len(ids["val"]) < 800
     assert ids == one_by_one(texts[: meta["documents"]])
-    assert asked["streaming"] and asked["split"] == "train"
+    assert asked["streaming"] and asked["split"] == "train" and asked["subset"] == "en"

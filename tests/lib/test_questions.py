@@ -203,9 +203,9 @@ def test_all_models_are_asked_and_nothing_is_overwritten(work, capsys, kind, mor
     records = [json.loads(x) for x in (work / "out" / "answers.jsonl").read_text().splitlines()]
     assert len(records) == 3 * 4 and {"question", "answer"} <= records[0].keys()
     for row, scores in rows.items():
-        for score, (mean, _) in scores.items():
+        for score, found in scores.items():
             answers = [record[score] for record in records if record["model"] == row]
-            assert mean == pytest.approx(np.mean(answers))
+            assert found["mean"] == pytest.approx(np.mean(answers))
     before = path.read_bytes()
     ask_all(kind, settings(work, kind, **more))
     for change in ({"seed": 5}, {"n": 3}, {"base": ""}):

@@ -154,7 +154,7 @@ def test_a_run_of_an_older_version_is_one_line_that_names_the_commit_that_reads_
     assert "\n" not in str(error.value)
 
 
-MISFITS = [("model", "dim", 8), ("model", "dim", "16"), ("train", "seed", "x")]
+MISFITS = [("model", "dim", 8), ("model", "dim", "16"), ("train", "lora_rank", "x")]
 
 
 @pytest.mark.parametrize("section, name, value", [*MISFITS, ("quiet_star", "no_such", 1)])

@@ -114,9 +114,9 @@ def word_problems(folder):
     content["model"]["vocab"] |= {"<<": 258, ">>": 259}
     content["model"]["merges"] = ["< <", "> >"]
     path.write_text(json.dumps(content))
-    config = GSM8KStepsConfig(out=str(folder), tokenizer=str(path), copies=1)
+    config = GSM8KStepsConfig(out=str(folder), tokenizer=str(path), copies=1, dev_documents=1)
     lines = [{"question": f"{n} + 5", "answer": f"<<{n}+5={n + 5}>>{n + 5}"} for n in range(120)]
-    write_texts(config, lines[40:], {"val": lines[:40]}, np.random.default_rng(0))
+    write_texts(config, lines[40:], lines[:40])
     return load_tokenizer(path)
 
 

@@ -27,6 +27,9 @@ def test_what_was_measured_is_remembered_until_the_run_goes_on(work, tmp_path):
     assert [remembered(run, "x", make, texts=n)["x"] for n in (8, 8, 9, 9)] == [1, 1, 2, 2]
     train_all({run: [*settings, "--max_steps=3"]}, 1)
     assert remembered(run, "x", make, texts=9)["x"] == 3
+    for damaged in (json.dumps({"about": {"texts": 9, "step": 3}}), "{"):
+        (run / "x.json").write_text(damaged)
+        assert remembered(run, "x", make, texts=9)["x"] == len(calls) > 3
 
 
 def test_mean_and_spread_over_seeds():
