@@ -60,7 +60,7 @@ class Measured:
     right_mixed: np.ndarray | None = None
     likeliest_mixed: np.ndarray | None = None
     gate: np.ndarray | None = None  # weight of the thought in the prediction
-    thoughts: np.ndarray | None = None  # (W, T, m) ids
+    thoughts: np.ndarray | None = None  # (W, T, m) ids, -1 behind the end of one
     expected_gain: np.ndarray | None = None  # nats, of the gain head; (W, T, m+1) if lengths differ
 
 
@@ -125,9 +125,11 @@ def measure(model, spans, meta, batch_size=16, thoughts=None, gate=None, tempera
             noise = torch.rand(shape, generator=generator).to(tokens.device)
             h_base, h_mixed, gates, used = model.predict(tokens, thoughts=fixed, noise=noise)
             hidden = {"base": h_base[:, 0, :, 0], "mixed": h_mixed[:, 0, :, -1]}  # (B, T, C)
-            part = {"gate": gates[:, 0, :, -1], "thoughts": used[:, 0]}
+            part = {"gate": gates[:, 0, :, -1].float(), "thoughts": used[:, 0]}
+            if hasattr(model, "counts"):  # what stands behind the end of a thought nobody reads
+                part["thoughts"] = used[:, 0].where(model.counts(used[:, 0]), -1)
             if hasattr(model, "gain_head"):
-                part["expected_gain"] = model.gain_head(hidden["base"])
+                part["expected_gain"] = model.gain_head(hidden["base"]).float()
         else:
             hidden, part = {"base": model(tokens[:, :-1])}, {}
         for name, h in hidden.items():

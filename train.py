@@ -53,7 +53,7 @@ class TrainConfig:
     data: str = "data/arithmetic"  # folder of a dataset; prepared first if it has only a prepare.py
     init_from: str = "out/arithmetic_base"  # run or weights to start from; empty: random weights
     base_preset: str = "config/arithmetic_base.toml"  # preset that makes init_from if missing
-    start_text: str = "—"  # start and end of thought begin as the mean embedding of this text
+    start_text: str = "—"  # where start and end are new, they begin as its mean embedding
     end_text: str = ""  # the end begins as this one's instead
     span: int = 64  # tokens of text that a training example reads (the paper: 256)
     separate_documents: bool = False  # predict no token across the end of a document
@@ -117,6 +117,7 @@ def build_model(train, model_config, thinking_config, given, tokenizer, bfloat16
         return transformer  # of a thinking model, what speaks without a thought
 
     model = thinking_model(transformer, thinking_config, train.fast, at_once=train.think_at_once)
+    model.mixing_head.requires_grad_(thinking_config.mixing == "head")  # else nobody reads it
     if start is not transformer:  # it thinks already
         model.mixing_head.load_state_dict(start.mixing_head.state_dict())
         runs.set_start_and_end(model, *start.thought_tokens())
@@ -278,6 +279,9 @@ def set_up(train, model_config, thinking_config, given, held):
     if thinking_config.thought_kind == "ended":
         end_id = one_token(tokenizer, train.end_text, "end_text")
         thinking_config = dataclasses.replace(thinking_config, end_id=end_id)
+    start_id = None
+    if train.think_at in ("aloud", "start"):
+        start_id = one_token(tokenizer, train.start_text, "start_text")
     cuda = processes.device.type == "cuda"
     bfloat16 = train.dtype == "bfloat16" or (train.dtype == "auto" and cuda)
     model = build_model(train, model_config, thinking_config, given, tokenizer, bfloat16)
@@ -309,9 +313,6 @@ def set_up(train, model_config, thinking_config, given, held):
         steps += f" on {processes.world} x {processes.device.type}"
         tqdm.write(f"{train.out}: {train.objective}, {size:,} parameters, {steps}")
     autocast = partial(torch.autocast, processes.device.type, torch.bfloat16, enabled=bfloat16)
-    start_id = None
-    if train.think_at in ("aloud", "start"):
-        start_id = one_token(tokenizer, train.start_text, "start_text")
     job = Job(processes, data, held_out, length, model, optimizer, start_id, autocast)
     return job, *progress
 

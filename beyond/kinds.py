@@ -72,8 +72,12 @@ def thinking_model(model, config, fast=True, **how):
 
 def with_gate(quiet, gate):
     """The same model, but its gate is this number, and not what the mixing head says."""
+
+    def talk(h_base, h):
+        return torch.lerp(h_base.to(h), h, gate), torch.full_like(h[..., 0], gate)
+
     other = quiet.with_settings()
-    other.talk = lambda h_base, h: (torch.lerp(h_base, h, gate), torch.full_like(h[..., 0], gate))
+    other.talk = talk
     return other
 
 

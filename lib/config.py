@@ -125,6 +125,7 @@ def one_line_errors(name):
     except (ValueError, OSError) as error:
         sys.exit(f"{name}: error: {one_line(error)}")
     except (MemoryError, OverflowError, RuntimeError, TypeError) as error:
-        if not re.search("memory|overflow", f"{type(error).__name__} {error}".lower()):
+        said = f"{type(error).__name__} {error}".lower()
+        if not re.search("memoryerror|out ?of ?memory|allocate memory|overflow", said):
             raise
         sys.exit(f"{name}: out of memory: lower batch_size, micro_batch, span or thought_len")

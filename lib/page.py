@@ -25,7 +25,7 @@ def write_page(path, caption, spans, measured, tokenizer):
         tokens = [html.escape(first)]
         for i, word in enumerate(words):
             gain = measured.nll_base[n, i] - measured.nll_mixed[n, i]
-            thought = tokenizer.decode(measured.thoughts[n, i].tolist())
+            thought = tokenizer.decode([x for x in measured.thoughts[n, i].tolist() if x >= 0])
             about = f"token {word!r}, thought {thought!r}\n"
             about += f"gate {measured.gate[n, i]:.3f}, saved {gain:+.3f} nats"
             for name, (nll, likeliest) in predictions.items():

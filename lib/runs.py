@@ -184,7 +184,7 @@ def open_run(out, wanted, model, optimizer, tokenizer, processes):
     out, step, seconds, unlogged = Path(out), 0, 0.0, None
     if folder_kind(out):
         old = read_config(out)
-        for section in SECTIONS:
+        for section in SECTIONS if checkpoints(out) else ():  # what has no steps may change
             refuse_changes(out, old[section], wanted[section], MAY_CHANGE)
     if checkpoints(out):
         state = read_checkpoint(out)

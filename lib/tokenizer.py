@@ -58,7 +58,7 @@ class Tokenizer:
 
     def piece(self, i):
         """The bytes of an id."""
-        return self.pieces.get(i, b"" if 0 <= i < self.vocab_size else NO_TEXT)
+        return self.pieces.get(int(i), b"" if 0 <= i < self.vocab_size else NO_TEXT)
 
     def to_json(self):
         """A description of the tokenizer, for from_json."""
@@ -160,7 +160,7 @@ class SentencePieceTokenizer(Tokenizer):
         return np.array(self.library.encode(text), np.int64)
 
     def decode(self, ids):
-        return self.library.decode([i for i in ids if 0 <= i < self.vocab_size])
+        return self.library.decode([int(i) for i in ids if 0 <= i < self.vocab_size])
 
 
 def load_tokenizer(path):

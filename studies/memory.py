@@ -8,7 +8,8 @@ GB or so beside it.
 """
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
 
 import torch
 
@@ -16,6 +17,7 @@ from beyond.kinds import ThinkingConfig, thinking_model
 from beyond.lora import add_lora
 from fast import CHUNK_NUMBERS
 from lib.config import run_script
+from lib.runs import load_model
 from model import ModelConfig, Transformer
 from train import TrainConfig
 
@@ -62,7 +64,7 @@ def activations(shape, config, B, L, S, width):
 def plan(gpus, train, shape, config):
     """Bytes on each GPU: {way to share the work: {what: bytes}}."""
     with torch.device("meta"):  # shapes, but no numbers
-        quiet = thinking_model(Transformer(shape), config)
+        quiet = thinking_model(Transformer(shape), replace(config, end_id=0))
         if train.lora_rank:
             add_lora(quiet.model, train.lora_rank)
     numbers = sum(p.numel() for p in quiet.parameters())
@@ -89,8 +91,12 @@ def plan(gpus, train, shape, config):
 
 def memory(config, train, shape, thinking):
     """Print the plan."""
+    if Path(train.init_from).is_dir():  # else the shape that the settings tell
+        start = load_model(train.init_from, dtype=None)[0]
+        shape = getattr(start, "model", start).config
     ways = plan(config.gpus, train, shape, thinking)
     totals = {way: {**sizes, "total": sum(sizes.values())} for way, sizes in ways.items()}
+    print(f"a model of {shape.n_layers} layers of width {shape.dim}, {shape.vocab_size} tokens")
     print(f"GB on each of {config.gpus} GPUs, with --parallel=" + ", ".join(ways))
     for what in totals["data"]:
         print(f"{what:20}" + "".join(f"{sizes[what] / 1e9:>10.1f}" for sizes in totals.values()))

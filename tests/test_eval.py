@@ -94,8 +94,24 @@ def test_thoughts_that_are_given_are_read_and_a_gate_that_is_given_counts(measur
     assert np.abs(greedy.nll_mixed - own.nll_mixed).max() > 1e-3
 
 
-def test_gains_leaves_a_table_pictures_a_page_and_results(demo_runs, monkeypatch, capsys):
+def test_what_stands_behind_the_end_of_a_thought_is_not_among_what_was_thought(demo_runs):
+    """Catches words on the page that nobody has read."""
+    data, run = open_dataset(demo_runs / "data", "val"), load_run(demo_runs / "quiet_star")[0]
+    how = ThinkingConfig(thought_len=4, thought_kind="ended", end_id=3)
+    spans = evaluation.spread_spans(data.tokens, 32, 5)
+    quiet = thinking_model(run.model, how).eval()
+    found = evaluation.measure(quiet, spans, data.meta, temperature=1.0)
+    assert (found.thoughts == -1).any()
+    for thought in found.thoughts.reshape(-1, 4).tolist():
+        own = thought[: thought.index(3) + 1] if 3 in thought else thought
+        assert thought == own + [-1] * (4 - len(own))
+
+
+def test_gains_leaves_a_table_pictures_a_page_and_results(demo_runs, monkeypatch, capsys, tmp_path):
     """Catches a step of the command that breaks, and a table that differs from results.json."""
+    half = "--dtype=bfloat16", f"--out={tmp_path / 'half'}"
+    call(monkeypatch, f"--run={demo_runs / 'quiet_star'}", "--texts=6", "--device=cpu", *half)
+    assert (tmp_path / "half" / "results.json").exists() and capsys.readouterr()
     call(monkeypatch, f"--run={demo_runs / 'quiet_star'}", "--texts=6", "--device=cpu")
     out = demo_runs / "quiet_star" / "eval_step000002"
     for name in ("gains_text", "gains_by_difficulty"):

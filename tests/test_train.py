@@ -180,8 +180,9 @@ def test_bad_input_is_refused_in_one_line_before_any_work(work):
         "--init_from=nowhere": "nowhere",
         "--micro_batch=3": "micro_batch 3",
         "--out=file/q": "file/q",
+        "--think_at=aloud --start_text=bc": "start_text",
     }.items():
-        assert named in refusal(work, "--out=q", flag), flag
+        assert named in refusal(work, "--out=q", *flag.split()), flag
     assert not (work / "q").exists()
 
 
@@ -206,6 +207,13 @@ def test_a_loss_that_is_not_a_number_stops_the_run_and_names_the_last_good_check
     message = refusal(work, "--out=q", *how)
     assert "step 2" in message and "nan" in message and str(checkpoints(work / "q")[0]) in message
     assert read_checkpoint(work / "q")["step"] == 1
+
+
+def test_a_run_without_a_checkpoint_may_go_on_with_other_settings(work):
+    """Catches advice, such as a lower rate, that cannot be taken in the same folder."""
+    assert "none yet" in refusal(work, "--out=q", "--lr=1e30", "--warmup_steps=0", "--max_steps=9")
+    go(work, "--out=q", "--max_steps=1")
+    assert len(read_log(work / "q")) == 1
 
 
 def test_a_look_at_held_out_text_that_dies_costs_no_step(work, monkeypatch):

@@ -59,6 +59,7 @@ def test_a_run_goes_on_bit_for_bit_is_loaded_merged_exported_and_gone_on_from(wo
     """Catches frozen weights that move or are stored in another dtype, and a reader that forgets
     the additions."""
     how, stored = ["--lora_rank=2", f"--dtype={dtype}", "--lr=0.01"], getattr(torch, dtype)
+    go(work, *how, "--out=alone", "--max_steps=1", "--mixing=none")
     go(work, *how, "--out=one", "--max_steps=4")
     go(work, *how, "--out=two", "--max_steps=2")
     go(work, *how, "--out=two", "--max_steps=4")

@@ -98,6 +98,7 @@ MENDED = [
 ]
 ENDS = [(error, SystemExit, "^bake.py: .*$") for error in MENDED]
 ENDS += [(KeyboardInterrupt(), SystemExit, "^130$"), (RuntimeError("bug"), RuntimeError, "bug")]
+ENDS += [(RuntimeError("an illegal memory access"), RuntimeError, "illegal")]
 
 
 @pytest.mark.parametrize("error, wanted, text", ENDS, ids=repr)

@@ -15,7 +15,8 @@ def test_the_page_escapes_all_text_and_tells_of_each_token(tmp_path):
     tokenizer = CharTokenizer("<\"b>&'\n")
     spans = np.array([[0, 1, 2, 3, 4, 5, 6]])
     nll, ids = np.log([[2, 4, np.nan, 5, 8, 10]]), spans[:, 1:]
-    fields = dict(nll_mixed=nll / 2, likeliest_mixed=ids, gate=nll, thoughts=ids[..., None])
+    fields = dict(nll_mixed=nll / 2, likeliest_mixed=ids, gate=nll)
+    fields["thoughts"] = np.stack((ids, 0 * ids - 1), -1)  # of one token each
     write_page(tmp_path / "x.html", "$a & <b>", spans, Measured(nll, ids, ids, **fields), tokenizer)
     page = (tmp_path / "x.html").read_text("utf-8")
     assert "<b>" not in page and "$a &amp; &lt;b&gt;" in page and "<script" not in page

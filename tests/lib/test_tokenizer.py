@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import sentencepiece
+import torch
 from byte_tokenizer import write_byte_tokenizer
 
 from lib.tokenizer import CharTokenizer, from_json, load_tokenizer
@@ -58,6 +59,7 @@ def test_mistrals_sentencepiece_files(version):
         assert ours.decode(ids) == "".join(ours.words(ids)).removeprefix(" ") == theirs.decode(ids)
     assert (ours.vocab_size, ours.bos_id, ours.eos_id) == (theirs.vocab_size(), 1, 2)
     assert {1, 2} <= ours.ends and ours.ends.isdisjoint(ours.encode("</s> [INST] <unk>"))
+    assert ours.decode(torch.tensor(ours.encode("a b"))) == "a b"
     assert ours.words([1, 2]) == ["", ""] and ours.decode([1, *ours.encode("a b"), 2]) == "a b"
 
 
@@ -76,6 +78,7 @@ def test_any_ids_have_a_text(tmp_path, kind):
     for _ in range(200):
         ids = rng.integers(-1, n + 5, rng.integers(0, 9)).tolist()
         assert isinstance(tokenizer.decode(ids), str) and len(tokenizer.words(ids)) == len(ids)
+        assert tokenizer.decode(torch.tensor(ids)) == tokenizer.decode(ids)
 
 
 def test_where_a_text_ends(tmp_path):

@@ -7,8 +7,9 @@ import torch
 
 from beyond.kinds import ThinkingConfig, thinking_model
 from beyond.lora import add_lora
+from lib.runs import load_run
 from model import ModelConfig, Transformer
-from studies.memory import activations, plan
+from studies.memory import MemoryConfig, activations, memory, plan
 from train import TrainConfig
 
 SHAPE = ModelConfig(
@@ -67,3 +68,14 @@ def test_what_every_gpu_holds_of_weights_gradients_and_moments():
     (way,) = plan(1, replace(train, lora_rank=2, dtype="bfloat16"), SHAPE, config).values()
     frozen = sum(p.numel() for p in quiet.parameters()) - learned
     assert (way["weights"], way["moments of AdamW"]) == (4 * learned + 2 * frozen, 8 * learned)
+
+
+def test_the_plan_is_of_the_model_that_the_run_starts_from(demo_runs, capsys):
+    """Catches a plan of the default shape, which is far too small, and ended thoughts refused."""
+    train, shape = TrainConfig(init_from=str(demo_runs / "base")), ModelConfig()
+    memory(MemoryConfig(gpus=1), train, shape, ThinkingConfig(thought_kind="ended"))
+    memory(MemoryConfig(gpus=1), replace(train, init_from="nowhere"), shape, ThinkingConfig())
+    tiny = load_run(demo_runs / "base")[0].config
+    own, other = (f"{x.n_layers} layers of width {x.dim}" for x in (tiny, shape))
+    first, _, second = capsys.readouterr().out.partition("total")
+    assert own in first and other in second
