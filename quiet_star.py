@@ -280,7 +280,7 @@ class QuietSTaR(nn.Module):
         """TALK: mix hidden states (..., C) by the gate (section 4.3): h_mixed (..., C), w (...).
 
         The output layer is linear, so this mixes logits. Softmax does not see what is added to all
-        logits alike, so it is the paper's mixing of log-probabilities as well."""
+        logits alike, so it is the paper's mixing of log-probabilities as well, normalized."""
         w = self.mixing_head(h_base, h_thought)  # (..., 1)
         return h_base + w * (h_thought - h_base), w[..., 0]
 

@@ -1,6 +1,6 @@
 """
 Give a model a prompt and see it continue:
-    python sample.py --run=out/mine --prompt="3849=" --show_thoughts --price=0.02
+    python sample.py --run=assets/miniature --prompt=$'\\n3849=' --show_thoughts
 """
 
 import re

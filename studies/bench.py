@@ -1,5 +1,5 @@
 """
-What does thinking cost? All figures are ratios within one run, so they mean something anywhere.
+What does thinking cost? Ratios within one run, which mean something anywhere.
 
     python -m studies.bench                            the default shape
     OMP_NUM_THREADS=1 python -m studies.bench --dim=512 --n_layers=8 --head_dim=64 --n_heads=8 \\

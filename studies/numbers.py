@@ -4,7 +4,7 @@ them are in GSM8K's solutions and in word problems (learned: MAWPS, ASDiv-A; mea
 
     python data/smollm2/prepare.py
     python data/gsm8k_steps/prepare.py && python data/svamp/prepare.py
-    python -m studies.numbers
+    python -m studies.numbers --texts=1319
 
 Counted are the NLL of the number there, and whether it is written exactly: each token the likeliest
 of those that a number can hold, and behind it none of these, or the text's own. The model thinks

@@ -7,7 +7,7 @@ Text of yours: a file, or a folder of files, plain text or JSONL, in UTF-8.
 
 Then train on it:
 
-    python train.py --data=data/book --init_from=weights/smollm2 --base_preset="" --out=out/book
+    python train.py --config=config/smollm2.toml --data=data/book --out=out/book
 """
 
 import hashlib
