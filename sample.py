@@ -32,8 +32,8 @@ class SampleConfig:
 def say(config, load=None):
     """Print how a model continues the prompt, token by token."""
     device, load = pick_device(config.device), load or LoadConfig()
-    model, tokenizer, *_ = load_to_think(config.run or last_run(), device, load)
-    ids = tokenizer.encode(config.prompt or "\n")
+    model, tokenizer, run, _ = load_to_think(config.run or last_run(), device, load)
+    ids = tokenizer.encode(config.prompt or "\n", bos=not run)  # runs here have read no beginnings
     how = torch.tensor([ids], device=device), config.max_new_tokens, config.temperature
     generator = torch.Generator(device).manual_seed(config.seed)
     if isinstance(model, QuietSTaR) and not config.without_thoughts:

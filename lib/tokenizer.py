@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 import tiktoken
 
-from lib.files import parse_json, reading, replace_file, write_json
+from lib.files import parse_json, read_json, reading, replace_file, write_json
 from lib.tokenizer_files import read_byte_bpe, read_tekken
 
 FILES = ("tokenizer.model", "tekken.json", "tokenizer.json", "alphabet.json")
@@ -32,19 +32,21 @@ class Tokenizer:
     bos_id, eos_id  ids that begin and end a text, or None
     ends            ids of all special tokens: no text has one, and a model that says one has ended
     names           {"bos_token": name or None, "eos_token": ...}, if the file does not say them
+    begins          does a prompt begin with bos_id? Some only have one
     """
 
     def __init__(
-        self, file, content, pieces, vocab_size, bos_id=None, eos_id=None, special=(), names=None
-    ):
+        self, file, content, pieces, vocab_size, bos_id=None, eos_id=None, special=(), names=None,
+        begins=True,
+    ):  # fmt: skip
         self.file, self.content, self.pieces, self.vocab_size = file, content, pieces, vocab_size
-        self.names = names
+        self.names, self.begins = names, begins
         self.bos_id, self.eos_id, self.ends = bos_id, eos_id, {*special, eos_id} - {None}
 
     def encode(self, text, bos=False):
-        """The ids of a text, a list; bos: after the id that begins a text, if there is one. Raises
+        """The ids of a text, a list; bos: after the id that begins a prompt, if one does. Raises
         ValueError if the tokenizer cannot encode it."""
-        first = [self.bos_id] if bos and self.bos_id is not None else []
+        first = [self.bos_id] if bos and self.begins and self.bos_id is not None else []
         return first + self.encode_array(text).tolist()
 
     def decode(self, ids):
@@ -172,7 +174,13 @@ def load_tokenizer(path):
     with reading(path, f"cannot be used as one of {', '.join(FILES)}"):
         content = path.read_bytes()
         if content.lstrip()[:1] != b"{":
-            return SentencePieceTokenizer("tokenizer.model", content)
+            tokenizer = SentencePieceTokenizer("tokenizer.model", content)
+            about = path.with_name("tokenizer_config.json")
+            end = read_json(about).get("eos_token") if about.exists() else None
+            end = end["content"] if isinstance(end, dict) else end
+            if end and tokenizer.library.piece_to_id(end) != tokenizer.eos_id:
+                raise ValueError(f"its text ends in {end}, a token that was added to it")
+            return tokenizer
         file = parse_json(content)
         if "alphabet" in file:
             return from_json(file)

@@ -4,6 +4,7 @@ that it gives the ids of the library they were made for. What is not implemented
 """
 
 import base64
+import json
 import unicodedata
 
 from lib.files import check, read_json
@@ -50,8 +51,13 @@ def read_byte_bpe(file, folder):
     names = vocab | {name: token["id"] for name, token in added.items()}
     special = {name: names[name] for name in added if added[name].get("special", True)}
     begin_end = begin_and_end(folder, names, special)
+    bos = begin_end["bos_token"]
     special |= {name: names[name] for name in begin_end.values() if name is not None}
     text = {name: names[name] for name in added if name not in special}
+    for name in text:
+        odd = any(added[name].get(how) for how in ("single_word", "lstrip", "rstrip"))
+        if odd or any(x.startswith(name) for x in text.keys() - {name}):
+            raise ValueError(f"how the added token {name!r} is cut out is not implemented")
     byte_of = {char: bytes([b]) for b, char in byte_characters().items()}
     words = {word: i for word, i in vocab.items() if word not in special | text}
     pieces = {i: b"".join(byte_of[char] for char in word) for word, i in words.items()}
@@ -68,7 +74,8 @@ def read_byte_bpe(file, folder):
         "pieces": pieces,
         "lacks": b"".join(byte for byte in byte_of.values() if byte not in ranks),
         "vocab_size": 1 + max(names.values()),
-        "bos_id": names.get(begin_end["bos_token"]),
+        "bos_id": names.get(bos),
+        "begins": json.dumps(bos) in json.dumps(file.get("post_processor")),
         "eos_id": names.get(begin_end["eos_token"]),
         "special": special.values(),
         "names": begin_end,

@@ -75,7 +75,9 @@ def load_mistral(folder, dtype=None, rows=None, skip=()):
 def transformer_of(weights, config):
     """The Transformer that these tensors, {name: tensor}, are the weights of: not their copies."""
     if config.tied_embeddings:
-        weights["output.weight"] = weights["tok_embeddings.weight"]
+        table = weights["tok_embeddings.weight"]
+        if not torch.equal(weights.setdefault("output.weight", table), table):
+            raise ValueError("the head is tied to the embeddings, but is stored as another tensor")
     with torch.device("meta"), SkipInit():  # without memory
         model = Transformer(config)
     model.load_state_dict(weights, assign=True)
@@ -94,14 +96,14 @@ class SkipInit(TorchFunctionMode):
 
 def stored_tensors(folder):
     """Yields (path, name, tensor) of a folder's files, those of the first of PATTERNS that it has.
-    If an index is there, it alone tells which file holds which tensor. A file is opened once, and
+    An index alone tells which of several files holds which tensor. A file is opened once, and
     its numbers are read from disk when they are used. Raises ValueError."""
     pattern = next((pattern for pattern in PATTERNS.split() if any(folder.glob(pattern))), None)
     if pattern is None:
         raise ValueError(f"{folder} holds none of {PATTERNS}")
     paths, file_of = sorted(folder.glob(pattern)), None
     index = folder / f"{pattern.replace('*', '')}.index.json"
-    if index.exists():
+    if index.exists() and not (folder / pattern.replace("*", "")).exists():
         file_of = read_json(index, {"weight_map": {str: str}})["weight_map"]
         paths = [folder / Path(file).name for file in sorted(set(file_of.values()))]
     for path in paths:
@@ -146,7 +148,7 @@ def hugging_face_config(path):
     """ModelConfig of a config.json. Raises ValueError if it asks for what is not implemented."""
     c = read_json(path)
     with reading(path, "asks for what is not implemented, or lacks a key"):
-        c |= c.get("rope_parameters") or c.get("rope_scaling") or {}
+        c |= c.get("rope_scaling") or c.get("rope_parameters") or {}
         c.setdefault("rope_type", c.get("type", "default"))  # `type` in older files
         for name, values in IMPLEMENTED.items():
             if c.get(name, values[0]) not in values:

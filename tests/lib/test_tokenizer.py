@@ -63,6 +63,17 @@ def test_mistrals_sentencepiece_files(version):
     assert ours.words([1, 2]) == ["", ""] and ours.decode([1, *ours.encode("a b"), 2]) == "a b"
 
 
+def test_an_end_that_was_added_to_sentencepiece_is_refused(tmp_path):
+    """Catches a ChatML model that can never say its end."""
+    (tmp_path / "tokenizer.model").write_bytes(mistral_file("model.v1").read_bytes())
+    for end in ("</s>", {"content": "</s>"}, None, "<|im_end|>"):
+        (tmp_path / "tokenizer_config.json").write_text(json.dumps({"eos_token": end}))
+        if end != "<|im_end|>":
+            assert load_tokenizer(tmp_path).eos_id == 2
+    with pytest.raises(ValueError, match="im_end"):
+        load_tokenizer(tmp_path)
+
+
 @pytest.mark.parametrize("kind", ["characters", "bytes"])
 def test_any_ids_have_a_text(tmp_path, kind):
     """Catches an id beyond the tokenizer, which a model may have, or -1, no thought, that raises;

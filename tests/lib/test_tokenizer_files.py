@@ -71,6 +71,26 @@ def test_ids_of_byte_level_bpe_are_those_of_the_library(tmp_path, name):
         assert theirs.token_to_id(special) in ours.ends and len(ours.encode(special)) > 1
 
 
+def test_a_prompt_begins_as_in_the_library(tmp_path):
+    """Catches SmolLM2's questions behind an end of text, and Llama's without their beginning."""
+    theirs = trained_bpe(tmp_path, BYTE_LEVEL)
+    assert load_tokenizer(tmp_path).encode("a b", bos=True) == theirs.encode("a b").ids
+    template = tokenizers.processors.TemplateProcessing
+    theirs.post_processor = template("<s> $A", special_tokens=[("<s>", 1)])
+    theirs.save(str(tmp_path / "tokenizer.json"))
+    assert load_tokenizer(tmp_path).encode("a b", bos=True) == theirs.encode("a b").ids
+
+
+@pytest.mark.parametrize("added", ["<tool", AddedToken("zzq", rstrip=True)], ids=str)
+def test_added_tokens_that_are_cut_out_otherwise_are_refused(tmp_path, added):
+    """Catches <tool_call> that becomes <tool and _call>, and a space that should be gone."""
+    theirs = trained_bpe(tmp_path, BYTE_LEVEL)
+    theirs.add_tokens([added])
+    theirs.save(str(tmp_path / "tokenizer.json"))
+    with pytest.raises(ValueError, match="cut out"):
+        load_tokenizer(tmp_path)
+
+
 def test_bytes_that_a_vocabulary_lacks_vanish_as_in_the_library(tmp_path):
     """Catches a SmolLM2, which lacks some, that cannot be loaded or that says unknown ids."""
     trained_bpe(tmp_path, BYTE_LEVEL)

@@ -128,6 +128,27 @@ def test_tensors_that_do_not_fit_are_named(tmp_path, monkeypatch, change, name):
     assert "\n" not in str(error.value) and str(tmp_path) in str(error.value)
 
 
+def test_what_a_folder_holds_twice_must_be_the_same(tmp_path):
+    """Catches a trained head that gives way to the table it is no longer tied to, and one whole
+    file that gives way to shards of another model."""
+    reference(tmp_path, "qwen2", shard="8KB")
+    whole = {}
+    for path in tmp_path.glob("*.safetensors"):
+        whole |= load_file(path)
+    save_file(whole, tmp_path / "model.safetensors")
+    with pytest.raises(ValueError, match="another file"):
+        load_mistral(tmp_path)
+    for path in tmp_path.glob("model-*"):
+        path.unlink()
+    for factor in (1, 2):
+        whole["lm_head.weight"] = whole["model.embed_tokens.weight"] * factor
+        save_file(whole, tmp_path / "model.safetensors")
+        if factor == 1:
+            assert load_mistral(tmp_path).config.tied_embeddings
+    with pytest.raises(ValueError, match="tied"):
+        load_mistral(tmp_path)
+
+
 @pytest.mark.parametrize(
     "change, name",
     [
@@ -135,6 +156,7 @@ def test_tensors_that_do_not_fit_are_named(tmp_path, monkeypatch, change, name):
         ({"hidden_act": "gelu"}, "gelu"),
         ({"rope_parameters": {"rope_type": "yarn"}}, "yarn"),
         ({"rope_parameters": {"rope_type": "llama3"}}, "factor"),
+        ({"rope_scaling": {"type": "linear", "factor": 4.0}}, "linear"),
         ({"use_sliding_window": True}, "use_sliding_window"),
         ({"vocab_size": "97"}, "vocab_size"),
         ({"num_attention_heads": 3}, "config.json"),
