@@ -66,8 +66,9 @@ def make_samples():
         (MY / name / "params.json").unlink()
         (MY / name / "consolidated.00.pth").unlink()
         hub_model.save_pretrained(MY / name)
-    weights = load_file(MY / "hub" / "model.safetensors")
-    index = {"metadata": {}, "weight_map": dict.fromkeys(weights, "model.safetensors")}
+    shard = (MY / "hub" / "model.safetensors").rename(MY / "hub" / "model-1.safetensors")
+    weights = load_file(shard)
+    index = {"metadata": {}, "weight_map": dict.fromkeys(weights, shard.name)}
     write("hub/model.safetensors.index.json", json.dumps(index))
     torch.save(weights, MY / "bin" / "pytorch_model.bin")
     (MY / "bin" / "model.safetensors").unlink()
@@ -168,7 +169,7 @@ KINDS = [
     ("official/quiet_star.json", load, "json"),
     ("official/quiet_star.pt", load, "torch"),
     ("hub/config.json", load, "json"),
-    ("hub/model.safetensors", load, "bytes"),
+    ("hub/model-1.safetensors", load, "bytes"),
     ("hub/model.safetensors.index.json", load, "json"),
     ("bin/pytorch_model.bin", load, "torch"),
     ("alphabet/alphabet.json", lambda path: load_tokenizer(path.parent).to_json(), "json"),
