@@ -1,7 +1,5 @@
 """Corpora and runs that several tests start from."""
 
-import sys
-
 import numpy as np
 import pytest
 from tiny_runs import SHAPE, as_typed, go
@@ -23,11 +21,8 @@ def work(tmp_path):
 @pytest.fixture(scope="session")
 def demo_runs(tmp_path_factory):
     """A tiny arithmetic corpus and the runs of a demo: base, lm_control, quiet_star."""
-    folder, argv = tmp_path_factory.mktemp("demo"), sys.argv
-    sys.argv = ["prepare.py", f"--out={folder / 'data'}"]
-    sys.argv += ["--train_documents=200", "--val_documents=60"]
-    as_typed("data/arithmetic/prepare.py")
-    sys.argv = argv
+    folder, sizes = tmp_path_factory.mktemp("demo"), ["--train_documents=200", "--val_documents=60"]
+    as_typed("data/arithmetic/prepare.py", f"--out={folder / 'data'}", *sizes)
     common = ["--span=32", "--batch_size=2", "--max_steps=2"]
     go(folder, *common, *SHAPE, "--objective=lm", "--init_from=", "--out=base")
     go(folder, *common, "--out=lm_control", "--objective=lm")

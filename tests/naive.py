@@ -254,14 +254,11 @@ def learn(quiet, tokens, thinking, documents=None):
     reward, advantage = quiet.credit(thinking.thinking, log_p.detach(), h_mixed, targets)
     numbers = dict(log_prob=log_prob, advantage=advantage[..., 0], reward=reward, gate=gate)
     numbers |= dict(nll_base=-log_p_text, nll_mixed=-log_p_mixed, gain_error=error)
+    numbers |= dict(valid=targets.valid, valid_base=valid_base)
+    numbers["loss"] = loss - error - 0.5 * weighted_mean(mean_weights(valid_base), log_p_text)
     nll_mixed = weighted_mean(targets.token_weights, -log_p_mixed)
-    return SimpleNamespace(
-        loss=loss - error - 0.5 * weighted_mean(mean_weights(valid_base), log_p_text),
-        reinforce=(loss - 0.5 * nll_mixed - error) / config.reinforce_weight,
-        **numbers,
-        valid=targets.valid,
-        valid_base=valid_base,
-    )
+    numbers["reinforce"] = (loss - 0.5 * nll_mixed - error) / config.reinforce_weight
+    return SimpleNamespace(**numbers)
 
 
 def count_forwards(quiet):

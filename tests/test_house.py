@@ -14,7 +14,7 @@ FLOORS = [
 ]  # fmt: skip
 FLOOR = {name: number for number, names in enumerate(FLOORS) for name in names.split()}
 PACKAGES = {"torch", "numpy", "tiktoken", "tqdm", "matplotlib"}
-MOST_LINES = {"program": 6885, "tests": 6610}
+MOST_LINES = {"program": 6885, "tests": 6470}
 
 
 def tracked():

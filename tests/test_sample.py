@@ -21,11 +21,10 @@ SHOWN = {
 
 
 @pytest.mark.parametrize("flags", SHOWN)
-def test_the_finished_model_that_ships_thinks_the_running_sums(monkeypatch, capsys, flags):
+def test_the_finished_model_that_ships_thinks_the_running_sums(capsys, flags):
     """Catches a thought beside another token than its own, and one where none was asked for."""
-    argv = ["sample.py", f"--run={ROOT / 'assets' / 'miniature'}", "--prompt=\n3849="]
-    monkeypatch.setattr("sys.argv", [*argv, "--max_new_tokens=2", "--device=cpu", *flags.split()])
-    as_typed("sample.py")
+    how = f"--run={ROOT / 'assets' / 'miniature'}", "--prompt=\n3849=", "--max_new_tokens=2"
+    as_typed("sample.py", *how, "--device=cpu", *flags.split())
     assert SHOWN[flags] in capsys.readouterr().out
 
 
@@ -39,25 +38,22 @@ def test_control_characters_are_spelled_out_and_the_end_of_a_text_ends_it(monkey
     assert capsys.readouterr().out == "a\\x1b\\x202e\na\n"
 
 
-def test_lengths_that_the_gain_head_does_not_know_are_refused_in_one_line(work, monkeypatch):
+def test_lengths_that_the_gain_head_does_not_know_are_refused_in_one_line(work):
     """Catches a traceback where thoughts are longer than in training; shorter ones are taken."""
     settings = "--thought_kind=any_length", "--gain_head", "--thought_len=3"
     go(work, "--out=any", "--max_steps=1", *settings)
     call = ["sample.py", f"--run={work / 'any'}", "--price=0", "--prompt=ab", "--device=cpu"]
-    monkeypatch.setattr("sys.argv", [*call, "--thought_len=5"])
     with pytest.raises(SystemExit) as stop:
-        as_typed("sample.py")
+        as_typed(*call, "--thought_len=5")
     assert "gain head" in stop.value.code and "\n" not in stop.value.code
-    monkeypatch.setattr("sys.argv", [*call, "--thought_len=2"])
-    as_typed("sample.py")
+    as_typed(*call, "--thought_len=2")
 
 
-def test_a_model_whose_thoughts_end_speaks(work, monkeypatch, capsys):
+def test_a_model_whose_thoughts_end_speaks(work, capsys):
     """Catches a traceback, and a thought that goes on behind its end."""
     go(work, "--out=e", "--max_steps=1", "--thought_kind=ended", "--end_text=b", "--thought_len=9")
     call = ["sample.py", f"--run={work / 'e'}", "--prompt=ab", "--device=cpu", "--show_thoughts"]
-    monkeypatch.setattr("sys.argv", [*call, "--thought_temperature=9", "--max_new_tokens=9"])
-    as_typed("sample.py")
+    as_typed(*call, "--thought_temperature=9", "--max_new_tokens=9")
     thoughts = re.findall(r"'(\w*)'$", capsys.readouterr().out, flags=re.M)
     assert {x.partition("b")[2] for x in thoughts} == {""} and len({*map(len, thoughts)}) > 1
 

@@ -28,12 +28,7 @@ def weights(*folders):
 def test_fast_and_in_any_parts_it_is_the_same_training(work, where):
     """Catches a fast form that trains otherwise, positions that depend on how a batch is split, and
     a share of positions that is not obeyed."""
-    settings = [
-        "--max_steps=3",
-        "--think_share=0.5",
-        "--reward_on=thought",
-        "--mixing_head_lr=5e-3",
-    ]
+    settings = "--max_steps=3 --think_share=0.5 --reward_on=thought --mixing_head_lr=5e-3".split()
     at = f"--think_at={where}"
     go(work, "--out=obvious", at, *settings)
     for name, how in {"fast": [], "parts": ["--micro_batch=1", "--think_at_once=4"]}.items():

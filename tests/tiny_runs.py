@@ -2,6 +2,7 @@
 
 import runpy
 from pathlib import Path
+from unittest.mock import patch
 
 import pytest
 import torch
@@ -16,9 +17,10 @@ COMMON = "--span=12 --batch_size=4 --eval_texts=2 --device=cpu --start_text=b".s
 COMMON.append("--base_preset=")
 
 
-def as_typed(script):
-    """Run a script of this project in this process, with the command line in sys.argv."""
-    runpy.run_path(str(ROOT / script), run_name="__main__")
+def as_typed(script, *flags):
+    """Run a script of this project in this process, as if typed with these flags."""
+    with patch("sys.argv", [script, *flags]):
+        runpy.run_path(str(ROOT / script), run_name="__main__")
 
 
 def flags(work, *more):

@@ -119,11 +119,10 @@ def test_an_end_still_belongs_to_the_document_that_it_ends():
     assert numbers.tolist() == [[0, 0, 1, 1, 1, 2, 3]]
 
 
-def test_shakespeare_refuses_a_text_that_is_not_the_one_expected(tmp_path, monkeypatch):
+def test_shakespeare_refuses_a_text_that_is_not_the_one_expected(tmp_path):
     """Catches results that are reported of another text."""
     (tmp_path / "input.txt").write_text("To be, or not to be")
     flags = [f"--out={tmp_path}", f"--source={tmp_path / 'input.txt'}"]
-    monkeypatch.setattr("sys.argv", ["prepare.py", *flags])
     with pytest.raises(SystemExit, match="SHA-256"):
-        as_typed("data/tinyshakespeare/prepare.py")
+        as_typed("data/tinyshakespeare/prepare.py", *flags)
     assert not (tmp_path / "meta.json").exists()

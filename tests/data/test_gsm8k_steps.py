@@ -54,7 +54,7 @@ def test_the_marks_are_on_the_results_of_what_is_left_out(tmp_path):
         seen.add((one, two))
 
 
-def test_the_splits_with_their_marks_and_copies(tmp_path, monkeypatch):
+def test_the_splits_with_their_marks_and_copies(tmp_path):
     """Catches held-out solutions that are written or trained on, and marks of another split."""
     lines = [json.dumps({"question": f"Question {n}?", "answer": ANSWER}) for n in range(20)]
     for name, some in (("train", lines[:16]), ("test", lines[16:])):
@@ -62,8 +62,7 @@ def test_the_splits_with_their_marks_and_copies(tmp_path, monkeypatch):
     flags = [f"--{name}={tmp_path / name}.jsonl" for name in ("train", "test")]
     flags += [f"--tokenizer={write_byte_tokenizer(tmp_path)}", f"--out={tmp_path / 'data'}"]
     flags += ["--any_hash", "--dev_documents=3", "--copies=2"]
-    monkeypatch.setattr("sys.argv", ["prepare.py", *flags])
-    as_typed("data/gsm8k_steps/prepare.py")
+    as_typed("data/gsm8k_steps/prepare.py", *flags)
     questions = {}
     for split, count in {"train": 26, "val": 4, "dev": 3}.items():
         data = open_dataset(tmp_path / "data", split)

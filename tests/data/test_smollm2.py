@@ -12,12 +12,10 @@ from lib.tokenizer import load_tokenizer
 from lib.weights import load_mistral
 
 
-def test_a_missing_file_is_one_line(tmp_path, monkeypatch):
+def test_a_missing_file_is_one_line(tmp_path):
     """Catches a traceback of a package that is not there."""
-    flags = [f"--out={tmp_path}", "--source=nowhere.gguf"]
-    monkeypatch.setattr("sys.argv", ["prepare.py", *flags])
     with pytest.raises(SystemExit, match="nowhere.gguf") as stop:
-        as_typed("data/smollm2/prepare.py")
+        as_typed("data/smollm2/prepare.py", f"--out={tmp_path}", "--source=nowhere.gguf")
     assert "\n" not in str(stop.value)
 
 

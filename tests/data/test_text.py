@@ -52,7 +52,7 @@ def test_documents_arrive_in_order_and_all_copies_on_one_side(tmp_path, config):
         prepare_text(["a"], tmp_path / "other", {}, config)
 
 
-def test_a_folder_is_never_overwritten(tmp_path, config, monkeypatch):
+def test_a_folder_is_never_overwritten(tmp_path, config):
     """Catches an old corpus that comes back as if it were the new one, of files of the same names
     and sizes, and a run whose text changes under it."""
     notes, out = tmp_path / "notes", tmp_path / "out"
@@ -60,15 +60,13 @@ def test_a_folder_is_never_overwritten(tmp_path, config, monkeypatch):
     for number in range(40):
         (notes / f"{number}.txt").write_text(f"one {number:3}")
     flags = [f"--source={notes}", f"--tokenizer={config.tokenizer}", f"--out={out}"]
-    monkeypatch.setattr("sys.argv", ["prepare.py", *flags, "--val_share=0.2"])
-    as_typed("data/textfile/prepare.py")
+    as_typed("data/textfile/prepare.py", *flags, "--val_share=0.2")
     before = written(out)
-    as_typed("data/textfile/prepare.py")  # nothing has changed: it is there
+    as_typed("data/textfile/prepare.py", *flags, "--val_share=0.2")  # unchanged: it is there
     (notes / "7.txt").write_text("two   7")
     for share in (0.2, 0.3):
-        monkeypatch.setattr("sys.argv", ["prepare.py", *flags, f"--val_share={share}"])
         with pytest.raises(SystemExit, match="out"):
-            as_typed("data/textfile/prepare.py")
+            as_typed("data/textfile/prepare.py", *flags, f"--val_share={share}")
         (notes / "7.txt").write_text("one   7")
     assert written(out) == before
 
@@ -140,12 +138,11 @@ def test_texts_of_the_hub_are_streamed(tmp_path, config, monkeypatch):
 
     flags = [f"--tokenizer={config.tokenizer}", f"--out={out}", "--val_share=0.2"]
     flags += ["--max_tokens=500", "--subset=en"]
-    monkeypatch.setattr("sys.argv", ["prepare.py", *flags])
     monkeypatch.setitem(sys.modules, "datasets", None)
     with pytest.raises(SystemExit, match="pip install datasets"):
-        as_typed("data/openwebmath/prepare.py")
+        as_typed("data/openwebmath/prepare.py", *flags)
     monkeypatch.setitem(sys.modules, "datasets", types.SimpleNamespace(load_dataset=load_dataset))
-    as_typed("data/openwebmath/prepare.py")
+    as_typed("data/openwebmath/prepare.py", *flags)
     ids, meta = written(out), open_dataset(out, "val").meta
     assert 500 <= len(ids["train"]) + len(ids["val"]) < 800
     assert ids == one_by_one(texts[: meta["documents"]])

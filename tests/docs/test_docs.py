@@ -3,13 +3,11 @@
 import functools
 import io
 import re
-import runpy
 import shlex
-import sys
 from contextlib import redirect_stdout
 
 import pytest
-from tiny_runs import ROOT
+from tiny_runs import ROOT, as_typed
 
 PAGES = {path: path.read_text("utf-8") for path in (ROOT / "README.md", *ROOT.glob("docs/*.md"))}
 OF_TODAY = {path: text for path, text in PAGES.items() if path.name != "log.md"}
@@ -34,12 +32,8 @@ def command_lines():
 @functools.cache
 def help_of(script, *words):
     """What a script prints for --help."""
-    argv, sys.argv = sys.argv, [script, *words, "--help"]
-    try:
-        with redirect_stdout(io.StringIO()) as printed, pytest.raises(SystemExit):
-            runpy.run_path(str(ROOT / script), run_name="__main__")
-    finally:
-        sys.argv = argv
+    with redirect_stdout(io.StringIO()) as printed, pytest.raises(SystemExit):
+        as_typed(script, *words, "--help")
     return printed.getvalue()
 
 

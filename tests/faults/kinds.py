@@ -5,7 +5,6 @@ import json
 import shutil
 from dataclasses import asdict
 from pathlib import Path
-from unittest.mock import patch
 
 import numpy as np
 import sentencepiece
@@ -129,19 +128,14 @@ def tokenize(path):
     return [ids, tokenizer.decode(ids), words, tokenizer.bos_id, tokenizer.eos_id]
 
 
-def typed(script, *flags):
-    with patch("sys.argv", [script, *flags]):
-        as_typed(script)
-
-
 def prepare_text(path):
     flags = ["--tokenizer=my/bpe", "--out=out", "--val_share=0.3"]
-    typed("data/textfile/prepare.py", f"--source={path}", *flags)
+    as_typed("data/textfile/prepare.py", f"--source={path}", *flags)
     return [Path("out", f"{split}.bin").read_bytes().hex() for split in ("train", "val")]
 
 
 def prepare_questions(path):
-    typed(f"data/{path.stem}/prepare.py", f"--source={path}", "--any_hash", "--out=out")
+    as_typed(f"data/{path.stem}/prepare.py", f"--source={path}", "--any_hash", "--out=out")
     return Path("out", "questions.jsonl").read_text()
 
 

@@ -1,19 +1,15 @@
-"""lib/checkpoint.py: the newest checkpoint that is not damaged, and nothing unpickled."""
-
-import os
+"""lib/checkpoint.py: the newest checkpoint that is not damaged. (tests/lib/test_weights.py holds
+load_tensors to running nothing.)"""
 
 import pytest
 import torch
 
-from lib.checkpoint import checkpoints, load_tensors, read_checkpoint, save_checkpoint
+from lib.checkpoint import checkpoints, read_checkpoint, save_checkpoint
 
 
 def state(step):
-    return {
-        "step": step,
-        "metrics": {"seconds": 1.5},
-        "model": {"weight": torch.full((4000,), float(step))},
-    }
+    weight = torch.full((4000,), float(step))
+    return {"step": step, "metrics": {"seconds": 1.5}, "model": {"weight": weight}}
 
 
 def cut(content):
@@ -68,8 +64,12 @@ def test_a_damaged_checkpoint_falls_back_to_the_one_before_and_says_so(tmp_path,
 
 
 def test_no_checkpoint_or_only_damaged_ones_is_one_line(tmp_path):
-    """Catches a traceback, and a run that begins anew over its damaged checkpoints."""
+    """Catches a traceback, a run that begins anew over its damaged checkpoints, and a KeyError far
+    from a file of something else, which lacks the key."""
     with pytest.raises(ValueError, match=str(tmp_path)):
+        read_checkpoint(tmp_path)
+    torch.save({"weights": torch.ones(2)}, tmp_path / "checkpoint_00000001.pt")
+    with pytest.raises(ValueError, match="checkpoint_00000001.pt"):
         read_checkpoint(tmp_path)
     for step in (3, 4):
         save_checkpoint(tmp_path, state(step))
@@ -78,29 +78,3 @@ def test_no_checkpoint_or_only_damaged_ones_is_one_line(tmp_path):
     with pytest.raises(ValueError, match="checkpoint_00000004.pt.*checkpoint_00000003.pt") as error:
         read_checkpoint(tmp_path)
     assert "\n" not in str(error.value)
-
-
-def test_a_file_of_something_else_is_no_checkpoint(tmp_path):
-    """Catches a KeyError far from the file that lacks the key."""
-    torch.save({"weights": torch.ones(2)}, tmp_path / "checkpoint_00000001.pt")
-    with pytest.raises(ValueError, match="checkpoint_00000001.pt"):
-        read_checkpoint(tmp_path)
-
-
-class Harmful:
-    """When it is unpickled, it makes a folder."""
-
-    def __init__(self, path):
-        self.path = path
-
-    def __reduce__(self):
-        return os.mkdir, (str(self.path),)
-
-
-def test_nothing_in_a_file_of_tensors_is_run(tmp_path):
-    """Catches a load without weights_only=True."""
-    torch.save({"step": Harmful(tmp_path / "harm")}, tmp_path / "a.pt")
-    with pytest.raises(ValueError, match="a.pt") as error:
-        load_tensors(tmp_path / "a.pt")
-    assert "weights_only" not in str(error.value), "the advice to load it all the same"
-    assert not (tmp_path / "harm").exists()

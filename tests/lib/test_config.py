@@ -90,12 +90,8 @@ def test_settings_of_a_file_are_checked_as_flags_are():
             settings(Cake, given)
 
 
-MENDED = [
-    ValueError("\x1b]0;a title\a"),
-    OSError("no\nno"),
-    MemoryError(),
-    RuntimeError("CUDA out of memory\nTried"),
-]
+MENDED = [ValueError("\x1b]0;a title\a"), OSError("no\nno"), MemoryError()]
+MENDED += [RuntimeError("CUDA out of memory\nTried")]
 ENDS = [(error, SystemExit, "^bake.py: .*$") for error in MENDED]
 ENDS += [(KeyboardInterrupt(), SystemExit, "^130$"), (RuntimeError("bug"), RuntimeError, "bug")]
 ENDS += [(RuntimeError("an illegal memory access"), RuntimeError, "illegal")]

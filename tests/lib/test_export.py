@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from tiny_runs import SHAPE, go
+from tiny_runs import SHAPE, go, same
 
 from lib.export import export
 from lib.runs import load_model, load_run
@@ -11,19 +11,25 @@ from quiet_star import QuietSTaR
 
 
 def test_a_thinking_model_loads_again_and_can_be_trained(work):
-    """Catches a tensor, a setting or the tokenizer that is left behind."""
-    go(work, "--out=run", "--max_steps=1", "--thought_len=2")
+    """Catches a tensor, a setting or the tokenizer that is left behind, or that nobody misses."""
+    go(work, "--out=run", "--max_steps=2", "--thought_len=2", "--lr=0.01", "--gain_head")
     export(work / "run", work / "weights")
     quiet, tokenizer, _, _ = load_run(work / "run")
     again, tokenizer_again, config, step = load_model(work / "weights")
     assert isinstance(again, QuietSTaR) and again.config == quiet.config
     assert (config, step) == (None, 0) and tokenizer_again.to_json() == tokenizer.to_json()
-    for name, tensor in quiet.state_dict().items():
-        assert torch.equal(again.state_dict()[name], tensor), name
+    assert same(again.state_dict(), quiet.state_dict())
     tokens = torch.tensor([[1, 2, 3]])
     assert torch.equal(load_mistral(work / "weights")(tokens), quiet.model(tokens))
+    half, _, _, step = load_model(work / "run", dtype=torch.bfloat16)
+    assert step == 2 and {p.dtype for p in half.parameters()} == {torch.bfloat16}
 
     go(work, "--init_from=weights", "--out=more", "--max_steps=1")
+    heads = torch.load(work / "weights" / "quiet_star.pt", weights_only=True)
+    heads.popitem()
+    torch.save(heads, work / "weights" / "quiet_star.pt")
+    with pytest.raises(ValueError, match=str(work / "weights")):
+        load_model(work / "weights")
 
 
 def contents(folder):

@@ -7,17 +7,7 @@ from typing import Literal
 
 import pytest
 
-from lib.files import (
-    check,
-    folder_kind,
-    lock,
-    read_json,
-    reading,
-    refuse_another,
-    replace_file,
-    write_json,
-    write_whole,
-)
+from lib import files
 
 
 @pytest.mark.parametrize("error", [OSError(errno.ENOSPC, "full"), RuntimeError("full"), KeyError()])
@@ -25,25 +15,21 @@ def test_a_write_that_fails_leaves_the_old_file_and_nothing_else(tmp_path, error
     """Catches a half-written file under the final name, and a temporary file left on a full disk
     (torch.save raises a RuntimeError there)."""
     path = tmp_path / "a.bin"
-    replace_file(path, b"old")
+    files.replace_file(path, b"old")
 
     def fails(file):
         file.write(b"half")
         raise error
 
     with pytest.raises((OSError, KeyError)) as raised:
-        write_whole(path, fails)
+        files.write_whole(path, fails)
     assert path.read_bytes() == b"old" and list(tmp_path.iterdir()) == [path]
     if not isinstance(error, KeyError):
         assert str(path) in str(raised.value) and "\n" not in str(raised.value)
 
 
 FOLDERS = {
-    "run": [
-        "config.json",
-        "config.json log.jsonl checkpoint_00000001.pt",
-        "checkpoint_00000001.pt",
-    ],
+    "run": ["config.json", "config.json log.jsonl checkpoint_8.pt", "checkpoint_00000001.pt"],
     "weights": ["params.json", "config.json model.safetensors", "pytorch_model-00001-of-00002.bin"],
     "run weights": ["config.json checkpoint_00000001.pt params.json"],
     "dataset": ["meta.json train.bin"],
@@ -57,7 +43,8 @@ def test_what_a_folder_is(tmp_path, kinds, names):
     is gone taken for nothing."""
     for name in names.split():
         (tmp_path / name).write_bytes(b"")
-    assert folder_kind(tmp_path) == set(kinds.split()) and folder_kind(tmp_path / "absent") == set()
+    assert files.folder_kind(tmp_path) == set(kinds.split())
+    assert files.folder_kind(tmp_path / "absent") == set()
 
 
 @pytest.mark.parametrize("plant", ["a link", "a pipe"])
@@ -71,11 +58,11 @@ def test_what_is_planted_is_neither_followed_nor_waited_for(tmp_path, plant):
         else:
             os.mkfifo(tmp_path / name)
     with pytest.raises(ValueError, match="a.json"):
-        read_json(path)
+        files.read_json(path)
     with pytest.raises(OSError, match="lock"):
-        lock(tmp_path)
-    write_json(path, {"n": 1})
-    assert read_json(path) == {"n": 1} and not path.is_symlink()
+        files.lock(tmp_path)
+    files.write_json(path, {"n": 1})
+    assert files.read_json(path) == {"n": 1} and not path.is_symlink()
     assert elsewhere.read_bytes() == b"mine" and not (tmp_path / "a.json.tmp").exists()
 
 
@@ -89,7 +76,7 @@ def test_a_file_that_is_no_json_object_is_one_line_that_names_it(tmp_path, conte
     if content is not None:
         path.write_bytes(content)
     with pytest.raises(ValueError, match="a.json") as raised:
-        read_json(path)
+        files.read_json(path)
     assert "\n" not in str(raised.value)
 
 
@@ -99,10 +86,10 @@ def test_any_error_while_reading_names_the_file_but_a_stop_is_a_stop():
     class Panic(BaseException):
         """As tiktoken raises it."""
 
-    with pytest.raises(ValueError, match="some.file .*two lines") as error, reading("some.file"):
+    with pytest.raises(ValueError, match="a.file .*two lines") as error, files.reading("a.file"):
         raise Panic("two\n lines, \x1b[31mred \x9b1m \u202eback")
     assert str(error.value).isprintable()
-    with pytest.raises(KeyboardInterrupt), reading("some.file"):
+    with pytest.raises(KeyboardInterrupt), files.reading("a.file"):
         raise KeyboardInterrupt
 
 
@@ -124,18 +111,18 @@ def test_any_error_while_reading_names_the_file_but_a_stop_is_a_stop():
 def test_check_takes_what_has_the_shape_and_nothing_else(wanted, good, bad):
     """Catches True taken for 1, NaN for a number, and a level of nesting that is not looked at."""
     for value in good:
-        check(value, wanted)
+        files.check(value, wanted)
     for value in bad:
         with pytest.raises(ValueError):
-            check(value, wanted)
+            files.check(value, wanted)
 
 
 def test_one_process_per_folder(tmp_path):
     """Catches two runs that write into one folder, and a lock that outlives its process."""
-    with lock(tmp_path):
+    with files.lock(tmp_path):
         with pytest.raises(ValueError, match=str(tmp_path)):
-            lock(tmp_path, "training")
-    lock(tmp_path).close()
+            files.lock(tmp_path, "training")
+    files.lock(tmp_path).close()
 
 
 def test_a_drive_without_locks_is_used_and_said(tmp_path, monkeypatch, capsys):
@@ -145,19 +132,19 @@ def test_a_drive_without_locks_is_used_and_said(tmp_path, monkeypatch, capsys):
         raise OSError(errno.ENOLCK, "No locks available")
 
     monkeypatch.setattr(fcntl, "flock", no_locks)
-    lock(tmp_path).close()
+    files.lock(tmp_path).close()
     assert str(tmp_path) in capsys.readouterr().err
 
 
 def test_results_of_other_settings_are_refused(tmp_path):
     """Catches results that are overwritten, and a refusal that does not name the setting."""
     path, asked = tmp_path / "results.json", {"seed": 1, "names": ["a", "b"]}
-    refuse_another(path, asked)
-    write_json(path, {"asked": asked, "score": 0.5})
-    refuse_another(path, asked)
+    files.refuse_another(path, asked)
+    files.write_json(path, {"asked": asked, "score": 0.5})
+    files.refuse_another(path, asked)
     for other in ({**asked, "seed": 2}, {**asked, "more": 2}):
         with pytest.raises(ValueError, match="results.json.*(seed|more)"):
-            refuse_another(path, other)
-    write_json(path, {"score": 0.5})
+            files.refuse_another(path, other)
+    files.write_json(path, {"score": 0.5})
     with pytest.raises(ValueError, match="results.json"):
-        refuse_another(path, asked)
+        files.refuse_another(path, asked)

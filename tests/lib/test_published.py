@@ -122,8 +122,7 @@ def test_the_length_of_thoughts_is_said(published, tmp_path, capsys, says, lengt
 
 def test_a_missing_tensor_is_named(published, tmp_path):
     """Catches a model that thinks with a layer of random numbers."""
-    folder = tmp_path / "cut"
-    shutil.copytree(published[0], folder)
+    folder = shutil.copytree(published[0], tmp_path / "cut")
     index = json.loads((folder / "model.safetensors.index.json").read_text())
     del index["weight_map"]["talk_head.0.2.bias"]
     (folder / "model.safetensors.index.json").write_text(json.dumps(index))

@@ -92,13 +92,6 @@ def test_any_ids_have_a_text(tmp_path, kind):
         assert tokenizer.decode(torch.tensor(ids)) == tokenizer.decode(ids)
 
 
-def test_where_a_text_ends(tmp_path):
-    """Catches an end that is read as text, or text behind the end that is kept."""
-    tokenizer = load_tokenizer(write_byte_tokenizer(tmp_path))
-    end = tokenizer.eos_id
-    assert end in tokenizer.ends and end not in tokenizer.encode("</s>")
-
-
 def test_a_tokenizer_is_made_again_from_what_it_left(tmp_path):
     """Catches a run that goes on with another tokenizer than its own."""
     path = write_byte_tokenizer(tmp_path)

@@ -36,12 +36,8 @@ def trained_bpe(folder, pre_tokenizer, nfc=False):
     returned. Four tokens were added to it afterwards."""
     theirs = tokenizers.Tokenizer(models.BPE())
     theirs.pre_tokenizer, theirs.decoder = pre_tokenizer, decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(
-        vocab_size=1496,
-        special_tokens=["<|endoftext|>", "<s>"],
-        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-        show_progress=False,
-    )
+    how = dict(vocab_size=1496, special_tokens=["<|endoftext|>", "<s>"], show_progress=False)
+    trainer = trainers.BpeTrainer(**how, initial_alphabet=pre_tokenizers.ByteLevel.alphabet())
     theirs.train_from_iterator(CODE.split("\n") + [POOLS[6]] * 5, trainer)
     if nfc:
         theirs.normalizer = normalizers.NFC()

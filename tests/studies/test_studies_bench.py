@@ -13,12 +13,10 @@ SMALL = "--texts=2 --span=8 --repeats=1 --new_tokens=2 --vocab_size=11 --device=
 
 
 @pytest.mark.parametrize("kind", ["sampled", "any_length", "soft"])
-def test_all_ratios_are_printed(kind, monkeypatch, capsys):
+def test_all_ratios_are_printed(kind, capsys):
     """Catches a row that is named and not measured, and one that compares a form with itself."""
-    argv = ["bench.py", *SMALL, *SHAPE, "--thought_len=2", f"--thought_kind={kind}"]
-    argv += ["--reinforce_weight=0", "--n_thoughts=1"]
-    monkeypatch.setattr("sys.argv", argv)
-    as_typed("studies/bench.py")
+    how = ["--thought_len=2", f"--thought_kind={kind}", "--reinforce_weight=0", "--n_thoughts=1"]
+    as_typed("studies/bench.py", *SMALL, *SHAPE, *how)
     lines = capsys.readouterr().out.splitlines()
     for row in ("fast over plain", "obvious over fast", "think over generate"):
         found = [line.removeprefix(row).split() for line in lines if line.startswith(row)]

@@ -15,6 +15,8 @@ from train import TrainConfig
 SHAPE = ModelConfig(
     dim=128, n_layers=3, head_dim=16, n_heads=8, n_kv_heads=2, hidden_dim=352, vocab_size=50
 )
+KINDS = [{"thought_len": 0}, {"thought_len": 3, "n_true": 2}]
+KINDS += [{"thought_len": 3, "thought_kind": "any_length"}]
 
 
 def bytes_kept(quiet, tokens, dtype):
@@ -35,14 +37,7 @@ def bytes_kept(quiet, tokens, dtype):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize(
-    "config",
-    [
-        {"thought_len": 0},
-        {"thought_len": 3, "n_true": 2},
-        {"thought_len": 3, "thought_kind": "any_length"},
-    ],
-)
+@pytest.mark.parametrize("config", KINDS)
 def test_what_a_step_keeps_is_what_the_formula_says(config, dtype):
     """Catches a part of the step that the formula forgets: to within 15 %, as promised."""
     config = ThinkingConfig(**config, n_thoughts=2)
