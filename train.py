@@ -117,7 +117,6 @@ def build_model(train, model_config, thinking_config, given, tokenizer, bfloat16
         return transformer  # of a thinking model, what speaks without a thought
 
     model = thinking_model(transformer, thinking_config, train.fast, at_once=train.think_at_once)
-    model.mixing_head.requires_grad_(thinking_config.mixing == "head")  # else nobody reads it
     if start is not transformer:  # it thinks already
         model.mixing_head.load_state_dict(start.mixing_head.state_dict())
         runs.set_start_and_end(model, *start.thought_tokens())

@@ -67,7 +67,10 @@ def thinking_model(model, config, fast=True, **how):
     if kind is FastQuietSTaR and not fast:
         return QuietSTaR(model, config)
     quiet = kind(model, config, **how)
-    return quiet if config.mixing == "head" else with_gate(quiet, 1.0)
+    if config.mixing == "head":
+        return quiet
+    quiet.mixing_head.requires_grad_(False)  # nobody reads it
+    return with_gate(quiet, 1.0)
 
 
 def with_gate(quiet, gate):
